@@ -1,0 +1,45 @@
+# Two commands for a fresh machine with Python and make:
+#   make demo   train embeddings on real text, then a short benchmark table
+#   make test   lint, type-check and test everything
+# PYTHON picks the interpreter (3.11 to 3.13); VENV the environment it makes.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# libtpu may be installed to compile kernels ahead of time; no TPU is to be looked for.
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: demo test lint types check static clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python examples/train_word2vec.py
+	$(BIN)/python -m benchmarks update --quick
+
+test: lint types check
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+check: $(VENV)/.test
+	$(BIN)/pytest -n 2 --dist worksteal
+
+# Instruction bundles per row of the compiled TPU programs; needs no TPU.
+static: $(VENV)/.test
+	$(BIN)/python -m benchmarks static
+
+$(VENV)/.demo: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[bench,examples]'
+	touch $@
+
+$(VENV)/.test: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist

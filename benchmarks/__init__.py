@@ -1,0 +1,1 @@
+"""Benchmarks: what the update costs, read off compiled programs or measured."""

@@ -1,0 +1,120 @@
+"""The programs to analyse, by name."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.static.attribution import RowRule
+from benchmarks.static.bundles import Loop
+
+# A jittable function, its arguments, and which of them it updates in place.
+Built = tuple[Callable[..., Any], tuple[jax.ShapeDtypeStruct, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A function to compile, and how to read its kernels.
+
+    `kernels` is a regular expression: the kernels that make up the cost of a row.
+    `phases` names loops and says how many rows one iteration covers; a loop that no
+    rule claims gets its rows from trip counts, or from its DMAs: one for a row of each
+    of the `tables`.
+    """
+
+    name: str
+    build: Callable[[int, int, int], Built]
+    kernels: str = r"^(?!TLP$|<)"
+    phases: Mapping[str, RowRule] = field(default_factory=dict)
+    tables: int = 3
+    compiler_options: Mapping[str, str] = field(default_factory=dict)
+
+
+def find(name: str) -> Program:
+    """A registered program, or `module:attribute`: a Program, or its build function."""
+    if name in PROGRAMS:
+        return PROGRAMS[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ValueError(
+            f"program {name!r} is not one of {', '.join(PROGRAMS)}; "
+            "a program of your own is module:attribute"
+        )
+    found = getattr(importlib.import_module(module), attribute)
+    return found if isinstance(found, Program) else Program(name, found)
+
+
+def _arguments(rows: int, dim: int, ids: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+    table = jax.ShapeDtypeStruct((rows, dim), jnp.float32)
+    return (
+        table,
+        table,
+        table,
+        jax.ShapeDtypeStruct((ids,), jnp.int32),
+        jax.ShapeDtypeStruct((ids, dim), jnp.float32),
+    )
+
+
+def _xla_scatter_set(rows: int, dim: int, ids: int) -> Built:
+    """Sparse Adam as users write it, with the kindest hints: sorted, unique ids."""
+
+    def update(
+        table: jax.Array, m: jax.Array, v: jax.Array, ids: jax.Array, grads: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        def rows_of(slot: jax.Array) -> jax.Array:
+            return slot.at[ids].get(
+                mode="clip", indices_are_sorted=True, unique_indices=True
+            )
+
+        def store(slot: jax.Array, rows: jax.Array) -> jax.Array:
+            return slot.at[ids].set(
+                rows, mode="drop", indices_are_sorted=True, unique_indices=True
+            )
+
+        new_m = 0.9 * rows_of(m) + 0.1 * grads
+        new_v = 0.999 * rows_of(v) + 0.001 * grads * grads
+        new_rows = rows_of(table) - 1e-3 * new_m * jax.lax.rsqrt(new_v + 1e-14)
+        return store(table, new_rows), store(m, new_m), store(v, new_v)
+
+    return update, _arguments(rows, dim, ids), (0, 1, 2)
+
+
+def _sparse_adam(implementation: str, rows: int, dim: int, ids: int) -> Built:
+    from sparse_adam import sparse_adam_update
+
+    update = partial(
+        sparse_adam_update, learning_rate=1e-3, implementation=implementation
+    )
+    return update, _arguments(rows, dim, ids), (0, 1, 2)
+
+
+def _applied_updates(loop: Loop, total: float) -> float | None:
+    """XLA's scatter applies a block of updates, one single-row store for each."""
+    moves_a_window = set(loop.counts.dma) == {"hbm_to_vmem", "vmem_to_hbm"}
+    return loop.counts.vst if moves_a_window and loop.counts.vst >= 128 else None
+
+
+def _gathered_rows(loop: Loop, total: float) -> float | None:
+    """XLA's gather fetches a block of rows by one DMA each."""
+    fetched = loop.counts.dma.get("hbm_to_vmem", 0)
+    return fetched - fetched % 128 if fetched >= 128 else None
+
+
+PROGRAMS = {
+    program.name: program
+    for program in (
+        Program(
+            "xla_scatter_set",
+            _xla_scatter_set,
+            phases={"gather": _gathered_rows, "apply": _applied_updates},
+        ),
+        Program(
+            "tensorcore",
+            partial(_sparse_adam, "tensorcore"),
+        ),
+    )
+}

@@ -1,0 +1,202 @@
+"""`python -m benchmarks static`: one line a case as it finishes, and JSON."""
+
+import json
+import sys
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from benchmarks.static.chips import CHIPS
+from benchmarks.static.compiler import Case, count_all
+from benchmarks.static.programs import PROGRAMS
+from benchmarks.static.result import KernelReport, LoopReport, StaticReport
+
+# Header and width; negative widths are aligned to the left.
+_CASE = {
+    "program": -18,
+    "chip": -4,
+    "rows": 9,
+    "dim": 4,
+    "ids": 8,
+    "bundles/row": 12,
+    "dmas/row": 8,
+    "checks": 6,
+    "largest dma": 11,
+    "alias": 9,
+    "temp": 9,
+    "copies": 6,
+}
+_LOOP = {
+    "loop": -16,
+    "phase": -12,
+    "bundles": 7,
+    "stalls": 6,
+    "skip": 5,
+    "trips": 6,
+    "rows": 6,
+    "/row": 7,
+    "waits": 5,
+    "sld": 4,
+    "sst": 4,
+    "vld": 4,
+    "vst": 4,
+    "eup": 4,
+    "checks": 6,
+    "dma": -34,
+    "source": -1,
+}
+
+
+@click.command("static")
+@click.option(
+    "--program",
+    "programs",
+    multiple=True,
+    help=f"{', '.join(PROGRAMS)}, or module:attribute. Default: all.",
+)
+@click.option(
+    "--chip",
+    "chips",
+    multiple=True,
+    type=click.Choice(list(CHIPS)),
+    help="Default: all.",
+)
+@click.option("--rows", default=2**20, show_default=True, help="Rows of the table.")
+@click.option("--dim", default=128, show_default=True, help="Width of a row.")
+@click.option("--ids", default=2**16, show_default=True, help="Ids of one update.")
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path),
+    help="Write every count to this file.",
+)
+@click.option(
+    "--keep-dumps",
+    type=click.Path(path_type=Path),
+    help="Leave the compiler's dumps here.",
+)
+@click.option(
+    "--timeout", default=300.0, show_default=True, help="Seconds for one case."
+)
+@click.option("--verbose", is_flag=True, help="Print every loop of every kernel.")
+def main(
+    programs: tuple[str, ...],
+    chips: tuple[str, ...],
+    rows: int,
+    dim: int,
+    ids: int,
+    json_path: Path | None,
+    keep_dumps: Path | None,
+    timeout: float,
+    verbose: bool,
+) -> None:
+    """Count the instructions that compiled programs issue for each updated row.
+
+    The programs are compiled for TPUs that need not be there. A bundle is one
+    instruction and takes a cycle at best, so bundles/row is a lower bound on cycles;
+    waits for memory come on top.
+    """
+    cases = [
+        Case(program, chip, rows, dim, ids)
+        for program, chip in product(programs or PROGRAMS, chips or CHIPS)
+    ]
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(_line(_CASE, list(_CASE)), style="bold")
+    reports = []
+    for report in count_all(cases, timeout=timeout, keep_dumps=keep_dumps):
+        reports.append(report)
+        _print(console, report, verbose)
+    if json_path is not None:
+        records = [report.to_json() for report in reports]
+        json_path.write_text(json.dumps(records, indent=1) + "\n")
+    sys.exit(any(report.error for report in reports))
+
+
+def _print(console: Console, report: StaticReport, verbose: bool) -> None:
+    case = [
+        report.program,
+        report.chip,
+        f"{report.rows}",
+        f"{report.dim}",
+        f"{report.ids}",
+    ]
+    if report.error is not None or report.memory is None:
+        cells = dict(list(_CASE.items())[: len(case)])
+        console.print(Text(f"{_line(cells, case)} {report.error}"), style="red")
+        if not verbose:
+            return
+    else:
+        # Loops whose rows are unknown are not in the figures per row.
+        bound = "≥" if report.unattributed else ""
+        figures = [
+            bound + "+".join(f"{cycles:.2f}" for cycles in report.engines.values()),
+            f"{bound}{report.dmas_per_row:.2f}",
+            f"{report.checks}",
+            _size(report.largest_dma_bytes),
+            _size(report.memory.alias),
+            _size(report.memory.temp),
+            f"{len(report.table_copies)}",
+        ]
+        console.print(Text(_line(_CASE, case + figures)), style="cyan")
+    if report.temp_holds_a_table:
+        console.print(Text("    the temporaries could hold a table"), style="red")
+    for copy in report.table_copies:
+        console.print(Text(f"    copies a table: {copy}"), style="red")
+    for kernel in report.kernels:
+        if verbose or kernel.counted:
+            _print_kernel(console, kernel, verbose)
+
+
+def _print_kernel(console: Console, kernel: KernelReport, verbose: bool) -> None:
+    phases = ", ".join(
+        f"{phase} {cycles:.2f}"
+        for phase, cycles in kernel.phases.items()
+        if cycles >= 0.01
+    )
+    console.print(
+        Text(f"  {kernel.name} ({kernel.engine}, {kernel.bundles} bundles) {phases}"),
+        style="bold" if kernel.counted else "dim",
+    )
+    shown = [entry for entry in kernel.loops if verbose or entry.loop.depth]
+    if shown:
+        console.print(Text("  " + _line(_LOOP, list(_LOOP))), style="dim")
+    for entry in shown:
+        console.print(Text("  " + _line(_LOOP, _loop_cells(entry))))
+
+
+def _loop_cells(entry: LoopReport) -> list[str]:
+    loop, counts = entry.loop, entry.loop.counts
+    per_row = entry.cycles_per_row
+    return [
+        "  " * loop.depth + f"{loop.start:#x}-{loop.end:#x}",
+        entry.phase,
+        f"{loop.bundles}",
+        f"{loop.stalls}",
+        f"{loop.skippable}",
+        "?" if loop.trip_count is None else f"{loop.trip_count}",
+        "?" if entry.rows is None else f"{entry.rows:g}",
+        "?" if per_row is None else f"{per_row:.2f}",
+        *(f"{n}" for n in (counts.waits, counts.sld, counts.sst, counts.vld)),
+        *(f"{n}" for n in (counts.vst, counts.eup, counts.checks)),
+        " ".join(f"{route}:{number}" for route, number in counts.dma.items()),
+        loop.source,
+    ]
+
+
+def _line(columns: dict[str, int], cells: Sequence[str]) -> str:
+    return " ".join(
+        f"{cell:<{-width}}" if width < 0 else f"{cell:>{width}}"
+        for width, cell in zip(columns.values(), cells, strict=True)
+    ).rstrip()
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"

@@ -1,0 +1,13 @@
+"""Sparse Adam for embedding tables in JAX: it touches only the rows of the batch."""
+
+from sparse_adam.embedding.adam import Adam as Adam
+from sparse_adam.ops.plan import UpdatePlan as UpdatePlan
+from sparse_adam.ops.plan import plan_update as plan_update
+from sparse_adam.ops.sparse_adam import AdamState as AdamState
+from sparse_adam.ops.sparse_adam import (
+    bias_corrected_learning_rate as bias_corrected_learning_rate,
+)
+from sparse_adam.ops.sparse_adam import explain as explain
+from sparse_adam.ops.sparse_adam import sparse_adam_update as sparse_adam_update
+
+__version__ = "0.1.0"

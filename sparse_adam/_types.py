@@ -1,0 +1,31 @@
+"""Shapes as types, by the field's names: V rows, D lanes, N occurrences of ids.
+
+jaxtyping writes them and the tests check them at run time. It is not a dependency:
+without it each alias is just `jax.Array`.
+"""
+
+from typing import TYPE_CHECKING, TypeAlias
+
+import jax
+
+if TYPE_CHECKING:
+    Table: TypeAlias = jax.Array
+    Grads: TypeAlias = jax.Array
+    Indices: TypeAlias = jax.Array
+    Gains: TypeAlias = jax.Array
+    Rate: TypeAlias = jax.Array
+    Tile: TypeAlias = jax.Array
+    ChunkWords: TypeAlias = jax.Array
+else:
+    try:
+        from jaxtyping import Array, Float, Float32, Int32, Shaped
+    except ModuleNotFoundError:
+        Table = Grads = Indices = Gains = Rate = Tile = ChunkWords = jax.Array
+    else:
+        Table = Float[Array, "V D"]
+        Grads = Float[Array, "B D"]
+        Indices = Int32[Array, " N"]
+        Gains = Float32[Array, " N"]
+        Rate = Float32[Array, ""]
+        Tile = Float32[Array, "rows lanes"]
+        ChunkWords = Shaped[Array, "chunks 1 C"]

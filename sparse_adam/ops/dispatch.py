@@ -1,0 +1,82 @@
+"""Which implementation runs an update: the one place that chooses."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sparse_adam.kernels import tensorcore
+from sparse_adam.kernels.problem import Problem
+from sparse_adam.ops import xla
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Implementation:
+    """A way to run the update, and its word on what it cannot do."""
+
+    name: str
+    update: Callable
+    unsupported: Callable[[Problem], str | None]
+    native_to: str | None  # the platform that compiles it; None: every one
+
+
+# The best first. The last one takes whatever the others leave.
+IMPLEMENTATIONS = (
+    Implementation(
+        "tensorcore", tensorcore.tensorcore_update, tensorcore.unsupported, "tpu"
+    ),
+    Implementation("xla", xla.xla_update, xla.unsupported, None),
+)
+NAMES = tuple(i.name for i in IMPLEMENTATIONS)
+
+
+class Choices(NamedTuple):
+    """What runs where: the platform is known when the program is lowered, not here."""
+
+    on_tpu: Implementation
+    elsewhere: Implementation
+
+
+def choices(problem: Problem, implementation: str | None) -> Choices:
+    """Chooses for `problem`: the named implementation, or for None the best.
+
+    A named implementation is taken or refused, never replaced; off the platform that
+    compiles it, it runs interpreted. None takes the first that is compiled where the
+    update runs and that supports the problem.
+
+    Raises:
+        ValueError: the name is unknown, or names one that cannot do the problem.
+    """
+    if implementation is None:
+        able = [i for i in IMPLEMENTATIONS if i.unsupported(problem) is None]
+        return Choices(
+            on_tpu=next(i for i in able if i.native_to in (None, "tpu")),
+            elsewhere=next(i for i in able if i.native_to is None),
+        )
+    if implementation not in NAMES:
+        raise ValueError(f"{implementation=} must be None or one of {NAMES}")
+    named = IMPLEMENTATIONS[NAMES.index(implementation)]
+    reason = named.unsupported(problem)
+    if reason is not None:
+        able = [i.name for i in IMPLEMENTATIONS if i.unsupported(problem) is None]
+        raise ValueError(
+            f"{implementation=} cannot run this update: {reason}. "
+            f"Pass implementation=None, or one of {able}"
+        )
+    return Choices(on_tpu=named, elsewhere=named)
+
+
+def explain(problem: Problem, implementation: str | None) -> str:
+    """Says in words what `choices` chooses, and each implementation's objection."""
+    chosen = choices(problem, implementation)
+    lines = []
+    for where, one in zip(("tpu", "elsewhere"), chosen, strict=True):
+        compiled = one.native_to in (None, where)
+        lines.append(
+            f"{where}: {one.name}, {'compiled' if compiled else 'interpreted'}"
+        )
+    for one in IMPLEMENTATIONS:
+        reason = one.unsupported(problem)
+        if reason is None and one.native_to is not None:
+            reason = f"compiled on {one.native_to}; elsewhere interpreted, if named"
+        lines.append(f"  {one.name}: {reason or 'can run this update anywhere'}")
+    return "\n".join(lines)

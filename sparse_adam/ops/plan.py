@@ -1,0 +1,92 @@
+"""The plan: which rows a batch of ids touches, and in which order to visit them.
+
+The sort is all of it. It needs the ids only, so it can be made before the forward
+pass, off the critical path, and handed to `sparse_adam_update(..., plan=plan)`.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike
+
+from sparse_adam._types import Indices
+from sparse_adam.ops import validate
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("ids", "order"),
+    meta_fields=("num_rows",),
+)
+@dataclasses.dataclass(frozen=True, slots=True)
+class UpdatePlan:
+    """A batch's occurrences, sorted by id. A pytree: it passes through jit and scan.
+
+    Attributes:
+        ids: int32 `[N]`, ascending. Every id outside `[0, num_rows)` is `num_rows`,
+            so they stand together at the end.
+        order: int32 `[N]`, where in the flattened batch each of them came from. Equal
+            ids keep the order of the batch.
+        num_rows: V, the rows of the table that the plan is for.
+    """
+
+    ids: jax.Array
+    order: jax.Array
+    num_rows: int
+
+
+def plan_update(ids: ArrayLike, num_rows: int) -> UpdatePlan:
+    """Sorts a batch of ids for updates of a table of `num_rows` rows.
+
+    Args:
+        ids: any integer dtype and shape; flattened to `[N]`. An id outside
+            `[0, num_rows)` is padding and is ignored by the update.
+        num_rows: V, the number of rows of the table.
+
+    Returns:
+        The `UpdatePlan` to pass as `plan=` with the same ids, once or, for tables
+        that share their ids, as often as there are tables.
+
+    Raises:
+        TypeError: `ids` are not integers.
+        ValueError: `num_rows` is not in `[1, 2**31 - N)`.
+
+    Example:
+        >>> import numpy as np
+        >>> plan = plan_update(np.array([7, 2, -1, 7]), num_rows=10)
+        >>> plan.ids.tolist(), plan.order.tolist()
+        ([2, 7, 7, 10], [1, 0, 3, 2])
+    """
+    num_ids = math.prod(validate.integers("ids", ids))
+    if not 1 <= num_rows < 2**31 - num_ids:
+        raise ValueError(
+            f"{num_rows=} must be at least 1 and below 2**31 - {num_ids} (ids are "
+            "int32 in the update): split the table"
+        )
+    return _sort(indices_or(ids, num_rows, fill=num_rows), num_rows=num_rows)
+
+
+@functools.partial(jax.jit, static_argnames=("num_rows",))
+def _sort(ids: Indices, *, num_rows: int) -> UpdatePlan:
+    order = lax.iota(jnp.int32, ids.size)
+    ids, order = lax.sort((ids, order), num_keys=2, is_stable=False)
+    return UpdatePlan(ids, order, num_rows)
+
+
+def indices_or(indices: Any, bound: int, *, fill: int) -> Indices:
+    """Flattens to int32, with `fill` where an index is outside `[0, bound)`.
+
+    The test is made in the indices' own dtype: a 64-bit id must not wrap into the
+    table on its way to int32, not even where JAX would narrow a NumPy array silently.
+    """
+    xp = jnp if isinstance(indices, jax.Array) else np
+    indices = xp.asarray(indices).reshape(-1)
+    largest = min(bound - 1, int(np.iinfo(indices.dtype).max))
+    inside = (indices >= 0) & (indices <= largest)
+    return jnp.asarray(xp.where(inside, indices.astype(xp.int32), xp.int32(fill)))

@@ -1,0 +1,132 @@
+"""The update in plain `jax.numpy`: every mode, any backend, any D, any dtype pair.
+
+It is the last resort of the dispatch and the baseline of the benchmarks. In the lazy
+modes its work and its temporaries grow with N, never with V; `lazy_adam=False` visits
+all V rows in place.
+
+Numerics: float32 between one read and one rounding per row and call. A run of equal
+ids is summed in the order of the batch.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from sparse_adam._types import Gains, Grads, Indices, Rate, Table, Tile
+from sparse_adam.kernels.adam_tile import adam_tile
+from sparse_adam.kernels.problem import Problem
+
+_State = tuple[Table, ...]  # w, m, v, or rows of them
+
+
+def unsupported(problem: Problem) -> str | None:
+    """None: this path does every `problem`."""
+    del problem
+    return None
+
+
+def xla_update(
+    table: Table,
+    momenta: Table,
+    velocities: Table,
+    grads: Grads,
+    ids: Indices,
+    sources: Indices,
+    gains: Gains | None,
+    learning_rate: Rate,
+    problem: Problem,
+) -> _State:
+    """Updates the rows `ids` (sorted; V for none) of the three tables.
+
+    Occurrence i adds `gains[i] * grads[sources[i]]`; a source of -1 adds zero.
+    """
+    state = (table, momenta, velocities)
+    gradients = _gradients(grads, sources, gains)
+    if not problem.accumulate:
+        return _step_each_occurrence(state, gradients, ids, learning_rate, problem)
+
+    rows, sums = _sum_runs(gradients, ids, problem.num_rows)
+    w, m, v = _gather(state, rows)
+    updated = adam_tile(w, m, v, sums, learning_rate, problem.hyper)
+    if not problem.lazy:
+        state = _update_all_rows_without_gradient(state, learning_rate, problem)
+    return _scatter(state, rows, updated)
+
+
+def _gradients(grads: Grads, sources: Indices, gains: Gains | None) -> Tile:
+    if gains is None:
+        return grads[sources].astype(jnp.float32)
+    gradients = grads[jnp.maximum(sources, 0)].astype(jnp.float32)
+    # A select, since 0 * NaN is NaN.
+    return jnp.where(sources[:, None] >= 0, gains[:, None] * gradients, 0)
+
+
+def _sum_runs(gradients: Tile, ids: Indices, num_rows: int) -> tuple[Indices, Tile]:
+    """Returns the distinct ids, ascending, and the sum of each one's gradients.
+
+    Both have N places; those left over hold indices >= V, still ascending and
+    distinct, which gathers clip and scatters drop.
+    """
+    is_start = jnp.append(jnp.ones((1,), bool), ids[1:] != ids[:-1])
+    run = jnp.cumsum(is_start, dtype=jnp.int32) - 1
+    sums = jax.ops.segment_sum(
+        gradients, run, num_segments=ids.size, indices_are_sorted=True
+    )
+    rows = jnp.full_like(ids, num_rows).at[run].set(ids, indices_are_sorted=True)
+    return _distinct(rows, rows < num_rows, num_rows), sums
+
+
+def _step_each_occurrence(
+    state: _State, gradients: Tile, ids: Indices, learning_rate: Rate, problem: Problem
+) -> _State:
+    """One Adam step for each occurrence, in the order of the batch."""
+    is_start = jnp.append(jnp.ones((1,), bool), ids[1:] != ids[:-1])
+    is_end = jnp.append(ids[1:] != ids[:-1], jnp.ones((1,), bool))
+    stored = _gather(state, ids)
+
+    def step(row: _State, occurrence: tuple[jax.Array, ...]) -> tuple[_State, _State]:
+        starts, gradient, *fresh = occurrence
+        row = tuple(jnp.where(starts, f, r) for f, r in zip(fresh, row, strict=True))
+        w, m, v = row
+        row = adam_tile(w, m, v, gradient, learning_rate, problem.hyper)
+        return row, row
+
+    def rowwise(x: Tile) -> jax.Array:
+        return x[:, None]  # [N, 1, D]: a scan step sees a tile of one row
+
+    nothing = tuple(jnp.zeros_like(x[:1]) for x in stored)
+    occurrences = (is_start, rowwise(gradients), *map(rowwise, stored))
+    _, after = lax.scan(step, nothing, occurrences)
+    last = is_end & (ids < problem.num_rows)
+    rows = _distinct(ids, last, problem.num_rows)
+    return _scatter(state, rows, tuple(x[:, 0] for x in after), ascending=False)
+
+
+def _update_all_rows_without_gradient(
+    state: _State, learning_rate: Rate, problem: Problem
+) -> _State:
+    w, m, v = (x.astype(jnp.float32) for x in state)
+    new = adam_tile(w, m, v, jnp.zeros_like(w), learning_rate, problem.hyper)
+    return tuple(n.astype(x.dtype) for n, x in zip(new, state, strict=True))
+
+
+def _distinct(rows: Indices, keep: jax.Array, num_rows: int) -> Indices:
+    return jnp.where(keep, rows, num_rows + lax.iota(jnp.int32, rows.size))
+
+
+def _gather(state: _State, rows: Indices) -> _State:
+    return tuple(x.at[rows].get(mode="clip").astype(jnp.float32) for x in state)
+
+
+def _scatter(
+    state: _State, rows: Indices, values: _State, ascending: bool = True
+) -> _State:
+    return tuple(
+        x.at[rows].set(
+            value.astype(x.dtype),
+            mode="drop",
+            unique_indices=True,
+            indices_are_sorted=ascending,
+        )
+        for x, value in zip(state, values, strict=True)
+    )
