@@ -1,19 +1,30 @@
 """What each loop of a kernel is for, and how many rows one iteration of it covers."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from math import inf
 
-from benchmarks.static.bundles import Kernel, Loop
+from benchmarks.static.bundles import Counts, Kernel, Loop
 from benchmarks.static.result import KernelReport, LoopReport
 
-# The rows that one iteration of a loop updates, given those of the whole kernel; None
-# where the rule does not claim the loop.
-RowRule = Callable[[Loop, float], float | None]
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a kernel has to do in all."""
+
+    rows: float
+    dim: int
+
+
+# The rows that one iteration of a loop updates; None where the rule does not claim it.
+RowRule = Callable[[Loop, Work], float | None]
 
 
 def dmas_per_row(**per_row: int) -> RowRule:
     """Loops that issue exactly these DMAs for each row, as `hbm_to_vmem=3`."""
 
-    def rule(loop: Loop, total: float) -> float | None:
+    def rule(loop: Loop, work: Work) -> float | None:
         if loop.counts.dma.keys() != per_row.keys():
             return None
         rows = {loop.counts.dma[route] / each for route, each in per_row.items()}
@@ -22,40 +33,47 @@ def dmas_per_row(**per_row: int) -> RowRule:
     return rule
 
 
-def mesh_loop(loop: Loop, total: float) -> float | None:
+def mesh_loop(loop: Loop, work: Work) -> float | None:
     """Pallas wraps a subcore's kernel in a loop that runs once: its mesh positions."""
-    return total if loop.depth == 1 and loop.trip_count is None else None
+    return work.rows if loop.depth == 1 and loop.trip_count is None else None
 
 
 def attribute(
     kernel: Kernel,
     *,
-    rows: float,
+    work: Work,
     phases: Mapping[str, RowRule],
     tables: int,
     granule: int,
     counted: bool,
 ) -> KernelReport:
-    """Name the loops, and say how many of the kernel's `rows` an iteration covers.
+    """Name the loops, and say how many rows an iteration covers.
 
     The program's own rules come first. Then trip counts tell: the loops around a loop,
-    or inside it, share its rows. Last, a loop that only fetches or only writes is taken
-    to move its row of each of the `tables` by one DMA.
+    or inside it, share its rows. Then remainder loops: what the loop before it does for
+    many rows, a remainder does for one. Last, a loop that only fetches or only writes
+    is taken to move its row of each of the `tables` by one DMA. Remainders themselves
+    run for a few rows of a chunk only, and count for nothing.
     """
     names: dict[int, str] = {}
-    covers: dict[int, float] = {0: rows}
+    covers: dict[int, float] = {0: work.rows}
+    unrolled = _remainders(kernel)
+    remainders = {index for index, _ in unrolled.values()}
+    names |= dict.fromkeys(remainders, "remainder")
     for loop in kernel.loops[1:]:
         for phase, rule in phases.items():
-            covered = rule(loop, rows)
+            covered = None if loop.index in remainders else rule(loop, work)
             if covered is not None:
                 names[loop.index], covers[loop.index] = phase, covered
                 break
     for loop in kernel.loops[1:]:
-        if loop.index in covers:
+        if loop.index in covers or loop.index in remainders:
             continue
         moved = loop.counts.dmas / tables
         if loop.parent in covers and loop.trip_count:
             covers[loop.index] = covers[loop.parent] / loop.trip_count
+        elif loop.index in unrolled:
+            covers[loop.index] = unrolled[loop.index][1]
         elif _direction(loop) in ("fetch", "write back") and _whole(moved):
             covers[loop.index] = moved
     for loop in reversed(kernel.loops[1:]):
@@ -69,11 +87,46 @@ def attribute(
         largest_dma_bytes=kernel.largest_dma * granule,
         loops=tuple(
             LoopReport(
-                loop, names.get(loop.index) or _phase(loop), covers.get(loop.index)
+                loop,
+                phase=names.get(loop.index) or _phase(loop),
+                rows=covers.get(loop.index),
+                remainder=loop.index in remainders,
             )
             for loop in kernel.loops
         ),
     )
+
+
+def _remainders(kernel: Kernel) -> dict[int, tuple[int, int]]:
+    """For each unrolled loop, its remainder loop, and how many times that it does."""
+    found: dict[int, tuple[int, int]] = {}
+    for loop, following in pairwise(kernel.loops[1:]):
+        siblings = loop.parent == following.parent
+        counted = loop.trip_count or following.trip_count
+        times = _times(loop.counts, following.counts)
+        if (
+            siblings
+            and not counted
+            and loop.innermost
+            and following.innermost
+            and times
+        ):
+            found[loop.index] = following.index, times
+    return found
+
+
+def _times(many: Counts, one: Counts) -> int | None:
+    """How many times over `many` does what `one` does, if that it does."""
+    if many.dma.keys() != one.dma.keys():
+        return None
+    pairs = [(many.vld, one.vld), (many.vst, one.vst)]
+    pairs += [(many.dma[route], one.dma[route]) for route in one.dma]
+    ratios = {each / single if single else inf for each, single in pairs if each}
+    idle = any(single and not each for each, single in pairs)
+    ratio = next(iter(ratios), inf)
+    # Work on a row reads its index; a plain copy, however unrolled, is no row's work.
+    idle = idle or many.sld < ratio
+    return int(ratio) if len(ratios) == 1 and not idle and 1 < ratio < inf else None
 
 
 def _whole(number: float) -> bool:

@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
-_BUNDLE = re.compile(r"^\s*(0x[0-9a-f]+|0)\s+(?:[A-Z]{2}\s*)?:\s*(?:>\s*)*\{", re.M)
+_BUNDLE = re.compile(r"^\s*(0x[0-9a-f]+|0)\s+([A-Z]{2})?\s*:\s*((?:>\s*)*)\{", re.M)
 _COMMENT = re.compile(r"/\*.*?\*/", re.S)
 _REGION = re.compile(r"(?:Start|Start/End empty) region (\d+)\b")
 _SLOT = re.compile(r"\s*\{?\s*(%\w+)\s*=\s*([a-z][\w.]*)(.*)", re.S)
 _TARGET = re.compile(r"target = \$region(\d+)")
 _PREDICATE = re.compile(r"\((!?)(%\w+)\)")
+_SPILL = re.compile(r"\[smem:\[(#\w+_spill)\]\]\s*(%\w+)?")
 _GRANULES = re.compile(r"size_in_granules=\*/(\d+)")
 _LOCATION = re.compile(r'loc\("([^"]+)":(\d+):')
 _OPERAND = re.compile(r"%\w+|-?\b\d+\b")
@@ -104,6 +105,8 @@ class Bundle:
     operations: tuple[Operation, ...]
     regions: tuple[str, ...] = ()
     locations: tuple[tuple[str, int], ...] = ()
+    labelled: bool = False
+    depth: int = 0  # of loops, as printed: 0 where nothing is issued
     stalls: int = 0
 
 
@@ -119,11 +122,12 @@ class Span:
         return self.first <= position <= self.last
 
 
-def parse_tensorcore(text: str, *, name: str, delay_slots: int) -> Kernel:
+def parse_tensorcore(text: str, *, name: str, delay_slots: int | None) -> Kernel:
     """The kernel in a `*-final_bundles.txt` file.
 
     `delay_slots` bundles after a branch still run, on every iteration, although the
-    file prints them outside the loop: counting by the `>` marks misses them.
+    file may print them outside the loop: counting by the `>` marks misses them. None
+    where a branch chooses their number itself.
     """
     bundles = tuple(_bundles(text))
     if not bundles:
@@ -180,7 +184,7 @@ def assemble(
 
 def _bundles(text: str) -> Iterator[Bundle]:
     starts = list(_BUNDLE.finditer(text))
-    ends = [match.start() for match in starts[1:]] + [len(text)]
+    ends = [*(match.start() for match in starts[1:]), len(text)][: len(starts)]
     for match, end in zip(starts, ends, strict=True):
         body = text[match.end() : end]
         operations = []
@@ -191,12 +195,14 @@ def _bundles(text: str) -> Iterator[Bundle]:
             address=int(match[1], 16),
             operations=tuple(operations),
             regions=tuple(_REGION.findall(body)),
+            labelled=match[2] is not None,
+            depth=match[3].count(">"),
             locations=tuple((file, int(at)) for file, at in _LOCATION.findall(body)),
         )
 
 
 def _branches(
-    bundles: Sequence[Bundle], delay_slots: int
+    bundles: Sequence[Bundle], delay_slots: int | None
 ) -> tuple[list[Span], list[Span]]:
     """The loops, and what forward branches skip."""
     opened: dict[str, int] = {}
@@ -215,12 +221,31 @@ def _branches(
                 continue
             # A region that opens nowhere has no bundle of its own: the end.
             to = opened.get(target[1], last)
-            leaves = min(position + delay_slots, last)
+            leaves = _leaves(bundles, position, to, delay_slots)
             if to > position:
                 skipped.append(Span(leaves + 1, to - 1))
             elif to not in loops or loops[to].last < leaves:
                 loops[to] = Span(to, leaves, _trip_count(branch, values))
     return list(loops.values()), skipped
+
+
+def _leaves(
+    bundles: Sequence[Bundle], branch: int, target: int, delay_slots: int | None
+) -> int:
+    """The position of the last bundle that a taken branch still runs."""
+    last = len(bundles) - 1
+    if delay_slots is not None:
+        return min(branch + delay_slots, last)
+    if target > branch:
+        return branch
+    # What follows a loop is less deep, or has a label; its delay slots may be empty.
+    at, depth = branch, bundles[target].depth
+    while at < last and not bundles[at + 1].labelled:
+        following = bundles[at + 1]
+        if following.operations and following.depth < depth:
+            break
+        at += 1
+    return at
 
 
 def _trip_count(branch: Operation, values: Mapping[str, Operation]) -> int | None:
@@ -231,31 +256,36 @@ def _trip_count(branch: Operation, values: Mapping[str, Operation]) -> int | Non
     test = values.get(predicate[2])
     if test is None or not test.name.startswith(("scmp.ge.s32", "scmp.lt.s32")):
         return None
-    stays_below = (predicate[1] == "!") == test.name.startswith("scmp.ge")
     following, stop = _operands(test)
-    step_by = values.get(following)
-    phi = next(
-        (
-            op
-            for op in values.values()
-            if op.name == "sphi" and _operands(op)[1] == following
-        ),
-        None,
-    )
-    if not stays_below or phi is None or step_by is None:
+    counters = (op for op in values.values() if op.name == "sphi")
+    phi = next((op for op in counters if _operands(op)[1] == following), None)
+    step_by = values.get(_unspilled(following, values))
+    stays_below = (predicate[1] == "!") == test.name.startswith("scmp.ge")
+    if not stays_below or phi is None or step_by is None or step_by.name != "sadd.s32":
         return None
     start = _constant(_operands(phi)[0], values)
     step = _constant(_operands(step_by)[0], values)
     limit = _constant(stop, values)
-    if start is None or step is None or limit is None or step_by.name != "sadd.s32":
+    if start is None or step is None or limit is None or step <= 0:
         return None
-    return max(1, ceil((limit - start) / step)) if step > 0 else None
+    return max(1, ceil((limit - start) / step))
 
 
 def _operands(op: Operation) -> tuple[str, str]:
-    found = _OPERAND.findall(_COMMENT.sub("", op.text))
-    first, second, *_ = [*found, "", ""]
+    text = _PREDICATE.sub("", _COMMENT.sub("", op.text))
+    first, second, *_ = [*_OPERAND.findall(text), "", ""]
     return first, second
+
+
+def _unspilled(name: str, values: Mapping[str, Operation]) -> str:
+    """The value that a reload brings back, where one store alone fills its place."""
+    load = values.get(name)
+    place = _SPILL.search(load.text) if load and load.name == "sld" else None
+    if place is None:
+        return name
+    stores = (_SPILL.search(op.text) for op in values.values() if op.name == "sst")
+    stored = {found[2] for found in stores if found and found[1] == place[1]}
+    return next(iter(stored)) or name if len(stored) == 1 else name
 
 
 def _constant(operand: str, values: Mapping[str, Operation]) -> int | None:

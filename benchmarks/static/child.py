@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -23,8 +24,8 @@ from benchmarks.static.chips import CHIPS
 from benchmarks.static.programs import find
 
 
-def main(dumps: Path) -> None:
-    """Compile the cases on standard input; leave their dumps under `dumps`."""
+def main(live: Path, cased: Path) -> None:
+    """Compile the cases on standard input; move their dumps from `live` to `cased`."""
     # The compiler may print to standard output, which carries the results.
     results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -38,7 +39,7 @@ def main(dumps: Path) -> None:
             record = {"error": f"{type(error).__name__}: {words}"[:500]}
         record["versions"] = _versions()
         record["seconds"] = round(time.perf_counter() - started, 2)
-        _collect(dumps, dumps / f"case_{number}")
+        _collect(live, cased / f"case_{number}")
         print(json.dumps([number, record]), file=results, flush=True)
 
 
@@ -56,6 +57,7 @@ def _compile(program: str, chip: str, rows: int, dim: int, ids: int) -> dict[str
         lowered = jax.jit(function, donate_argnums=donated).lower(*placed)
         compiled = lowered.compile(compiler_options=dict(chosen.compiler_options))
     memory = compiled.memory_analysis()
+    hlo = compiled.as_text() or ""
     tables = [arguments[at] for at in donated]
     sizes = [math.prod(table.shape) * table.dtype.itemsize for table in tables]
     return {
@@ -64,8 +66,11 @@ def _compile(program: str, chip: str, rows: int, dim: int, ids: int) -> dict[str
             for name in ("argument", "output", "alias", "temp")
         },
         "table_bytes": min(sizes, default=0),
-        "table_copies": _copies(
-            compiled.as_text() or "", {table.shape for table in tables}
+        "table_copies": _copies(hlo, {table.shape for table in tables}),
+        "instructions": re.findall(
+            r"^\s*(?:ROOT )?%(\S+) = [^\n]*? (?:fusion|custom-call|sort)\(",
+            hlo.partition("\nENTRY")[2],
+            re.MULTILINE,
         ),
     }
 
@@ -83,12 +88,11 @@ def _copies(hlo: str, shapes: set[tuple[int, ...]]) -> list[str]:
     return found
 
 
-def _collect(dumps: Path, into: Path) -> None:
+def _collect(live: Path, into: Path) -> None:
     """Move what this compile dumped to a folder of its own."""
     into.mkdir()
-    for path in dumps.iterdir():
-        if path.is_file():
-            path.rename(into / path.name)
+    for path in live.iterdir():
+        shutil.move(path, into / path.name)
 
 
 def _versions() -> dict[str, str]:
@@ -102,4 +106,4 @@ def _versions() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -7,17 +7,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
-from benchmarks.static.attribution import attribute
+from benchmarks.static.attribution import Work, attribute
 from benchmarks.static.bundles import Kernel, parse_tensorcore
 from benchmarks.static.chips import CHIPS, Chip
 from benchmarks.static.programs import find
-from benchmarks.static.result import Memory, StaticReport
+from benchmarks.static.result import KernelReport, Memory, StaticReport
 from benchmarks.static.subcore import parse_subcore
 
 _TENSORCORE_DUMP = re.compile(r"^\d+-(.+)-\d+-final_bundles\.txt$")
@@ -48,54 +47,58 @@ def count_all(
 
     Reports come in the order of the cases, each as soon as it is there. A case that
     kills the compiler, or takes longer than `timeout` seconds, is an error; those after
-    it go on in a new process.
+    it go on in a new process. `keep_dumps`, a folder to be made, keeps the dumps.
     """
     waiting = list(enumerate(cases))
-    place = TemporaryDirectory() if keep_dumps is None else nullcontext(keep_dumps)
-    with place as folder:
-        dumps = Path(folder).absolute()
-        dumps.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory() as scratch:
+        cased = (keep_dumps or Path(scratch, "cases")).absolute()
+        cased.mkdir(parents=True)  # must be new: dumps of two runs do not mix
         while waiting:
-            for number, record in _run(tuple(waiting), dumps, timeout):
+            # A folder for each child: one that died leaves dumps of half a case.
+            live = Path(scratch, f"live_{waiting[0][0]}")
+            live.mkdir()
+            for number, record in _run(tuple(waiting), live, cased, timeout):
                 del waiting[0]
-                yield _report(cases[number], record, dumps / f"case_{number}")
+                yield _report(cases[number], record, cased / f"case_{number}")
 
 
 def _run(
-    numbered: Sequence[tuple[int, Case]], dumps: Path, timeout: float
+    numbered: Sequence[tuple[int, Case]], live: Path, cased: Path, timeout: float
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Results of one child, the last of them an error if the child dies."""
-    command = [sys.executable, "-m", "benchmarks.static.child", str(dumps)]
-    with (
-        TemporaryFile("w+") as errors,
-        subprocess.Popen(
+    command = [sys.executable, "-m", "benchmarks.static.child", str(live), str(cased)]
+    with TemporaryFile("w+") as work, TemporaryFile("w+") as errors:
+        json.dump([(number, asdict(case)) for number, case in numbered], work)
+        work.seek(0)
+        child = subprocess.Popen(
             command,
-            stdin=subprocess.PIPE,
+            stdin=work,
             stdout=subprocess.PIPE,
             stderr=errors,
-            env=_environment(dumps),
+            env=_environment(live),
             text=True,
-        ) as child,
-    ):
-        assert child.stdin is not None and child.stdout is not None
-        json.dump([(number, asdict(case)) for number, case in numbered], child.stdin)
-        child.stdin.close()
-        done = 0
-        try:
-            while done < len(numbered):
-                timer = threading.Timer(timeout, child.kill)
-                timer.start()
-                line = child.stdout.readline()
-                expired = not timer.is_alive()
-                timer.cancel()
-                if not line:
-                    number = numbered[done][0]
-                    yield number, {"error": _last_words(child, errors, expired)}
-                    return
-                done += 1
-                yield json.loads(line)
-        finally:
-            child.kill()
+        )
+        with child:
+            try:
+                for number, _ in numbered:
+                    line, expired = _line(child, timeout)
+                    if not line:
+                        yield number, {"error": _last_words(child, errors, expired)}
+                        return
+                    yield json.loads(line)
+            finally:
+                child.kill()
+
+
+def _line(child: subprocess.Popen[str], timeout: float) -> tuple[str, bool]:
+    """The next line, empty if the child is dead, and whether it was too late."""
+    assert child.stdout is not None
+    timer = threading.Timer(timeout, child.kill)
+    timer.start()
+    line = child.stdout.readline()
+    expired = not timer.is_alive()
+    timer.cancel()
+    return line, expired
 
 
 def _last_words(child: subprocess.Popen[str], errors: Any, expired: bool) -> str:
@@ -104,8 +107,8 @@ def _last_words(child: subprocess.Popen[str], errors: Any, expired: bool) -> str
     code = child.wait()
     errors.seek(0)
     lines = [line.strip() for line in errors if line.strip()]
-    fatal = [line for line in lines if re.match(r"F\d{4}|\w*Error|E\d{4}", line)]
-    words = (fatal or lines or ["no message"])[-1]
+    fatal = [line for line in lines if re.match(r"F\d{4} ", line)]
+    words = (fatal or lines[-1:] or ["no message"])[0]
     return f"the compiler died with status {code}: {words[:300]}"
 
 
@@ -119,7 +122,7 @@ def _environment(dumps: Path) -> dict[str, str]:
         "xla_mosaic_enable_llo_source_annotations": "true",
     }
     return os.environ | {
-        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+        "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -131,38 +134,57 @@ def _environment(dumps: Path) -> dict[str, str]:
 
 
 def _report(case: Case, record: dict[str, Any], dumps: Path) -> StaticReport:
-    facts = asdict(case) | {
+    known: dict[str, Any] = asdict(case) | {
         "versions": record.get("versions", {}),
         "seconds": record.get("seconds", 0.0),
     }
     if "error" in record:
-        return StaticReport(**facts, error=record["error"])
+        return StaticReport(**known, error=record["error"])
+    known |= {
+        "memory": Memory(**record["memory"]),
+        "table_bytes": record["table_bytes"],
+        "table_copies": tuple(record["table_copies"]),
+    }
+    try:
+        kernels = tuple(_kernel_reports(case, dumps, record["instructions"]))
+    except ValueError as error:
+        return StaticReport(**known, error=str(error))
+    pattern = find(case.program).kernels
+    missing = not any(kernel.counted for kernel in kernels)
+    error = f"no kernel's name matches {pattern!r}" if missing else None
+    return StaticReport(**known, kernels=kernels, error=error)
+
+
+def _kernel_reports(
+    case: Case, dumps: Path, instructions: Sequence[str]
+) -> Iterator[KernelReport]:
     program, chip = find(case.program), CHIPS[case.chip]
-    kernels = tuple(
-        attribute(
+    kernels = list(_kernels(dumps, chip))
+    for kernel in [*kernels, *_reused(kernels, instructions)]:
+        # The subcores of a chip share the rows.
+        sharers = chip.subcores if kernel.engine == "subcore" else 1
+        yield attribute(
             kernel,
-            rows=_rows_of(kernel, case, chip),
+            work=Work(case.ids / sharers, case.dim),
             phases=program.phases,
             tables=program.tables,
             granule=chip.granule,
             counted=bool(re.search(program.kernels, kernel.name)),
         )
-        for kernel in _kernels(dumps, chip)
-    )
-    missing = not any(kernel.counted for kernel in kernels)
-    return StaticReport(
-        **facts,
-        error=f"no kernel matches {program.kernels!r}" if missing else None,
-        memory=Memory(**record["memory"]),
-        table_bytes=record["table_bytes"],
-        table_copies=tuple(record["table_copies"]),
-        kernels=kernels,
-    )
 
 
-def _rows_of(kernel: Kernel, case: Case, chip: Chip) -> float:
-    """The rows that one engine updates: a chip's subcores share them."""
-    return case.ids / chip.subcores if kernel.engine == "subcore" else case.ids
+def _reused(kernels: Sequence[Kernel], instructions: Sequence[str]) -> Iterator[Kernel]:
+    """Kernels without a dump: the compiler saw that it has compiled the same before.
+
+    Which one is not said; the shortest of those named alike keeps a lower bound one.
+    """
+    dumped = {kernel.name for kernel in kernels}
+    for name in instructions:
+        base = re.sub(r"\.\d+$", "", name)
+        alike = [each for each in kernels if re.sub(r"\.\d+$", "", each.name) == base]
+        if name not in dumped and alike:
+            shortest = min(alike, key=lambda kernel: kernel.bundles)
+            yield replace(shortest, name=f"{name} as {shortest.name}")
 
 
 def _kernels(dumps: Path, chip: Chip) -> Iterator[Kernel]:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.static.attribution import RowRule
+from benchmarks.static.attribution import RowRule, Work, dmas_per_row
 from benchmarks.static.bundles import Loop
 
 # A jittable function, its arguments, and which of them it updates in place.
@@ -84,24 +84,52 @@ def _xla_scatter_set(rows: int, dim: int, ids: int) -> Built:
 
 
 def _sparse_adam(implementation: str, rows: int, dim: int, ids: int) -> Built:
-    from sparse_adam import sparse_adam_update
+    """The update with its plan made before: XLA's sort takes minutes to compile."""
+    from sparse_adam import UpdatePlan, sparse_adam_update
 
-    update = partial(
-        sparse_adam_update, learning_rate=1e-3, implementation=implementation
-    )
-    return update, _arguments(rows, dim, ids), (0, 1, 2)
+    def update(
+        table: jax.Array,
+        m: jax.Array,
+        v: jax.Array,
+        ids: jax.Array,
+        grads: jax.Array,
+        sorted_ids: jax.Array,
+        order: jax.Array,
+        learning_rate: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return sparse_adam_update(
+            table,
+            m,
+            v,
+            ids,
+            grads,
+            learning_rate=learning_rate,
+            plan=UpdatePlan(sorted_ids, order, rows),
+            implementation=implementation,
+        )
+
+    arguments = _arguments(rows, dim, ids)
+    batch = jax.ShapeDtypeStruct((ids,), jnp.int32)
+    rate = jax.ShapeDtypeStruct((), jnp.float32)
+    return update, (*arguments, batch, batch, rate), (0, 1, 2)
 
 
-def _applied_updates(loop: Loop, total: float) -> float | None:
+def _applied_updates(loop: Loop, work: Work) -> float | None:
     """XLA's scatter applies a block of updates, one single-row store for each."""
     moves_a_window = set(loop.counts.dma) == {"hbm_to_vmem", "vmem_to_hbm"}
     return loop.counts.vst if moves_a_window and loop.counts.vst >= 128 else None
 
 
-def _gathered_rows(loop: Loop, total: float) -> float | None:
+def _gathered_rows(loop: Loop, work: Work) -> float | None:
     """XLA's gather fetches a block of rows by one DMA each."""
     fetched = loop.counts.dma.get("hbm_to_vmem", 0)
     return fetched - fetched % 128 if fetched >= 128 else None
+
+
+def _adam_tiles(loop: Loop, work: Work) -> float | None:
+    """Adam takes one reciprocal root for each register of 8 by 128 elements."""
+    elements = loop.counts.eup * 8 * 128 if loop.innermost else 0
+    return elements / work.dim or None
 
 
 PROGRAMS = {
@@ -115,6 +143,13 @@ PROGRAMS = {
         Program(
             "tensorcore",
             partial(_sparse_adam, "tensorcore"),
+            kernels="^sparse_adam_tensorcore",
+            phases={
+                "fetch rows": dmas_per_row(hbm_to_vmem=3),
+                "gradients": dmas_per_row(hbm_to_vmem=1),
+                "write back": dmas_per_row(vmem_to_hbm=3),
+                "update": _adam_tiles,
+            },
         ),
     )
 }

@@ -77,7 +77,7 @@ _LOOP = {
 @click.option(
     "--keep-dumps",
     type=click.Path(path_type=Path),
-    help="Leave the compiler's dumps here.",
+    help="Leave the compiler's dumps in this new folder.",
 )
 @click.option(
     "--timeout", default=300.0, show_default=True, help="Seconds for one case."
@@ -100,6 +100,8 @@ def main(
     instruction and takes a cycle at best, so bundles/row is a lower bound on cycles;
     waits for memory come on top.
     """
+    if keep_dumps is not None and keep_dumps.exists():
+        raise click.BadParameter(f"{keep_dumps} exists", param_hint="--keep-dumps")
     cases = [
         Case(program, chip, rows, dim, ids)
         for program, chip in product(programs or PROGRAMS, chips or CHIPS)

@@ -14,6 +14,7 @@ class LoopReport:
     loop: Loop
     phase: str
     rows: float | None  # updated by one iteration; None where it cannot be told
+    remainder: bool = False  # runs only for what an unrolled loop leaves over
 
     @property
     def cycles_per_row(self) -> float | None:
@@ -60,7 +61,7 @@ class KernelReport:
     @property
     def unattributed(self) -> int:
         """Loops that the figures per row leave out: they are then lower still."""
-        return sum(entry.rows is None for entry in self.loops)
+        return sum(entry.rows is None and not entry.remainder for entry in self.loops)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,10 @@ from math import ceil
 
 from benchmarks.static.bundles import Bundle, Kernel, Operation, Span, assemble
 
+# The kernel ends where the code begins that would replace it by the next one.
+_PROGRAM = re.compile(
+    r"^tec$(.*?)(?=^(?:scs|tec|tac|_tile_overlayer\w*:)$|\Z)", re.M | re.S
+)
 _BUNDLE = re.compile(r"^0x([0-9a-f]+): \{(.*?)\}", re.M | re.S)
 _LABEL = re.compile(r"^(\.\w+):$", re.M)
 _OPERATION = re.compile(r"\s*(\S.*?)\s*=\s+([a-z][\w.]*)\s*(.*)", re.S)
@@ -24,7 +28,7 @@ def parse_subcore(text: str, *, name: str, delay_slots: int | None) -> Kernel | 
 
     `delay_slots` stands in where the branches do not print theirs.
     """
-    section = re.search(r"^tec$(.*?)(?=^(?:scs|tec|tac)$|\Z)", text, re.M | re.S)
+    section = _PROGRAM.search(text)
     if section is None:
         return None
     bundles, labels = _bundles(section[1])
