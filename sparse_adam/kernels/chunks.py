@@ -1,4 +1,4 @@
-"""Sorted occurrences cut into chunks, as row kernels read them."""
+"""Occurrences cut into chunks, as row kernels read them."""
 
 from typing import NamedTuple
 
@@ -11,9 +11,9 @@ from sparse_adam._types import Gains, Indices
 
 
 class Chunks(NamedTuple):
-    """The sorted occurrences, C to a chunk: [chunks, 1, C] unless said otherwise."""
+    """The occurrences, C to a chunk: [chunks, 1, C] unless said otherwise."""
 
-    active: jax.Array  # [1]: how many chunks hold a valid id; they come first
+    active: jax.Array  # [1]: chunks up to the last one that holds a valid id
     counts: jax.Array  # [chunks]: rows to update, that is, runs that end in the chunk
     has_runs: jax.Array  # [chunks]: 1 if some row has more than one gradient
     rows: jax.Array  # the table rows to update, in the first `counts` places
@@ -26,10 +26,13 @@ class Chunks(NamedTuple):
 def split_into_chunks(
     ids: Indices, sources: Indices, gains: Gains | None, num_rows: int, size: int
 ) -> Chunks:
-    """Cuts sorted occurrences into chunks of `size`, the last one filled with V."""
+    """Cuts occurrences into chunks of `size`, the last one filled with the id V.
+
+    Equal ids must stand side by side; an id V is passed over wherever it stands.
+    """
     num_chunks = pl.cdiv(ids.size, size)
 
-    def split(x: jax.Array, fill: float) -> jax.Array:
+    def split(x: jax.Array, fill: int) -> jax.Array:
         x = jnp.pad(x, (0, num_chunks * size - x.size), constant_values=fill)
         return x.reshape(num_chunks, 1, size)
 
@@ -43,14 +46,15 @@ def split_into_chunks(
         num_keys=1,
         is_stable=False,
     )
+    position = lax.iota(jnp.int32, ids.size)
     counts = is_end.sum(axis=(1, 2), dtype=jnp.int32)
-    first = jnp.arange(num_chunks) * size
+    first = lax.iota(jnp.int32, num_chunks) * size
     continues = (first > 0) & (ids[first] == ids[first - 1])
     weights = ()
     if gains is not None:
         weights = (split(gains, 0), split((sources >= 0).astype(jnp.int32), 0))
     return Chunks(
-        active=pl.cdiv(jnp.sum(ids < num_rows, dtype=jnp.int32), size)[None],
+        active=pl.cdiv(jnp.max(jnp.where(ids < num_rows, position + 1, 0)), size)[None],
         counts=counts,
         has_runs=((counts < size) | continues).astype(jnp.int32),
         rows=rows,

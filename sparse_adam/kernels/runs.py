@@ -46,7 +46,7 @@ def close_run(run: OpenRun) -> None:
     run.sum[...] = jnp.zeros_like(run.sum)
 
 
-def weigh(grads: jax.Ref, gains: jax.Ref, counted: jax.Ref, columns: Columns) -> None:
+def weigh(grads: Any, gains: Any, counted: Any, columns: Columns) -> None:
     """Multiplies each gradient by its gain; one that is not counted becomes zero.
 
     grads: [C, D]; gains: [C] float32; counted: [C] int32, 0 or 1.
@@ -64,9 +64,9 @@ def weigh(grads: jax.Ref, gains: jax.Ref, counted: jax.Ref, columns: Columns) ->
 
 
 def sum_runs(
-    grads: jax.Ref,
-    ids: jax.Ref,
-    ends: jax.Ref,
+    grads: Any,
+    ids: Any,
+    ends: Any,
     count: jax.Array,
     columns: Columns,
     open_run: OpenRun,

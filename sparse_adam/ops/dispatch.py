@@ -7,6 +7,7 @@ from typing import NamedTuple
 from sparse_adam.kernels import tensorcore
 from sparse_adam.kernels.problem import Problem
 from sparse_adam.ops import xla
+from sparse_adam.ops.vmap import over_tables
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -22,7 +23,10 @@ class Implementation:
 # The best first. The last one takes whatever the others leave.
 IMPLEMENTATIONS = (
     Implementation(
-        "tensorcore", tensorcore.tensorcore_update, tensorcore.unsupported, "tpu"
+        "tensorcore",
+        over_tables(tensorcore.tensorcore_update),
+        tensorcore.unsupported,
+        "tpu",
     ),
     Implementation("xla", xla.xla_update, xla.unsupported, None),
 )

@@ -16,7 +16,9 @@ from sparse_adam._types import Gains, Grads, Indices, Rate, Table, Tile
 from sparse_adam.kernels.adam_tile import adam_tile
 from sparse_adam.kernels.problem import Problem
 
-_State = tuple[Table, ...]  # w, m, v, or rows of them
+_State = tuple[Table, ...]  # w, m, v
+_BLOCK_ELEMENTS = 2**18  # of a table, in the sweep over all rows
+_Rows = tuple[Tile, ...]  # float32 rows of them
 
 
 def unsupported(problem: Problem) -> str | None:
@@ -41,16 +43,18 @@ def xla_update(
     Occurrence i adds `gains[i] * grads[sources[i]]`; a source of -1 adds zero.
     """
     state = (table, momenta, velocities)
-    gradients = _gradients(grads, sources, gains)
-    if not problem.accumulate:
-        return _step_each_occurrence(state, gradients, ids, learning_rate, problem)
-
-    rows, sums = _sum_runs(gradients, ids, problem.num_rows)
-    w, m, v = _gather(state, rows)
-    updated = adam_tile(w, m, v, sums, learning_rate, problem.hyper)
+    rows = ids
+    if problem.num_ids:
+        gradients = _gradients(grads, sources, gains)
+        if not problem.accumulate:
+            return _step_each_occurrence(state, gradients, ids, learning_rate, problem)
+        rows, sums = _sum_runs(gradients, ids, problem.num_rows)
+        w, m, v = _gather(state, rows)
+        updated = adam_tile(w, m, v, sums, learning_rate, problem.hyper)
+        state = _scatter(state, rows, updated)
     if not problem.lazy:
-        state = _update_all_rows_without_gradient(state, learning_rate, problem)
-    return _scatter(state, rows, updated)
+        state = _update_other_rows(state, rows, learning_rate, problem)
+    return state
 
 
 def _gradients(grads: Grads, sources: Indices, gains: Gains | None) -> Tile:
@@ -84,7 +88,7 @@ def _step_each_occurrence(
     is_end = jnp.append(ids[1:] != ids[:-1], jnp.ones((1,), bool))
     stored = _gather(state, ids)
 
-    def step(row: _State, occurrence: tuple[jax.Array, ...]) -> tuple[_State, _State]:
+    def step(row: _Rows, occurrence: tuple[jax.Array, ...]) -> tuple[_Rows, _Rows]:
         starts, gradient, *fresh = occurrence
         row = tuple(jnp.where(starts, f, r) for f, r in zip(fresh, row, strict=True))
         w, m, v = row
@@ -102,24 +106,52 @@ def _step_each_occurrence(
     return _scatter(state, rows, tuple(x[:, 0] for x in after), ascending=False)
 
 
-def _update_all_rows_without_gradient(
-    state: _State, learning_rate: Rate, problem: Problem
+def _update_other_rows(
+    state: _State, rows: Indices, learning_rate: Rate, problem: Problem
 ) -> _State:
-    w, m, v = (x.astype(jnp.float32) for x in state)
-    new = adam_tile(w, m, v, jnp.zeros_like(w), learning_rate, problem.hyper)
-    return tuple(n.astype(x.dtype) for n, x in zip(new, state, strict=True))
+    """Steps every row but `rows` with a gradient of 0, block by block in place.
+
+    In one piece, XLA would recompute the new moments where it updates the weights, and
+    so would copy the old moments that it overwrites.
+    """
+    num_rows = problem.num_rows
+    size = min(num_rows, max(1, _BLOCK_ELEMENTS // problem.dim))
+    touched = jnp.zeros((num_rows,), bool).at[rows].set(True, mode="drop")
+
+    def update_block(i: jax.Array, state: _State) -> _State:
+        # The last block ends with the table, and so repeats rows of the one before.
+        start = jnp.minimum(i * size, num_rows - size)
+        repeated = start + lax.iota(jnp.int32, size) < i * size
+        done = lax.dynamic_slice_in_dim(touched, start, size) | repeated
+
+        def step(old: _State) -> _State:
+            w, m, v = (x.astype(jnp.float32) for x in old)
+            new = adam_tile(w, m, v, jnp.zeros_like(w), learning_rate, problem.hyper)
+            return tuple(
+                jnp.where(done[:, None], x, n.astype(x.dtype))
+                for x, n in zip(old, new, strict=True)
+            )
+
+        old = tuple(lax.dynamic_slice_in_dim(x, start, size) for x in state)
+        new = lax.cond(jnp.all(done), lambda old: old, step, old)
+        return tuple(
+            lax.dynamic_update_slice_in_dim(x, n, start, 0)
+            for x, n in zip(state, new, strict=True)
+        )
+
+    return lax.fori_loop(0, -(-num_rows // size), update_block, state)
 
 
 def _distinct(rows: Indices, keep: jax.Array, num_rows: int) -> Indices:
     return jnp.where(keep, rows, num_rows + lax.iota(jnp.int32, rows.size))
 
 
-def _gather(state: _State, rows: Indices) -> _State:
+def _gather(state: _State, rows: Indices) -> _Rows:
     return tuple(x.at[rows].get(mode="clip").astype(jnp.float32) for x in state)
 
 
 def _scatter(
-    state: _State, rows: Indices, values: _State, ascending: bool = True
+    state: _State, rows: Indices, values: _Rows, ascending: bool = True
 ) -> _State:
     return tuple(
         x.at[rows].set(
