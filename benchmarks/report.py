@@ -1,0 +1,87 @@
+"""`python -m benchmarks report`: the tables of the README, from committed results.
+
+No figure there is typed by hand: each table stands between two markers and is rewritten
+from `benchmarks/results/`. A test compares.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.static.chips import CHIPS
+from sparse_adam.kernels.tensorcore import bytes_moved
+
+ROOT = Path(__file__).parents[1]
+STATIC = ROOT / "benchmarks" / "results" / "static.json"
+README = ROOT / "README.md"
+_ROWS = ("fetch rows", "write back")
+_DISTINCT = (*_ROWS, "gradients", "update")
+
+Reports = dict[tuple[str, str], dict[str, Any]]  # by program and chip
+
+
+@click.command()
+def report() -> None:
+    """Rewrite the README's tables from `benchmarks/results/`."""
+    README.write_text(with_tables(README.read_text()))
+    click.echo(f"rewrote the tables of {README.name}")
+
+
+def with_tables(text: str) -> str:
+    """The text with every table made anew."""
+    table = static_table(json.loads(STATIC.read_text()))
+    pattern = r"(<!-- static table[^\n]*-->\n).*?(\n<!-- end of static table -->)"
+    text, made = re.subn(pattern, lambda m: m[1] + table + m[2], text, flags=re.DOTALL)
+    assert made == 1, "the README has lost the markers of its static table"
+    return text
+
+
+def static_table(results: list[dict[str, Any]]) -> str:
+    """Bundles and bytes of one row by chip, ours above XLA's."""
+    reports: Reports = {(r["program"], r["chip"]): r for r in results}
+    rows = {
+        "**bundles a row**: fetch and write back w, m, v": _bundles(reports, _ROWS),
+        "gradients and update too": _bundles(reports, _DISTINCT),
+        "and sums, where ids repeat": _bundles(reports, (*_DISTINCT, "math", "chunk")),
+        "XLA: gathers and scatters": [
+            f"{reports['xla_scatter_set', chip]['cycles_per_row']:.1f}"
+            for chip in CHIPS
+        ],
+        "**bytes a row**": [f"{_our_bytes(reports, chip):,.0f}" for chip in CHIPS],
+        "XLA: whole tables, in and out": [
+            f"{_xla_bytes(reports, chip):,.0f}" for chip in CHIPS
+        ],
+        "**largest DMA**": _largest_dma(reports, "tensorcore"),
+        "XLA: a window of the table": _largest_dma(reports, "xla_scatter_set"),
+    }
+    lines = [["", *CHIPS], ["---"] * (len(CHIPS) + 1)]
+    lines += [[name, *cells] for name, cells in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _bundles(reports: Reports, phases: tuple[str, ...]) -> list[str]:
+    ours = [reports["tensorcore", chip]["phases"] for chip in CHIPS]
+    return [f"{sum(chip[phase] for phase in phases):.1f}" for chip in ours]
+
+
+def _our_bytes(reports: Reports, chip: str) -> float:
+    case = reports["tensorcore", chip]
+    return bytes_moved(case["ids"], case["ids"], case["dim"]) / case["ids"]
+
+
+def _xla_bytes(reports: Reports, chip: str) -> float:
+    """Six passes over whole tables: each of three is read and written by windows."""
+    case = reports["xla_scatter_set", chip]
+    return 6 * 4 * case["dim"] * case["rows"] / case["ids"]
+
+
+def _largest_dma(reports: Reports, program: str) -> list[str]:
+    sizes = [reports[program, chip]["largest_dma_bytes"] for chip in CHIPS]
+    return [_size(size) for size in sizes]
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB" if size >= 2**20 else f"{size / 2**10:.0f} KiB"

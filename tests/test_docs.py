@@ -1,0 +1,24 @@
+"""The code in the README runs as it stands."""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_readme_code_runs():
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    names = {}
+    for block in blocks:
+        exec(compile(block, README.name, "exec"), names)
+    before = jax.random.normal(jax.random.key(0), (1000, 128))
+    changed = np.flatnonzero(np.any(names["table"] != before, axis=1))
+    assert changed.tolist() == [3, 14]
+
+    state = tuple(jnp.copy(x) for x in (before, before * 0, before * 0))
+    loss, state = names["train_step"](state, jnp.array([1, 2]), jnp.zeros(2), 1e-2)
+    assert names["train_step"](state, jnp.array([1, 2]), jnp.zeros(2), 1e-2)[0] < loss
