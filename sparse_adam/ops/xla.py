@@ -2,7 +2,8 @@
 
 It is the last resort of the dispatch and the baseline of the benchmarks. In the lazy
 modes its work and its temporaries grow with N, never with V; `lazy_adam=False` visits
-all V rows in place.
+all V rows in place. (Except for bfloat16 tables on a CPU: XLA widens such a table to
+float32 and back around each scatter.)
 
 Numerics: float32 between one read and one rounding per row and call. A run of equal
 ids is summed in the order of the batch.
@@ -10,6 +11,7 @@ ids is summed in the order of the batch.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from sparse_adam._types import Gains, Grads, Indices, Rate, Table, Tile
@@ -18,6 +20,7 @@ from sparse_adam.kernels.problem import Problem
 
 _State = tuple[Table, ...]  # w, m, v
 _BLOCK_ELEMENTS = 2**18  # of a table, in the sweep over all rows
+_Words = tuple[jax.Array, ...]  # w, m, v; bfloat16 as uint16
 _Rows = tuple[Tile, ...]  # float32 rows of them
 
 
@@ -114,22 +117,22 @@ def _update_other_rows(
     In one piece, XLA would recompute the new moments where it updates the weights, and
     so would copy the old moments that it overwrites.
     """
-    num_rows = problem.num_rows
+    num_rows, dtypes = problem.num_rows, [x.dtype for x in state]
     size = min(num_rows, max(1, _BLOCK_ELEMENTS // problem.dim))
     touched = jnp.zeros((num_rows,), bool).at[rows].set(True, mode="drop")
 
-    def update_block(i: jax.Array, state: _State) -> _State:
+    def update_block(i: jax.Array, state: _Words) -> _Words:
         # The last block ends with the table, and so repeats rows of the one before.
         start = jnp.minimum(i * size, num_rows - size)
         repeated = start + lax.iota(jnp.int32, size) < i * size
         done = lax.dynamic_slice_in_dim(touched, start, size) | repeated
 
-        def step(old: _State) -> _State:
-            w, m, v = (x.astype(jnp.float32) for x in old)
+        def step(old: _Words) -> _Words:
+            w, m, v = (_from_words(x, d) for x, d in zip(old, dtypes, strict=True))
             new = adam_tile(w, m, v, jnp.zeros_like(w), learning_rate, problem.hyper)
             return tuple(
-                jnp.where(done[:, None], x, n.astype(x.dtype))
-                for x, n in zip(old, new, strict=True)
+                jnp.where(done[:, None], x, _to_words(n.astype(d)))
+                for x, n, d in zip(old, new, dtypes, strict=True)
             )
 
         old = tuple(lax.dynamic_slice_in_dim(x, start, size) for x in state)
@@ -139,7 +142,20 @@ def _update_other_rows(
             for x, n in zip(state, new, strict=True)
         )
 
-    return lax.fori_loop(0, -(-num_rows // size), update_block, state)
+    # As words, since on a CPU a write into a bfloat16 table converts all of it.
+    words = tuple(_to_words(x) for x in state)
+    words = lax.fori_loop(0, -(-num_rows // size), update_block, words)
+    return tuple(
+        lax.bitcast_convert_type(x, d) for x, d in zip(words, dtypes, strict=True)
+    )
+
+
+def _to_words(x: jax.Array) -> jax.Array:
+    return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+
+
+def _from_words(x: jax.Array, dtype: np.dtype) -> Tile:
+    return lax.bitcast_convert_type(x, dtype).astype(jnp.float32)
 
 
 def _distinct(rows: Indices, keep: jax.Array, num_rows: int) -> Indices:
