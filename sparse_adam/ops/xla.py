@@ -76,11 +76,37 @@ def _sum_runs(gradients: Tile, ids: Indices, num_rows: int) -> tuple[Indices, Ti
     """
     is_start = jnp.append(jnp.ones((1,), bool), ids[1:] != ids[:-1])
     run = jnp.cumsum(is_start, dtype=jnp.int32) - 1
-    sums = jax.ops.segment_sum(
-        gradients, run, num_segments=ids.size, indices_are_sorted=True
+    # On a GPU a scatter adds in the order in which its threads happen to come.
+    sums = lax.platform_dependent(
+        *(gradients, is_start, run),
+        cuda=_sums_by_scan,
+        rocm=_sums_by_scan,
+        default=_sums_by_scatter,
     )
     rows = jnp.full_like(ids, num_rows).at[run].set(ids, indices_are_sorted=True)
     return _distinct(rows, rows < num_rows, num_rows), sums
+
+
+def _sums_by_scatter(gradients: Tile, is_start: jax.Array, run: Indices) -> Tile:
+    del is_start
+    return jax.ops.segment_sum(
+        gradients, run, num_segments=run.size, indices_are_sorted=True
+    )
+
+
+def _sums_by_scan(gradients: Tile, is_start: jax.Array, run: Indices) -> Tile:
+    """The same sums, added in an order that depends on positions only."""
+
+    def add(
+        earlier: tuple[jax.Array, Tile], later: tuple[jax.Array, Tile]
+    ) -> tuple[jax.Array, Tile]:
+        starts = earlier[0] | later[0]
+        return starts, jnp.where(later[0], later[1], earlier[1] + later[1])
+
+    _, totals = lax.associative_scan(add, (is_start[:, None], gradients))
+    is_end = jnp.append(is_start[1:], jnp.ones((1,), bool))
+    last = jnp.where(is_end, run, run.size)  # only the last one of a run has it all
+    return jnp.zeros_like(totals).at[last].set(totals, mode="drop")
 
 
 def _step_each_occurrence(

@@ -1,0 +1,68 @@
+"""What holds for every test: a CPU, strict JAX, and hypothesis at a steady pace."""
+
+import faulthandler
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import hypothesis
+import jax
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 2)  # for shard_map
+
+# Compiling takes nearly all the time of a test, hence few examples and no deadline.
+hypothesis.settings.register_profile("default", deadline=None, max_examples=20)
+hypothesis.settings.register_profile(
+    "ci", parent=hypothesis.settings.get_profile("default"), derandomize=True
+)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+# A wait for a DMA that never started would be for ever; this is many times the slowest.
+DEADLOCK_SECONDS = 240
+
+
+@pytest.fixture
+def run_in_tpu_interpreter(
+    capfd: pytest.CaptureFixture[str],
+) -> Iterator[Callable[..., Any]]:
+    """Runs `f(*args)` with its Pallas kernels in the interpreter that models a TPU.
+
+    A DMA happens only when it is waited for, fresh memory is full of NaN, an access out
+    of bounds raises, two accesses without an order between them fail the test, and a
+    deadlock ends the process.
+    """
+    # Not public, and there is no public way to ask whether a race was found.
+    from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+
+    def races_found() -> bool:
+        if hasattr(interpret_pallas_call, "get_races"):
+            return interpret_pallas_call.get_races().races_found
+        return interpret_pallas_call.races.races_found
+
+    def run(f: Callable[..., Any], *args: Any) -> Any:
+        pltpu.reset_tpu_interpret_mode_state()
+        params = pltpu.InterpretParams(
+            dma_execution_mode="on_wait",
+            uninitialized_memory="nan",
+            detect_races=True,
+            out_of_bounds_reads="raise",
+        )
+        with capfd.disabled(), pltpu.force_tpu_interpret_mode(params):
+            faulthandler.dump_traceback_later(DEADLOCK_SECONDS, exit=True)
+            try:
+                result = jax.block_until_ready(f(*args))
+            finally:
+                faulthandler.cancel_dump_traceback_later()
+        assert not races_found(), "the interpreter printed the races above"
+        return result
+
+    yield run
+    pltpu.reset_tpu_interpret_mode_state()

@@ -1,0 +1,134 @@
+"""The TensorCore kernel in the interpreter that models a TPU's memories and DMAs.
+
+The plain interpreter runs a DMA at its start and so cannot see a missing wait, a buffer
+read too early or two DMAs that race. Chunks are tiny here: a few rows fill several.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparse_adam import plan_update, reference, sparse_adam_update
+from sparse_adam.kernels.config import SLOTS, Config
+from sparse_adam.kernels.tensorcore import tensorcore_update
+from sparse_adam.ops.plan import indices_or
+from tests import cases, helpers
+from tests.cases import Arrays, Case
+
+RATE = 0.01
+SMALL = Config(rows_per_chunk=8, dma_unroll=4)
+
+
+@functools.cache
+def kernel(problem, config):
+    return jax.jit(functools.partial(tensorcore_update, problem=problem, config=config))
+
+
+def run_kernel(run, arrays, case, config):
+    """The kernel's result for a case, and the reference's."""
+    state, ids, grads, weights = arrays
+    problem = helpers.problem(case, arrays)
+    plan = plan_update(ids, problem.num_rows)
+    sources, gains = plan.order, None
+    if weights:
+        samples = indices_or(weights["sample_ids"], problem.num_grads, fill=-1)
+        sources, gains = samples[plan.order], weights["gains"][plan.order]
+    operands = (*state, grads, plan.ids, sources, gains, jnp.float32(RATE))
+    new = run(kernel(problem, config), *operands)
+    expected = reference.sparse_adam_update(
+        *(*state, ids, grads), learning_rate=RATE, **weights, **case.options
+    )
+    return new, expected
+
+
+def check(run, case, ids=None, config=SMALL):
+    arrays = cases.arrays(case)
+    if ids is not None:
+        arrays = arrays._replace(ids=np.asarray(ids, np.int32))
+    new, expected = run_kernel(run, arrays, case, config)
+    helpers.assert_close_states(new, arrays.state, expected, learning_rate=RATE)
+    touched = np.isin(np.arange(case.num_rows), arrays.ids)
+    for x, old in zip(new, arrays.state, strict=True):
+        helpers.assert_bitwise_equal(np.asarray(x)[~touched], old[~touched])
+
+
+def test_more_chunks_than_slots(run_in_tpu_interpreter):
+    case = Case("", 40, 128, 8 * SLOTS + 5, "distinct")
+    check(run_in_tpu_interpreter, case)
+
+
+@pytest.mark.parametrize("dma_unroll", [3, 16])
+def test_last_chunk_is_not_full(run_in_tpu_interpreter, dma_unroll):
+    config = Config(rows_per_chunk=16, dma_unroll=dma_unroll)
+    check(run_in_tpu_interpreter, Case("", 40, 128, 29, "distinct"), config=config)
+
+
+@pytest.mark.parametrize("distribution", ["equal", "zipf", "padded", "wild"])
+def test_distributions(run_in_tpu_interpreter, distribution):
+    check(run_in_tpu_interpreter, Case("", 40, 128, 29, distribution))
+
+
+@pytest.mark.parametrize(("first", "run"), [(3, 5), (3, 6), (7, 9), (5, 18), (0, 29)])
+def test_runs_across_chunks(run_in_tpu_interpreter, first, run):
+    # Sorted: `first` distinct ids, a run of one, distinct ids again.
+    ids = [*range(first), *[first] * run, *range(first + 1, 30 - run)]
+    check(run_in_tpu_interpreter, Case("", 40, 128, 29), ids[::-1])
+
+
+def test_wide_rows(run_in_tpu_interpreter):
+    check(run_in_tpu_interpreter, Case("", 12, 256, 12))
+
+
+def test_one_row(run_in_tpu_interpreter):
+    check(run_in_tpu_interpreter, Case("", 1, 128, 12))
+
+
+def test_no_valid_id(run_in_tpu_interpreter):
+    check(run_in_tpu_interpreter, Case("", 40, 128, 29), np.full(29, -1))
+
+
+@pytest.mark.parametrize("distribution", ["zipf", "padded"])
+def test_weighted(run_in_tpu_interpreter, distribution):
+    case = Case("", 40, 128, 29, distribution, weighted=True)
+    samples = cases.arrays(case).weights["sample_ids"]
+    assert samples.min() < 0
+    assert samples.max() > case.num_ids // 2
+    check(run_in_tpu_interpreter, case)
+
+
+def test_options(run_in_tpu_interpreter):
+    options = {
+        "sum_inside_sqrt": False,
+        "clipvalue": (None, 1.0),
+        "clip_weight_min": -0.5,
+        "weight_decay_factor": 0.25,
+        "multiply_weight_decay_factor_by_learning_rate": True,
+    }
+    check(run_in_tpu_interpreter, Case("", 40, 128, 12, "zipf", options=options))
+
+
+def test_nan_stays_in_its_run(run_in_tpu_interpreter):
+    case = Case("", 40, 128, 29)
+    state, _, grads, weights = cases.arrays(case)
+    ids = np.repeat(np.int32([1, 2, 3, 4, 5]), [5, 6, 2, 9, 7])
+    run = functools.partial(run_kernel, run_in_tpu_interpreter)
+    clean, _ = run(Arrays(state, ids, grads, weights), case, SMALL)
+    grads = grads.copy()
+    grads[8] = np.nan  # the run of 2 goes on in the second chunk
+    dirty, _ = run(Arrays(state, ids, grads, weights), case, SMALL)
+    for x, old in zip(dirty, clean, strict=True):
+        assert np.isnan(x[2]).all()
+        others = np.arange(case.num_rows) != 2
+        helpers.assert_bitwise_equal(np.asarray(x)[others], np.asarray(old)[others])
+
+
+def test_through_the_op(run_in_tpu_interpreter):
+    case = Case("", 40, 128, 12, "zipf")
+    state, ids, grads, _ = cases.arrays(case)
+    update = functools.partial(sparse_adam_update, implementation="tensorcore")
+    new = run_in_tpu_interpreter(update, *state, ids, grads)
+    expected = reference.sparse_adam_update(*state, ids, grads)
+    helpers.assert_close_states(new, state, expected)

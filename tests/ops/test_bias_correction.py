@@ -1,0 +1,88 @@
+"""The rate that gives the update Adam's bias correction."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparse_adam import bias_corrected_learning_rate, sparse_adam_update
+from tests import goldens
+from tests.helpers import ULP
+
+STEPS = (1, 2, 3, 10, 100, 999, 1000, 4321, 10**5, 10**6, 2**24 + 1, 10**9)
+BETAS = ((0.9, 0.999), (0.0, 0.0), (0.5, 0.99), (0.99, 0.9999), (0.9, 0.999999))
+
+
+def exact(learning_rate, step, beta_1, beta_2):
+    """In float64; `1 - beta**step` itself would lose the digits of a small step."""
+    with np.errstate(divide="ignore"):
+        first, second = (-np.expm1(step * np.log(beta)) for beta in (beta_1, beta_2))
+    return learning_rate * np.sqrt(second) / first
+
+
+@pytest.mark.parametrize("betas", BETAS)
+@pytest.mark.parametrize("step", STEPS)
+def test_exact_at_small_and_large_steps(step, betas):
+    rate = bias_corrected_learning_rate(0.1, step, *betas)
+    assert (rate.dtype, rate.shape) == (jnp.float32, ())
+    assert float(rate) == pytest.approx(exact(0.1, step, *betas), rel=4 * ULP)
+
+
+def test_as_tensorflow_makes_it():
+    for step in (1, 2, 3):
+        rate = bias_corrected_learning_rate(0.1, step)
+        assert float(rate) == pytest.approx(goldens.corrected(0.1, step), rel=4 * ULP)
+
+
+@pytest.mark.parametrize("kind", [int, np.int64, np.asarray, jnp.asarray])
+def test_kinds_of_steps(kind):
+    rate = bias_corrected_learning_rate(0.1, kind(7))
+    assert float(rate) == pytest.approx(exact(0.1, 7, 0.9, 0.999), rel=4 * ULP)
+
+
+def test_traced_steps_and_rates():
+    rate = jax.jit(bias_corrected_learning_rate)(0.1, 7)
+    assert float(rate) == pytest.approx(exact(0.1, 7, 0.9, 0.999), rel=4 * ULP)
+    steps = np.arange(1, 50)
+    rates = jax.jit(jax.vmap(bias_corrected_learning_rate, (None, 0)))(0.1, steps)
+    np.testing.assert_allclose(rates, exact(0.1, steps, 0.9, 0.999), rtol=4 * ULP)
+
+
+def test_an_array_of_steps():
+    steps = np.arange(1, 50)
+    rates = bias_corrected_learning_rate(0.1, steps)
+    np.testing.assert_allclose(rates, exact(0.1, steps, 0.9, 0.999), rtol=4 * ULP)
+
+
+def test_a_traced_step_below_one_counts_as_one():
+    rate = jax.jit(bias_corrected_learning_rate)(0.1, 0)
+    assert rate == bias_corrected_learning_rate(0.1, 1)
+
+
+@pytest.mark.parametrize("step", [0, -1, np.array([1, 0])])
+def test_a_step_below_one_is_an_error(step):
+    with pytest.raises(ValueError, match=r"step=.* must be at least 1"):
+        bias_corrected_learning_rate(0.1, step)
+
+
+@pytest.mark.parametrize("name", ["beta_1", "beta_2"])
+@pytest.mark.parametrize("beta", [-0.1, 1.0, float("nan")])
+def test_a_beta_out_of_range_is_an_error(name, beta):
+    with pytest.raises(ValueError, match=f"{name}={beta} must be >= 0 and < 1"):
+        bias_corrected_learning_rate(0.1, 1, **{name: beta})
+
+
+@pytest.mark.parametrize(
+    ("lazy_adam", "expected"),
+    [(True, goldens.LAZY_TABLE), (False, goldens.KERAS_TABLE)],
+)
+def test_equals_lazy_adam_and_keras_adam(lazy_adam, expected):
+    state = np.ones((3, 2), np.float32), *np.zeros((2, 3, 2), np.float32)
+    for step, (ids, grads) in enumerate(goldens.E_BATCHES, start=1):
+        state = sparse_adam_update(
+            *(*state, np.asarray(ids), np.float32(grads)),
+            learning_rate=bias_corrected_learning_rate(0.1, step),
+            lazy_adam=lazy_adam,
+            sum_inside_sqrt=False,
+        )
+    np.testing.assert_allclose(state[0], expected, rtol=0, atol=2e-6)
