@@ -1,6 +1,10 @@
 """Sparse Adam for embedding tables in JAX: it touches only the rows of the batch."""
 
 from sparse_adam.embedding.adam import Adam as Adam
+from sparse_adam.embedding.config import FeatureConfig as FeatureConfig
+from sparse_adam.embedding.config import QuantizationConfig as QuantizationConfig
+from sparse_adam.embedding.config import TableConfig as TableConfig
+from sparse_adam.embedding.tpu_embedding import TPUEmbedding as TPUEmbedding
 from sparse_adam.ops.plan import UpdatePlan as UpdatePlan
 from sparse_adam.ops.plan import plan_update as plan_update
 from sparse_adam.ops.sparse_adam import AdamState as AdamState

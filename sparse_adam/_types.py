@@ -27,5 +27,5 @@ else:
         Indices = Int32[Array, " N"]
         Gains = Float32[Array, " N"]
         Rate = Float32[Array, ""]
-        Tile = Float32[Array, "rows lanes"]
+        Tile = Float32[Array, "*rows lanes"]
         ChunkWords = Shaped[Array, "chunks 1 C"]

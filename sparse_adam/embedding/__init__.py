@@ -1,3 +1,20 @@
 """The embedding API on top of the op."""
 
 from sparse_adam.embedding.adam import Adam as Adam
+from sparse_adam.embedding.config import FeatureConfig as FeatureConfig
+from sparse_adam.embedding.config import QuantizationConfig as QuantizationConfig
+from sparse_adam.embedding.config import TableConfig as TableConfig
+from sparse_adam.embedding.functional import EmbeddingState as EmbeddingState
+from sparse_adam.embedding.functional import apply_gradients as apply_gradients
+from sparse_adam.embedding.functional import (
+    current_learning_rates as current_learning_rates,
+)
+from sparse_adam.embedding.functional import init as init
+from sparse_adam.embedding.functional import lookup as lookup
+from sparse_adam.embedding.inputs import Ragged as Ragged
+from sparse_adam.embedding.inputs import Sparse as Sparse
+from sparse_adam.embedding.optimizer import Optimizer as Optimizer
+from sparse_adam.embedding.serving import (
+    serving_embedding_lookup as serving_embedding_lookup,
+)
+from sparse_adam.embedding.tpu_embedding import TPUEmbedding as TPUEmbedding

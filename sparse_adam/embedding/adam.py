@@ -66,6 +66,40 @@ class Adam:
          [0.6838 1.3162]
          [1.     1.    ]]
 
+        Pass this to `TPUEmbedding` to set the global optimizer and its parameters:
+
+        >>> from sparse_adam.embedding import FeatureConfig, TableConfig, TPUEmbedding
+        >>> embedding = TPUEmbedding(
+        ...     feature_config=FeatureConfig(TableConfig(vocabulary_size=8, dim=4)),
+        ...     optimizer=Adam(0.1))
+
+        This can also be used in a `TableConfig`, to set an optimizer of that table. It
+        overrides the global one:
+
+        >>> table_one = TableConfig(
+        ...     vocabulary_size=8,
+        ...     dim=4,
+        ...     optimizer=Adam(0.2))
+        >>> table_two = TableConfig(
+        ...     vocabulary_size=16,
+        ...     dim=2)
+        >>> feature_config = (
+        ...     FeatureConfig(
+        ...         table=table_one),
+        ...     FeatureConfig(
+        ...         table=table_two))
+        >>> embedding = TPUEmbedding(
+        ...     feature_config=feature_config,
+        ...     batch_size=2,
+        ...     optimizer=Adam(0.1))
+
+        The first feature is looked up in a table that has a learning rate of 0.2, the
+        second one in a table that has a learning rate of 0.1:
+
+        >>> from sparse_adam.embedding import current_learning_rates
+        >>> current_learning_rates(embedding.state)
+        {'table_0': 0.2, 'table_1': 0.1}
+
     Source: `tensorflow/python/tpu/tpu_embedding_v2_utils.py`, class Adam.
     """
 

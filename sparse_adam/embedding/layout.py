@@ -1,0 +1,138 @@
+"""The static half of an embedding: which features there are, and which tables.
+
+A `Layout` is made from a user's nested `feature_config` once. It is hashable, so it
+rides on the state as the static part of a pytree, and `jax.jit` keys on it.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+
+from sparse_adam.embedding.config import FeatureConfig, TableConfig, check_optimizer
+from sparse_adam.embedding.optimizer import Optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table whose name and optimizer are settled."""
+
+    name: str
+    config: TableConfig
+    optimizer: Optimizer
+
+    @property
+    def array_names(self) -> tuple[str, ...]:
+        """What TensorFlow calls the arrays of its state, in their order."""
+        return ("parameters", *self.optimizer.slot_names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature:
+    """A feature: its name for messages, its path for subsets, and its table."""
+
+    name: str
+    path: str
+    config: FeatureConfig
+    table: int  # its number
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layout:
+    """The features in the order of the flattened structure, and their tables.
+
+    Attributes:
+        structure: of the feature configuration, and so of ids and activations.
+        features: one for each of its leaves.
+        tables: in the order in which the features first name them.
+    """
+
+    structure: Any  # a PyTreeDef
+    features: tuple[Feature, ...]
+    tables: tuple[Table, ...]
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return isinstance(other, Layout) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        return self.structure, self.features, self.tables
+
+    @functools.cached_property
+    def _hash(self) -> int:  # jit asks for it at every call
+        return hash(self._key)
+
+    def __repr__(self) -> str:
+        features = [feature.name for feature in self.features]
+        tables = [table.name for table in self.tables]
+        return f"Layout({features=}, {tables=})"
+
+    def leaves(self, what: str, tree: Any) -> list[Any]:
+        """Returns what `tree` holds for each feature.
+
+        Raises:
+            ValueError: `tree` is not nested as the feature configuration is.
+        """
+        try:
+            return self.structure.flatten_up_to(tree)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{what} must be nested as feature_config is, which has the features "
+                f"{[feature.name for feature in self.features]}: {error}"
+            ) from error
+
+
+def make_layout(feature_config: Any, optimizer: Optimizer | None) -> Layout:
+    """Settles names, sharing and optimizers.
+
+    Features that hold the same `TableConfig` object share a table.
+
+    Args:
+        feature_config: a nested structure of `FeatureConfig`s.
+        optimizer: for the tables that have none of their own.
+
+    Raises:
+        ValueError: no features, something else among them, two tables of one name, or
+            a table without an optimizer.
+    """
+    if optimizer is not None:
+        check_optimizer(optimizer)
+    paths, structure = jax.tree_util.tree_flatten_with_path(feature_config)
+    if not paths:
+        raise ValueError(f"{feature_config=} must hold at least one FeatureConfig")
+    features: list[Feature] = []
+    tables: dict[int, Table] = {}  # by identity of the TableConfig
+    numbers: dict[int, int] = {}
+    for path, config in paths:
+        where = jax.tree_util.keystr(path, simple=True, separator="/")
+        if not isinstance(config, FeatureConfig):
+            raise ValueError(
+                f"feature_config has {config!r} at {where!r}; it must be a "
+                "FeatureConfig, or a nested structure of them"
+            )
+        table = config.table
+        if id(table) not in tables:
+            numbers[id(table)] = number = len(tables)
+            own = table.optimizer or optimizer
+            name = f"table_{number}" if table.name is None else table.name
+            if own is None:
+                raise ValueError(
+                    f"table {name!r} has no optimizer: pass one to its TableConfig, or "
+                    "a global one"
+                )
+            if any(name == other.name for other in tables.values()):
+                raise ValueError(
+                    f"two tables have the name={name!r}: names must be unique. To "
+                    "share a table, give features the same TableConfig object"
+                )
+            tables[id(table)] = Table(name, table, own)
+        name = config.name or where or "feature"
+        path_name = jax.tree_util.keystr(path)
+        features.append(Feature(name, path_name, config, numbers[id(table)]))
+    return Layout(structure, tuple(features), tuple(tables.values()))

@@ -1,0 +1,81 @@
+"""Lookup for serving: any part of the features, from a state that stays as it is."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sparse_adam.embedding.combine import combine
+from sparse_adam.embedding.functional import EmbeddingState
+from sparse_adam.embedding.host import is_input
+from sparse_adam.embedding.inputs import Ragged, occurrences
+
+
+def serving_embedding_lookup(
+    state: EmbeddingState, features: Any, weights: Any = None
+) -> Any:
+    """Looks up some of the features, as TensorFlow serves them on a CPU.
+
+    Differs from `lookup` in three things. `features` may leave features out. Rows are
+    read as they are stored, without simulated quantization. And for features with
+    `validate_weights_and_indices`, sparse ids of a weight <= 0 are dropped, unless the
+    combiner is "sum".
+
+    Args:
+        state: the state to read.
+        features: as in `lookup`, or a part of that structure.
+        weights: as in `lookup`, or a part of that structure.
+
+    Returns:
+        The activations, nested as `features`.
+
+    Raises:
+        TypeError: ids are not integers.
+        ValueError: a feature that is not in the configuration; shapes or weights as in
+            `lookup`.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from sparse_adam.embedding import Adam, FeatureConfig, TableConfig, init
+        >>> table = TableConfig(4, 2, initializer=jax.nn.initializers.ones)
+        >>> config = {"user": FeatureConfig(table), "item": FeatureConfig(table)}
+        >>> state = init(config, Adam(), jax.random.key(0))
+        >>> print(serving_embedding_lookup(state, {"item": jnp.array([3, -1])}))
+        {'item': Array([[1., 1.],
+               [0., 0.]], dtype=float32)}
+    """
+    layout = state.layout
+    feature_at = {feature.path: feature for feature in layout.features}
+    given, structure = _flatten_inputs("features", features, feature_at)
+    weight_at, _ = _flatten_inputs("weights", weights, dict(given))
+    activations = []
+    for path, ids in given.items():
+        feature = feature_at[path]
+        table = layout.tables[feature.table]
+        part = occurrences(feature, ids, weight_at.get(path))
+        if (
+            feature.config.validate_weights_and_indices
+            and part.weights is not None
+            and table.config.combiner != "sum"
+            and not isinstance(ids, Ragged)
+        ):
+            part = part._replace(ids=jnp.where(part.weights > 0, part.ids, -1))
+        stored = state.tables[table.name][0]
+        activations.append(combine(stored, part, table.config, quantize=False))
+    return jax.tree.unflatten(structure, activations)
+
+
+def _flatten_inputs(
+    what: str, tree: Any, allowed: Mapping[str, Any]
+) -> tuple[dict[str, Any], Any]:
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_input)
+    found = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+    for path in found:
+        if path not in allowed:
+            raise ValueError(
+                f"{what} have {path or 'one array'}, which is not among "
+                f"{sorted(allowed)}"
+            )
+    return found, structure

@@ -1,0 +1,381 @@
+"""`TPUEmbedding`: the object of TensorFlow's name, on top of the functional core.
+
+It holds a state, a queue of batches, and three compiled functions; it adds no numbers
+of its own.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from sparse_adam.embedding import functional
+from sparse_adam.embedding.config import TableConfig
+from sparse_adam.embedding.functional import EmbeddingState
+from sparse_adam.embedding.host import is_input, num_samples, ready_for_jit
+from sparse_adam.embedding.layout import Layout, make_layout
+from sparse_adam.embedding.optimizer import Optimizer
+from sparse_adam.embedding.serving import serving_embedding_lookup
+from sparse_adam.ops import validate
+
+_lookup = jax.jit(functional.lookup)
+_serve = jax.jit(serving_embedding_lookup)
+_update = jax.jit(
+    functional.update_tables, static_argnames="implementation", donate_argnums=0
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    features: Any
+    weights: Any
+    training: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _LookedUp:
+    batch: _Batch
+    shapes: list[tuple[int, ...]]  # of the activations
+
+
+@dataclasses.dataclass(frozen=True)
+class _Update:
+    batch: _Batch
+    gradients: Any
+    rates: dict[str, jax.Array]
+
+
+class TPUEmbedding:
+    """Embedding tables, looked up and trained through a queue of batches.
+
+    The calls of `tf.tpu.experimental.embedding.TPUEmbedding`, on whatever device JAX
+    computes on. A training step enqueues a batch, dequeues its activations and applies
+    the gradients by them. Inside `jax.jit` use the functional core instead: this object
+    changes in place.
+
+    Args:
+        feature_config: a `FeatureConfig`, or a nested structure of them. Features that
+            hold the same `TableConfig` object share a table.
+        optimizer: for the tables that have none of their own.
+        pipeline_execution_with_tensor_core: True lets the lookup of a training batch
+            run ahead of the update before it: activations are one step old. Anything
+            that reads the tables in between (`embedding_tables`, `retrieve`, `state`,
+            inference) first finishes the update that is under way.
+        batch_size: the number of samples that every feature has; None is not checked.
+        implementation: of the update, as in `sparse_adam_update`.
+
+    Raises:
+        ValueError: see `init`.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from sparse_adam.embedding import (
+        ...     Adam, FeatureConfig, TableConfig, TPUEmbedding)
+        >>> video = TableConfig(vocabulary_size=8, dim=4, optimizer=Adam(0.2))
+        >>> user = TableConfig(vocabulary_size=16, dim=2)
+        >>> embedding = TPUEmbedding(
+        ...     feature_config=(FeatureConfig(video), FeatureConfig(user)),
+        ...     optimizer=Adam(0.1))
+        >>> before = embedding.retrieve()
+        >>> embedding.enqueue((jnp.array([3, 0]), jnp.array([5, 5])))
+        >>> activations = embedding.dequeue()
+        >>> embedding.apply_gradients(jax.tree.map(jnp.ones_like, activations))
+        >>> for name, was in before.items():
+        ...     moved = was["parameters"] - embedding.embedding_tables[name]
+        ...     print(name, moved.max().round(4))
+        table_0 0.6325
+        table_1 0.3162
+
+    Source: `tensorflow/python/tpu/tpu_embedding_v2.py`.
+    """
+
+    def __init__(
+        self,
+        feature_config: Any,
+        optimizer: Optimizer | None = None,
+        pipeline_execution_with_tensor_core: bool = False,
+        *,
+        batch_size: int | None = None,
+        implementation: str | None = None,
+    ) -> None:
+        self._feature_config = feature_config
+        self._optimizer = optimizer
+        self._layout = make_layout(feature_config, optimizer)
+        self._pipelined = validate.flag(
+            "pipeline_execution_with_tensor_core", pipeline_execution_with_tensor_core
+        )
+        self._batch_size = batch_size
+        self._implementation = implementation
+        self._state: EmbeddingState | None = None
+        self._enqueued: collections.deque[_Batch] = collections.deque()
+        self._looked_up: _LookedUp | None = None  # its gradients are awaited
+        self._under_way: _Update | None = None  # only if pipelined
+
+    def __repr__(self) -> str:
+        built = "built" if self._state is not None else "not built"
+        return f"TPUEmbedding({self._layout!r}, {built})"
+
+    def build(
+        self,
+        per_replica_input_shapes: Any = None,
+        per_replica_batch_size: int | None = None,
+        *,
+        key: jax.Array | None = None,
+    ) -> None:
+        """Makes the tables and their slots. A built one stays as it is.
+
+        The first use of the object builds it, if this was not called.
+
+        Args:
+            per_replica_input_shapes: for TensorFlow's sake: shapes are read from ids.
+            per_replica_batch_size: as `batch_size`, if that was not given.
+            key: for the first weights; None is `jax.random.key(0)`.
+
+        Raises:
+            RuntimeError: there is a `key`, but the tables are built already.
+        """
+        del per_replica_input_shapes
+        if self._batch_size is None:
+            self._batch_size = per_replica_batch_size
+        if self._state is not None:
+            if key is not None:
+                raise RuntimeError(
+                    "build(key=...) came after the tables were built: call it before "
+                    "the first use, or make a new TPUEmbedding"
+                )
+            return
+        key = jax.random.key(0) if key is None else key
+        self._state = functional.init(self._feature_config, self._optimizer, key)
+
+    @property
+    def state(self) -> EmbeddingState:
+        """The state of the functional core: to checkpoint, or to go on without this.
+
+        The next `apply_gradients` donates its arrays: copy what is to be kept. Assign
+        to it what a checkpoint restored.
+        """
+        self._finish_update()
+        return self._built_state()
+
+    @state.setter
+    def state(self, state: EmbeddingState) -> None:
+        if state.layout != self._layout:
+            raise ValueError(
+                f"{state.layout=} must be that of this object, {self._layout}: make "
+                "both from one feature_config and optimizer"
+            )
+        self._finish_update()
+        self._state = state
+
+    @property
+    def embedding_tables(self) -> Mapping[str | TableConfig, jax.Array]:
+        """The weights `[V, D]`, by table name or by the `TableConfig` object.
+
+        The next `apply_gradients` donates these arrays: copy what is to be kept.
+        """
+        tables = {name: stored[0] for name, stored in self.state.tables.items()}
+        return _ByTable(self._layout, tables)
+
+    def enqueue(
+        self,
+        features: Any,
+        weights: Any = None,
+        training: bool = True,
+        name: str | None = None,
+        device: str | None = None,
+    ) -> None:
+        """Puts a batch at the end of the queue.
+
+        Args:
+            features: ids, as in `lookup`; NumPy arrays may be 64-bit.
+            weights: as in `lookup`.
+            training: False for a batch that gets no `apply_gradients`.
+            name: for TensorFlow's sake; without effect.
+            device: for TensorFlow's sake; without effect.
+
+        Raises:
+            ValueError: another structure than the configuration's, or another number
+                of samples than `batch_size`.
+        """
+        del name, device
+        leaves = [
+            ready_for_jit(leaf) for leaf in self._layout.leaves("features", features)
+        ]
+        if self._batch_size is not None:
+            for feature, ids in zip(self._layout.features, leaves, strict=True):
+                if num_samples(ids) != self._batch_size:
+                    raise ValueError(
+                        f"feature {feature.name!r} has {num_samples(ids)} samples; "
+                        f"they must be batch_size={self._batch_size}"
+                    )
+        if weights is not None:
+            self._layout.leaves("weights", weights)
+        features = jax.tree.unflatten(self._layout.structure, leaves)
+        self._enqueued.append(_Batch(features, weights, bool(training)))
+
+    def dequeue(self, name: str | None = None) -> Any:
+        """Looks up the batch at the front of the queue.
+
+        Returns:
+            Its activations, as `lookup` returns them.
+
+        Raises:
+            RuntimeError: the queue is empty, or the gradients of the training batch
+                before have not been applied.
+            ValueError: ids or weights that do not fit, as in `lookup`.
+        """
+        del name
+        if not self._enqueued:
+            raise RuntimeError("dequeue() found no batch: call enqueue(features) first")
+        batch = self._enqueued[0]
+        if batch.training and self._looked_up is not None:
+            raise RuntimeError(
+                "dequeue() of a training batch came before the gradients of the one "
+                "before it: call apply_gradients, or enqueue with training=False"
+            )
+        if not batch.training:
+            self._finish_update()
+        self._enqueued.popleft()
+        activations = _lookup(self._built_state(), batch.features, batch.weights)
+        if batch.training:
+            self._finish_update()  # of the batch before: only now, if pipelined
+            leaves = self._layout.leaves("activations", activations)
+            self._looked_up = _LookedUp(batch, [leaf.shape for leaf in leaves])
+        return activations
+
+    def apply_gradients(self, gradients: Any, name: str | None = None) -> None:
+        """Updates the rows of the training batch that was dequeued last.
+
+        Learning rates that are callables are called now, each once.
+
+        Args:
+            gradients: by the activations, in their structure. None counts as zeros,
+                with a warning.
+            name: for TensorFlow's sake; without effect.
+
+        Raises:
+            RuntimeError: no training batch was dequeued.
+            TypeError: a gradient that is no array of floats.
+            ValueError: another structure or shape than the activations'.
+        """
+        del name
+        if self._looked_up is None:
+            raise RuntimeError(
+                "apply_gradients() has no batch: each one takes the gradients of one "
+                "enqueue(..., training=True) and dequeue()"
+            )
+        batch, shapes = self._looked_up.batch, self._looked_up.shapes
+        functional.check_gradients(self._layout, gradients, shapes)
+        functional.warn_of_missing_gradients(self._layout, gradients, stacklevel=3)
+        rates = {
+            table: validate.learning_rate(rate)
+            for table, rate in functional.current_learning_rates(
+                self._built_state()
+            ).items()
+        }
+        self._looked_up = None
+        self._under_way = _Update(batch, gradients, rates)
+        if not self._pipelined:
+            self._finish_update()
+
+    def __call__(self, features: Any, weights: Any = None) -> Any:
+        """Looks up a batch of all features, past the queue and without an update.
+
+        Takes and returns what `lookup` does.
+        """
+        leaves = [
+            ready_for_jit(leaf) for leaf in self._layout.leaves("features", features)
+        ]
+        features = jax.tree.unflatten(self._layout.structure, leaves)
+        return _lookup(self.state, features, weights)
+
+    def serving_embedding_lookup(self, features: Any, weights: Any = None) -> Any:
+        """Looks up some of the features, as the function of this name does."""
+        features = jax.tree.map(ready_for_jit, features, is_leaf=is_input)
+        return _serve(self.state, features, weights)
+
+    def retrieve(self) -> dict[str, dict[str, np.ndarray]]:
+        """Copies all tables to the host.
+
+        Returns:
+            By table name, `parameters` and, for `Adam`, `momenta` and `velocities`:
+            `[V, D]` each.
+        """
+        state = self.state
+        return {
+            table.name: {
+                slot: np.array(array)
+                for slot, array in zip(
+                    table.array_names, state.tables[table.name], strict=True
+                )
+            }
+            for table in self._layout.tables
+        }
+
+    def load(self, tables: Mapping[str, Mapping[str, ArrayLike]]) -> None:
+        """Replaces arrays by those of `tables`, which is like what `retrieve` returns.
+
+        Tables and arrays that it leaves out stay as they are. The new arrays take the
+        dtype and the sharding of the old.
+
+        Raises:
+            ValueError: an unknown table or array name, or another shape.
+        """
+        new = dict(self.state.tables)
+        known = {table.name: table for table in self._layout.tables}
+        for name, arrays in tables.items():
+            if name not in known:
+                raise ValueError(f"load() got the table {name!r}, not in {list(known)}")
+            names = known[name].array_names
+            stored = dict(zip(names, new[name], strict=True))
+            for slot, array in arrays.items():
+                if slot not in stored or np.shape(array) != stored[slot].shape:
+                    expected = {key: value.shape for key, value in stored.items()}
+                    raise ValueError(
+                        f"load() got {slot!r} of shape {np.shape(array)} for table "
+                        f"{name!r}; it must be one of {expected}"
+                    )
+                old = stored[slot]
+                # A copy: the next update donates it.
+                stored[slot] = jax.device_put(
+                    jnp.array(array, dtype=old.dtype, copy=True), old.sharding
+                )
+            new[name] = type(new[name])(*stored.values())
+        self._state = dataclasses.replace(self._built_state(), tables=new)
+
+    def _built_state(self) -> EmbeddingState:
+        self.build()
+        assert self._state is not None
+        return self._state
+
+    def _finish_update(self) -> None:
+        if self._under_way is None:
+            return
+        update, self._under_way = self._under_way, None
+        self._state = _update(
+            self._built_state(),
+            update.batch.features,
+            update.gradients,
+            update.batch.weights,
+            learning_rates=update.rates,
+            implementation=self._implementation,
+        )
+
+
+class _ByTable(dict):
+    """Arrays by table name, which a `TableConfig` object finds too."""
+
+    def __init__(self, layout: Layout, arrays: Mapping[str, jax.Array]) -> None:
+        super().__init__(arrays)
+        self._names = {id(table.config): table.name for table in layout.tables}
+
+    def __missing__(self, key: Any) -> jax.Array:
+        if id(key) not in self._names:
+            raise KeyError(f"{key!r} is none of the tables {list(self)}")
+        return self[self._names[id(key)]]

@@ -1,0 +1,545 @@
+"""The functional core: TensorFlow's own test, many steps, what jit makes of it."""
+
+import dataclasses
+import warnings
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.sparse import BCOO
+
+from sparse_adam import AdamState
+from sparse_adam.embedding import (
+    Adam,
+    FeatureConfig,
+    Ragged,
+    Sparse,
+    TableConfig,
+    apply_gradients,
+    current_learning_rates,
+    init,
+    lookup,
+)
+from tests.embedding import hlo, model
+from tests.embedding.model import FORMS, Rows
+
+KEY = jax.random.key(0)
+
+
+def ramp(key, shape, dtype):
+    return jnp.arange(np.prod(shape), dtype=dtype).reshape(shape)
+
+
+def normal(key, shape, dtype):
+    return jax.random.normal(key, shape, dtype)
+
+
+def golden_a(initializer=ramp, **options):
+    """The tables, features and ids of TensorFlow's correctness test."""
+    video = TableConfig(8, 4, initializer, combiner="sum", name="video")
+    user = TableConfig(16, 2, initializer, combiner="mean", name="user")
+    config = {
+        "watched": FeatureConfig(video),
+        "favorited": FeatureConfig(video),
+        "friends": FeatureConfig(user),
+    }
+    rows = {
+        "watched": Rows([[0], [0, 1]]),
+        "favorited": Rows([[0, 1], [1]]),
+        "friends": Rows([[3], [0, 1, 2]]),
+    }
+    return config, rows, init(config, Adam(0.1, **options), KEY)
+
+
+def to_form(rows, form):
+    pairs = {name: FORMS[form](own) for name, own in rows.items()}
+    return ({n: p[0] for n, p in pairs.items()}, {n: p[1] for n, p in pairs.items()})
+
+
+def loss_of(activations):
+    """The sum over features of the mean over samples of the sum of squares."""
+    return sum((x**2).reshape(len(x), -1).sum(1).mean() for x in activations.values())
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("inside", [True, False])
+def test_golden_a(form, inside):
+    _, rows, state = golden_a(sum_inside_sqrt=inside)
+    features, _ = to_form(rows, form)
+
+    @jax.jit
+    def step(state, features):
+        activations = lookup(state, features)
+        loss, gradients = jax.value_and_grad(loss_of)(activations)
+        return activations, loss, apply_gradients(state, features, gradients)
+
+    activations, loss, new = step(state, features)
+    expected = {
+        "watched": [[0, 1, 2, 3], [4, 6, 8, 10]],
+        "favorited": [[4, 6, 8, 10], [4, 5, 6, 7]],
+        "friends": [[6, 7], [2, 3]],
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(activations[name], value, rtol=1e-6)
+    assert loss == pytest.approx(335)
+
+    table = {name: np.array(state.tables[name].table) for name in ("video", "user")}
+    m, v = ({n: np.zeros_like(x) for n, x in table.items()} for _ in range(2))
+    m["video"][:2] = [0.8, 1.3, 1.8, 2.3], [1.2, 1.7, 2.2, 2.7]
+    v["video"][:2] = [0.064, 0.169, 0.324, 0.529], [0.144, 0.289, 0.484, 0.729]
+    m["user"][:4] = [[1 / 15, 0.1]] * 3 + [[0.6, 0.7]]
+    v["user"][:4] = [[4.44444e-4, 1e-3]] * 3 + [[0.036, 0.049]]
+    if inside:
+        for name, count in (("video", 2), ("user", 4)):
+            table[name][:count] -= 0.316227766
+    else:
+        table["video"][:2] = (
+            [-0.316227641, 0.683772311, 1.683772290, 2.683772277],
+            [3.683772317, 4.683772293, 5.683772279, 6.683772271],
+        )
+        table["user"][:4] = (
+            [-0.316226266, 0.683773234],
+            [1.683773734, 2.683773234],
+            [3.683773734, 4.683773234],
+            [5.683772401, 6.683772377],
+        )
+    for name in table:
+        # The golden numbers have 1 - 0.999 in float64: 1.3e-5 apart from float32.
+        got = AdamState(*new.tables[name])
+        np.testing.assert_allclose(got.table, table[name], rtol=1e-6, atol=3e-6)
+        np.testing.assert_allclose(got.momenta, m[name], rtol=1e-6)
+        np.testing.assert_allclose(got.velocities, v[name], rtol=2e-5)
+        count = {"video": 2, "user": 4}[name]
+        for new_array, old in zip(got, state.tables[name], strict=True):
+            np.testing.assert_array_equal(new_array[count:], old[count:])
+
+
+# Rows of (ids, weights) of three steps: repeated ids, empty samples, padding, zero
+# weights and a weight that makes a sum 0; batches of one size, and lengths of many.
+def random_rows(rng, num_rows, batch, weighted, longest=4):
+    ids, weights = [], []
+    for _ in range(batch):
+        length = rng.integers(0, longest + 1)
+        ids.append(rng.integers(-1, num_rows, length).tolist())
+        weights.append(rng.choice([-1, 0, 0.5, 1, 2], length).tolist())
+    ids[0], weights[0] = [1, 2], [1.0, -1.0]
+    return Rows(ids, weights if weighted else None)
+
+
+# Of each feature its table, and its length if it is a sequence.
+MODEL_FEATURES = {
+    "watched": ("video", 0),
+    "favorited": ("video", 0),
+    "history": ("video", 3),
+    "friends": ("user", 0),
+    "place": ("place", 0),
+}
+MODEL_TABLES = {"video": (11, 4), "user": (7, 2), "place": (5, 3)}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("combiner", "lazy", "inside"),
+    [("sum", True, True), ("mean", True, False), ("sqrtn", False, True)],
+)
+def test_several_steps_against_the_model(form, combiner, lazy, inside):
+    tables = {
+        name: TableConfig(*shape, normal, combiner=combiner, name=name)
+        for name, shape in MODEL_TABLES.items()
+    }
+    config = {
+        name: FeatureConfig(tables[table], max_sequence_length=length)
+        for name, (table, length) in MODEL_FEATURES.items()
+    }
+    adam = Adam(0.05, lazy_adam=lazy, sum_inside_sqrt=inside)
+    state = init(config, adam, KEY)
+    expected = {
+        name: tuple(np.asarray(x, np.float64) for x in state.tables[name])
+        for name in tables
+    }
+
+    @jax.jit
+    def step(state, features, weights):
+        activations = lookup(state, features, weights)
+        gradients = jax.grad(loss_of)(activations)
+        return activations, apply_gradients(state, features, gradients, weights)
+
+    rng = np.random.default_rng(7)
+    for number in range(3):
+        rows = {
+            name: random_rows(rng, MODEL_TABLES[table][0], 5, not length)
+            for name, (table, length) in MODEL_FEATURES.items()
+        }
+        rows["place"] = Rows([[i] for i in rng.integers(0, 5, 5).tolist()])  # dense
+        features, weights = to_form(rows, form)
+        features["place"] = np.array(rows["place"].ids)[:, 0]
+        if form in ("ragged", "sparse", "bcoo"):  # a static size
+            features, weights = fixed_size(features), fixed_size(weights)
+        activations, state = step(state, features, weights)
+
+        of_table = {name: [] for name in tables}
+        for name, (table, length) in MODEL_FEATURES.items():
+            want = model.lookup(expected[table][0], rows[name], combiner, length)
+            np.testing.assert_allclose(activations[name], want, rtol=1e-4, atol=1e-5)
+            gradient = 2 * want / len(want)
+            of_table[table].append((rows[name], gradient, combiner, length))
+        for name, used in of_table.items():
+            touched = model.row_gradients(*MODEL_TABLES[name], used)
+            new = model.adam(expected[name], touched, 0.05, lazy, inside)
+            got = state.tables[name]
+            for got_array, want, rtol in zip(got, new, (2e-4, 1e-4, 1e-4), strict=True):
+                np.testing.assert_allclose(
+                    got_array, want, rtol=rtol, atol=1e-5, err_msg=f"{name} {number}"
+                )
+            for i in set(range(MODEL_TABLES[name][0])) - set(touched):
+                if lazy:  # bit for bit
+                    for array, old in zip(got, expected[name], strict=True):
+                        np.testing.assert_array_equal(array[i], old[i])
+            # The next step starts from the same bits.
+            expected[name] = tuple(np.asarray(x, np.float64) for x in got)
+    if form != "padded":
+        assert step._cache_size() == 1
+
+
+def fixed_size(features, size=40):
+    """Fills ragged and sparse values up to one size with what nobody owns."""
+
+    def fill(x):
+        if isinstance(x, Ragged):
+            missing = size - len(x.values)
+            return Ragged(np.pad(x.values, (0, missing)), x.row_splits)
+        if isinstance(x, Sparse):
+            missing = size - len(x.values)
+            indices = np.pad(x.indices, ((0, missing), (0, 0)), constant_values=99)
+            return Sparse(indices, np.pad(x.values, (0, missing)), (5, 4))
+        if isinstance(x, BCOO):
+            missing = size - len(x.data)
+            indices = jnp.pad(x.indices, ((0, missing), (0, 0)), constant_values=99)
+            return BCOO((jnp.pad(x.data, (0, missing)), indices), shape=(5, 4))
+        return x
+
+    return {name: fill(x) for name, x in features.items()}
+
+
+def test_a_table_has_one_update_a_step(monkeypatch):
+    _, rows, state = golden_a()
+    calls = []
+    update = Adam.update
+
+    def spy(self, state, ids, grads, **options):
+        calls.append((ids.shape, grads.shape, options["sample_ids"].shape))
+        return update(self, state, ids, grads, **options)
+
+    monkeypatch.setattr(Adam, "update", spy)
+    features, _ = to_form(rows, "padded")
+    apply_gradients(state, features, jax.grad(loss_of)(lookup(state, features)))
+    # 8 places of ids share 4 gradients of video; 6 share 2 of user.
+    assert sorted(calls) == [((6,), (2, 2), (6,)), ((8,), (4, 4), (8,))]
+
+
+def test_dense_ids_hand_their_gradients_over_as_they_are(monkeypatch):
+    seen = {}
+
+    def spy(self, state, ids, grads, *, learning_rate, **options):
+        seen.update(options, grads=grads)
+        return state
+
+    monkeypatch.setattr(Adam, "update", spy)
+    table = TableConfig(8, 4, name="t")
+    state = init(FeatureConfig(table), Adam(), KEY)
+    gradient = jnp.ones((3, 4))
+    apply_gradients(state, jnp.array([1, 2, 9]), gradient)
+    assert seen["sample_ids"] is None and seen["gains"] is None
+    assert seen["grads"].shape == (3, 4)
+
+
+def test_a_missing_gradient_counts_as_zero_with_a_warning():
+    _, rows, state = golden_a()
+    for name, stored in state.tables.items():
+        state.tables[name] = stored._replace(momenta=jnp.ones_like(stored.table))
+    features, _ = to_form(rows, "ragged")
+    gradients = jax.grad(loss_of)(lookup(state, features))
+    zeros = jax.tree.map(jnp.zeros_like, gradients)
+    for missing in ({"favorited"}, {"friends"}, set(gradients)):
+        given = {n: None if n in missing else g for n, g in gradients.items()}
+        filled = {n: zeros[n] if n in missing else g for n, g in gradients.items()}
+        with pytest.warns(UserWarning, match="no gradient for feature") as caught:
+            new = apply_gradients(state, features, given)
+        assert len(caught) == len(missing)
+        assert all(w.filename == __file__ for w in caught)
+        with warnings.catch_warnings():
+            want = apply_gradients(state, features, filled)
+        jax.tree.map(np.testing.assert_array_equal, new, want)
+    assert np.all(new.tables["user"].momenta[:4] != 1)
+    assert np.all(new.tables["user"].momenta[4:] == 1)
+
+
+def test_gradients_are_checked():
+    _, rows, state = golden_a()
+    features, _ = to_form(rows, "ragged")
+    good = lookup(state, features)
+    with pytest.raises(ValueError, match=r"'watched' has the shape \(2, 2\); it must"):
+        apply_gradients(state, features, good | {"watched": jnp.ones((2, 2))})
+    with pytest.raises(TypeError, match="'watched' is 'x'; it must be an array"):
+        apply_gradients(state, features, good | {"watched": "x"})
+    with pytest.raises(TypeError, match="must be an array of floats"):
+        apply_gradients(state, features, good | {"watched": jnp.ones((2, 4), int)})
+    with pytest.raises(ValueError, match="activation_gradients must be nested as feat"):
+        apply_gradients(state, features, {"watched": good["watched"]})
+    with pytest.raises(ValueError, match="features must be nested as feature_config"):
+        lookup(state, [1, 2, 3])
+    with pytest.raises(ValueError, match="weights must be nested as feature_config"):
+        lookup(state, features, {"other": None})
+
+
+def test_gradients_of_two_dtypes():
+    _, rows, state = golden_a()
+    features, _ = to_form(rows, "ragged")
+    gradients = jax.grad(loss_of)(lookup(state, features))
+    mixed = gradients | {"watched": gradients["watched"].astype(jnp.bfloat16)}
+    new = apply_gradients(state, features, mixed)
+    want = apply_gradients(state, features, gradients)
+    np.testing.assert_allclose(
+        new.tables["video"].momenta, want.tables["video"].momenta, rtol=1e-2
+    )
+
+
+def test_without_accumulation_occurrences_step_in_the_order_of_the_features():
+    table = TableConfig(4, 2, ramp, combiner="sum", name="t")
+    config = {"b": FeatureConfig(table), "a": FeatureConfig(table)}
+    adam = Adam(0.1, use_gradient_accumulation=False)
+    state = init(config, adam, KEY)
+    features = {"a": jnp.array([[1, 2]]), "b": jnp.array([1, 1])}
+    gradients = {"a": jnp.full((1, 2), 3.0), "b": jnp.array([[1.0, 1], [-5, 2]])}
+    new = apply_gradients(state, features, gradients)
+    by_id = jnp.array([[3.0, 3], [3, 3], [1, 1], [-5, 2]])
+    want = adam.update(
+        adam.init(ramp(KEY, (4, 2), "f")), jnp.array([1, 2, 1, 1]), by_id
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), new.tables["t"], want
+    )
+
+
+def test_init_may_be_compiled():
+    config = {"a": FeatureConfig(TableConfig(7, 3, name="t"))}
+    state = jax.jit(lambda key: init(config, Adam(), key))(KEY)
+    want = init(config, Adam(), KEY)
+    assert state.layout == want.layout
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-6), state, want)
+
+
+def test_nested_structures():
+    table = TableConfig(4, 2, ramp, combiner="sum", name="t")
+    config = {"a": (FeatureConfig(table), [FeatureConfig(table)]), "b": {}}
+    state = init(config, Adam(0.1), KEY)
+    features = {"a": (jnp.array([1]), [np.array([[0, 3]])]), "b": {}}
+    got = lookup(state, features, {"a": (None, [np.array([[2.0, 1.0]])]), "b": {}})
+    assert jax.tree.structure(got) == jax.tree.structure(features)
+    np.testing.assert_array_equal(got["a"][0], [[2, 3]])
+    np.testing.assert_array_equal(got["a"][1][0], [[6, 9]])
+    single = init(FeatureConfig(table), Adam(0.1), KEY)
+    np.testing.assert_array_equal(lookup(single, jnp.array([2])), [[4, 5]])
+
+
+def test_rates_by_table_and_callables():
+    rates = iter([0.1, 0.2, 0.4])
+    calls = []
+
+    def schedule():
+        calls.append(next(rates))
+        return calls[-1]
+
+    tables = [
+        TableConfig(4, 2, ramp, optimizer=Adam(schedule), name="a"),
+        TableConfig(4, 2, ramp, optimizer=Adam(schedule, beta_1=0.5), name="b"),
+        TableConfig(4, 2, ramp, optimizer=Adam(0.05), name="c"),
+    ]
+    state = init([FeatureConfig(t) for t in tables], None, KEY)
+    ids, ones = [jnp.array([1])] * 3, [jnp.ones((1, 2))] * 3
+    rates_now = current_learning_rates(state)
+    assert rates_now == {"a": 0.1, "b": 0.1, "c": 0.05}
+    assert calls == [0.1]  # the two tables share one callable
+
+    def moved(new):
+        return {
+            n: float(ramp(0, (4, 2), float)[1, 0] - s.table[1, 0])
+            for n, s in new.tables.items()
+        }
+
+    by_callable = moved(apply_gradients(state, ids, ones))
+    assert calls == [0.1, 0.2]
+    # Adam's first step from zero slots: rate * (1 - beta_1) / sqrt(1 - beta_2).
+    first = {"a": 0.2 * 3.16228, "b": 0.2 * 5 * 3.16228, "c": 0.05 * 3.16228}
+    assert by_callable == pytest.approx(first, rel=1e-4)
+
+    traces = []
+
+    @jax.jit
+    def step(*args, **options):
+        new = apply_gradients(*args, **options)
+        traces.append(new)
+        return new
+
+    with pytest.raises(
+        TypeError, match=r"tables \['a', 'b'\] are callables.*learning_r"
+    ):
+        step(state, ids, ones)
+    with pytest.raises(TypeError, match=r"tables \['b'\] are callables"):
+        step(state, ids, ones, learning_rates={"a": 0.1})
+    for rate in (0.1, 0.3, 0.5):
+        new = step(state, ids, ones, learning_rates={"a": rate, "b": rate})
+        assert moved(new)["a"] == pytest.approx(rate * 3.16228, rel=1e-4)
+    assert len(traces) == 1
+    assert calls == [0.1, 0.2]
+    with pytest.raises(ValueError, match=r"learning_rates has \['z'\], but the tables"):
+        apply_gradients(state, ids, ones, learning_rates={"z": 0.1})
+
+
+def test_state_is_a_plain_pytree():
+    _, _, state = golden_a()
+    assert len(jax.tree.leaves(state)) == 6
+    doubled = jax.tree.map(lambda x: x * 2, state)
+    np.testing.assert_array_equal(doubled.tables["user"].table[1], [4, 6])
+    paths = [
+        jax.tree_util.keystr(path)
+        for path, _ in jax.tree_util.tree_leaves_with_path(state)
+    ]
+    assert paths[0] == ".tables['user'].table"
+    _, _, again = golden_a()  # made anew, of equal configurations
+    assert jax.tree.structure(state) == jax.tree.structure(again)
+
+
+def big_model(num_rows=50_000, combiner="mean"):
+    table = TableConfig(num_rows, 8, combiner=combiner, name="big")
+    config = {"a": FeatureConfig(table), "b": FeatureConfig(table)}
+    state = init(config, Adam(0.1), KEY)
+    features = {
+        "a": jnp.arange(12).reshape(4, 3),
+        "b": Ragged.from_rows([[1], [], [2, 2], [70_000]]),
+    }
+    return state, features
+
+
+def train_step(state, features):
+    activations = lookup(state, features)
+    loss, gradients = jax.value_and_grad(loss_of)(activations)
+    return apply_gradients(state, features, gradients), loss
+
+
+def test_donated_tables_are_updated_in_place():
+    state, features = big_model()
+    compiled = jax.jit(train_step, donate_argnums=0).lower(state, features).compile()
+    assert hlo.dense_work(compiled.as_text(), 50_000) == set()
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes == 3 * 50_000 * 8 * 4
+    assert memory.temp_size_in_bytes < 100_000
+    kept = jax.jit(train_step).lower(state, features).compile()
+    assert "copy" in hlo.dense_work(kept.as_text(), 50_000)
+
+
+def test_scan_and_jit_agree():
+    state, features = big_model(100)
+    batches = jax.tree.map(lambda x: jnp.stack([x, (x * 3) % 50, x]), features)
+    batches["b"] = jax.tree.map(lambda x: jnp.stack([x] * 3), features["b"])
+    last, losses = jax.jit(lambda s, b: jax.lax.scan(train_step, s, b))(state, batches)
+    assert losses[2] < losses[0]
+    for i in range(3):
+        batch = jax.tree.map(lambda x, i=i: x[i], batches)
+        state, loss = train_step(state, batch)
+        assert loss == pytest.approx(float(losses[i]), rel=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), last, state
+    )
+
+
+def test_tables_may_be_sharded_by_rows():
+    state, features = big_model(100)
+    want, loss = jax.jit(train_step)(state, features)
+    mesh = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows"))
+    state = jax.tree.map(lambda x: jax.device_put(x, rows), state)
+    step = jax.jit(
+        train_step, out_shardings=(jax.tree.map(lambda _: rows, state), None)
+    )
+    got, sharded_loss = step(state, features)
+    assert got.tables["big"].table.sharding == rows
+    assert sharded_loss == pytest.approx(float(loss), rel=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want
+    )
+
+
+def test_the_gradient_by_the_table_is_the_one_that_is_applied():
+    _, rows, state = golden_a(normal)
+    features, _ = to_form(rows, "ragged")
+
+    def loss_of_state(state):
+        return loss_of(lookup(state, features))
+
+    dense = jax.grad(loss_of_state, allow_int=False)(state)
+    gradients = jax.grad(loss_of)(lookup(state, features))
+    new = apply_gradients(state, features, gradients)
+    for name in ("video", "user"):
+        np.testing.assert_allclose(
+            new.tables[name].momenta, 0.1 * dense.tables[name].table, rtol=1e-5
+        )
+
+
+def test_implementation_is_passed_on():
+    table = TableConfig(8, 128, combiner="sum", name="t")
+    state = init(FeatureConfig(table), Adam(0.1), KEY)
+    ids, gradient = jnp.array([[1, 3], [1, -1]]), jnp.ones((2, 128))
+    with pytest.raises(ValueError, match="implementation='no' must be None or one of"):
+        apply_gradients(state, ids, gradient, implementation="no")
+    got, want = (
+        apply_gradients(state, ids, gradient, implementation=name)
+        for name in ("tensorcore", "xla")
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want
+    )
+
+
+class Descent(NamedTuple):
+    """The state of `GradientDescent`: no slots."""
+
+    table: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientDescent:
+    """Another optimizer, to show the seam."""
+
+    learning_rate: float = 0.1
+    slot_names: ClassVar[tuple[str, ...]] = ()
+
+    def init(self, table):
+        return Descent(jnp.asarray(table))
+
+    def update(
+        self,
+        state,
+        ids,
+        grads,
+        *,
+        learning_rate=None,
+        sample_ids=None,
+        gains=None,
+        implementation=None,
+    ):
+        by_id = grads if sample_ids is None else grads[sample_ids]
+        by_id = by_id if gains is None else gains[:, None] * by_id
+        rows = jnp.where(ids < 0, len(state.table), ids)
+        return Descent(state.table.at[rows].add(-learning_rate * by_id, mode="drop"))
+
+
+def test_another_optimizer_fits_the_seam():
+    table = TableConfig(4, 2, ramp, optimizer=GradientDescent(0.5), name="t")
+    state = init(FeatureConfig(table), None, KEY)
+    ids = jnp.array([[1, 1], [3, -1]])
+    state = apply_gradients(state, ids, jnp.ones((2, 2)))
+    want = [[0, 1], [1.5, 2.5], [4, 5], [5.5, 6.5]]
+    np.testing.assert_array_equal(state.tables["t"].table, want)

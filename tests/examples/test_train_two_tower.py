@@ -1,0 +1,165 @@
+"""The example runs as a user runs it: as a script, in a process of its own."""
+
+import dataclasses
+import importlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from click.testing import CliRunner
+
+from tests.embedding import hlo
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "train_two_tower.py"
+STEPS = 400
+
+
+def start(out: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), "--quick", f"--out={out}", *options],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(out: Path, *options: str) -> str:
+    """Runs the example to its end and returns what it printed."""
+    process = start(out, *options)
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    return printed
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The output folder of a run from beginning to end, and what it printed."""
+    out = tmp_path_factory.mktemp("two_tower") / "unbroken"
+    return out, finish(out)
+
+
+def saved_steps(out: Path) -> list[int]:
+    """The checkpoints that are whole: one in the making has a longer name."""
+    names = (path.name for path in out.glob("checkpoints-*/*"))
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def last_checkpoint(out: Path) -> dict[str, Any]:
+    (checkpoints,) = out.glob("checkpoints-*")
+    with ocp.CheckpointManager(checkpoints.absolute()) as manager:
+        assert manager.latest_step() == STEPS
+        return manager.restore(STEPS, args=ocp.args.StandardRestore())
+
+
+def leaves(out: Path) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(last_checkpoint(out))]
+
+
+def test_learns_what_comes_next(unbroken: tuple[Path, str]) -> None:
+    out, printed = unbroken
+    assert "continuing" not in printed
+    run = last_checkpoint(out)
+    assert np.isfinite(run["losses"]).all()
+    assert run["losses"][-50:].mean() < 0.8 * run["losses"][:50].mean()
+    popular = float(re.search(r"popular items\D+(0\.\d+)", printed)[1])
+    assert run["recalls"][-1] > 0.4 > 3 * popular
+    assert run["recalls"][-1] > run["recalls"][0]
+
+
+def test_a_killed_run_ends_with_the_same_bits(
+    unbroken: tuple[Path, str], tmp_path: Path
+) -> None:
+    process = start(tmp_path)
+    deadline = time.monotonic() + 120
+    while not saved_steps(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert 0 < saved_steps(tmp_path)[-1] < STEPS
+
+    assert "continuing from the checkpoint" in finish(tmp_path)
+    for broken, whole in zip(leaves(tmp_path), leaves(unbroken[0]), strict=True):
+        assert broken.dtype == whole.dtype
+        assert broken.tobytes() == whole.tobytes()
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    names = ("train_two_tower", "interactions")
+    return tuple(importlib.import_module(name) for name in names)
+
+
+def test_reads_data(modules: Any, tmp_path: Path) -> None:
+    example, interactions = modules
+    path = tmp_path / "log.csv"
+    rows = ["zoe,tea,drinks", "abe,pan,kitchen", "zoe,pan,kitchen", "abe,tea,drinks"]
+    path.write_text("\n".join(["user,item,category", *rows]))
+    data = interactions.read_interactions(path)
+    assert [x.tolist() for x in (data.users, data.items, data.categories)] == [
+        [0, 0, 1, 1],
+        [0, 1, 1, 0],
+        [1, 0],
+    ]
+    path.write_text("user,item\nzoe,tea\nabe,tea\n")
+    assert interactions.read_interactions(path).num_categories == 1
+    out = ["--out", str(tmp_path / "out")]
+    lonely = CliRunner().invoke(example.main, ["--data", str(path), *out])
+    assert lonely.exit_code == 1
+    assert "no user has two events or more" in lonely.output
+    path.write_text("name\nzoe\n")
+    with pytest.raises(ValueError, match="must have a header with `user` and `item`"):
+        interactions.read_interactions(path)
+
+
+def test_a_step_does_nothing_of_the_size_of_a_table(modules: Any) -> None:
+    example, interactions = modules
+    settings = example.Settings(users=7001, items=5003, categories=1009, batch=64)
+    shop = (settings.users, settings.items, settings.categories)
+    data = interactions.make_interactions(*shop, seed=0)
+    drawn_from, _ = interactions.split(data, settings.history)
+    drawn_from = interactions.put_on_device(drawn_from, data)
+    model = example.new_model(settings, data)
+    arguments = (model, drawn_from, jnp.arange(2))
+    compiled = example.train_steps.lower(*arguments, settings=settings).compile()
+    text = compiled.as_text()
+    for num_rows in shop:
+        assert f"f32[{num_rows}," in text
+        assert hlo.dense_work(text, num_rows) == set()
+    memory = compiled.memory_analysis()
+    tables = sum(x.nbytes for x in jax.tree.leaves(model.embedding))
+    assert memory.alias_size_in_bytes >= tables
+    assert memory.temp_size_in_bytes < tables / 2
+
+
+def test_examples_to_train_on_and_to_test_on(modules: Any) -> None:
+    _, interactions = modules
+    data = interactions.Interactions(
+        users=np.int32([0, 0, 0, 1, 2, 2]),
+        items=np.int32([5, 6, 7, 8, 9, 5]),
+        categories=np.zeros(10, np.int32),
+        num_users=3,
+    )
+    train, test = interactions.split(data, 2)
+    assert [x.tolist() for x in dataclasses.astuple(train)] == [
+        [0, 0, 2],
+        [[-1, -1], [5, -1], [-1, -1]],
+        [5, 6, 9],
+    ]
+    assert [x.tolist() for x in dataclasses.astuple(test)] == [
+        [0, 2],
+        [[6, 5], [9, -1]],
+        [7, 5],
+    ]
