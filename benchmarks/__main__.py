@@ -6,6 +6,7 @@ import click
 
 # Name of the subcommand: where its click command stands, and its line of help.
 COMMANDS = {
+    "peers": ("benchmarks.peers:peers", "Wall clock on a CPU beside torch's."),
     "report": ("benchmarks.report:report", "Rewrite the README's tables."),
     "static": ("benchmarks.static.report:main", "Cost per row of compiled programs."),
     "update": ("benchmarks.update:update", "Wall clock of one update, side by side."),

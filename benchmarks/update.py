@@ -14,6 +14,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from sparse_adam import AdamState, bias_corrected_learning_rate, sparse_adam_update
+from sparse_adam.kernels import cpu
 from sparse_adam.reference import sparse_adam_update as reference_update
 
 RATE = 1e-3
@@ -76,7 +77,9 @@ def contenders_for(shape: Shape) -> list[Contender]:
 
     compiled = jax.default_backend() == "tpu"
     kernel = "tensorcore" if compiled else "tensorcore (interpreted)"
+    on_cpu = jax.default_backend() == "cpu" and cpu.LIBRARY.exists()
     everyone = [
+        *([Contender("sparse_adam, cpu", ours("cpu"))] if on_cpu else []),
         Contender("sparse_adam, xla", ours("xla")),
         Contender(f"sparse_adam, {kernel}", ours("tensorcore")),
         Contender("plain JAX, .at[].set", at_set_adam),

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -104,9 +105,9 @@ def sparse_adam_update(
             `gains[i] * grads[sample_ids[i]]`. One outside `[0, B)` adds zero.
         gains: like `ids`: factor of each occurrence's gradient; None is 1.
         plan: `plan_update(ids, V)` of these very ids, made earlier.
-        implementation: "tensorcore" (a Pallas kernel; off a TPU it runs interpreted,
-            slowly), "xla" (portable), or None: the best that compiles where this
-            runs. `explain` tells which and why.
+        implementation: "sparsecore" or "tensorcore" (Pallas kernels; off a TPU they
+            run interpreted, slowly), "cpu" (C++; on a CPU only), "xla" (portable), or
+            None: the best that compiles where this runs. `explain` tells which and why.
 
     Returns:
         `AdamState(table, momenta, velocities)`, shapes and dtypes as they came.
@@ -165,15 +166,16 @@ def sparse_adam_update(
     if problem.num_ids == 0 and problem.lazy:
         return state
     if plan is None:
-        plan = plan_update(ids, problem.num_rows)
+        ids, order = indices_or(ids, problem.num_rows, fill=problem.num_rows), None
+    else:
+        ids, order = plan.ids, plan.order
     if sample_ids is not None:
         sample_ids = indices_or(sample_ids, problem.num_grads, fill=-1)
     if gains is not None:
         gains = jnp.asarray(gains, jnp.float32).reshape(-1)
     grads = jnp.asarray(grads).reshape(problem.num_grads, problem.dim)
-    return _update(
-        state, plan, grads, sample_ids, gains, rate, problem=problem, chosen=chosen
-    )
+    batch = _Batch(ids, order, grads, sample_ids, gains)
+    return _update(state, batch, rate, problem=problem, chosen=chosen)
 
 
 def explain(*args: Any, **kwargs: Any) -> str:
@@ -189,8 +191,11 @@ def explain(*args: Any, **kwargs: Any) -> str:
         >>> grads = jax.ShapeDtypeStruct((4096, 128), jnp.float32)
         >>> print(explain(table, table, table, ids, grads)) # doctest: +ELLIPSIS
         tpu: xla, compiled
+        cpu: ..., compiled
         elsewhere: xla, compiled
+          sparsecore: table is bfloat16; indirect streams move words of 32 bits
           tensorcore: table is bfloat16; rows move one by one, ...
+          cpu: ...
           xla: can run this update anywhere
     """
     arguments = inspect.signature(sparse_adam_update).bind(*args, **kwargs)
@@ -251,31 +256,46 @@ def bias_corrected_learning_rate(
     return validate.learning_rate(learning_rate) * correction
 
 
+class _Batch(NamedTuple):
+    """Occurrences: as they came, or by `order`, which a plan has made."""
+
+    ids: Indices
+    order: Indices | None
+    grads: Grads
+    sample_ids: Indices | None
+    gains: Gains | None
+
+
 @functools.partial(jax.jit, static_argnames=("problem", "chosen"))
 def _update(
     state: AdamState,
-    plan: UpdatePlan,
-    grads: Grads,
-    sample_ids: Indices | None,
-    gains: Gains | None,
+    batch: _Batch,
     rate: Rate,
     *,
     problem: Problem,
     chosen: dispatch.Choices,
 ) -> AdamState:
-    sources = plan.order if sample_ids is None else sample_ids[plan.order]
-    if problem.weighted:
-        ones = jnp.ones(sources.shape, jnp.float32)
-        gains = ones if gains is None else gains[plan.order]
+    def run(implementation: dispatch.Implementation) -> Callable[..., AdamState]:
+        def update(state: AdamState, batch: _Batch, rate: Rate) -> AdamState:
+            ids, order, grads, sources, gains = batch
+            if problem.weighted and gains is None:
+                gains = jnp.ones(ids.shape, jnp.float32)
+            if order is None and not implementation.sorts:
+                plan = plan_update(ids, problem.num_rows)
+                ids, order = plan.ids, plan.order
+            if order is not None:
+                sources = order if sources is None else sources[order]
+                gains = None if gains is None else gains[order]
+            elif sources is None:
+                sources = lax.iota(jnp.int32, ids.size)
+            arrays = (*state, grads, ids, sources, gains, rate)
+            return AdamState(*implementation.update(*arrays, problem=problem))
 
-    def run(implementation: dispatch.Implementation) -> Any:
-        return lambda *arrays: implementation.update(*arrays, problem=problem)
+        return update
 
-    operands = (*state, grads, plan.ids, sources, gains, rate)
-    if chosen.on_tpu is chosen.elsewhere:
-        return AdamState(*run(chosen.on_tpu)(*operands))
-    return AdamState(
-        *lax.platform_dependent(
-            *operands, tpu=run(chosen.on_tpu), default=run(chosen.elsewhere)
-        )
+    on_tpu, on_cpu, elsewhere = chosen
+    if on_tpu is on_cpu is elsewhere:
+        return run(elsewhere)(state, batch, rate)
+    return lax.platform_dependent(
+        *(state, batch, rate), tpu=run(on_tpu), cpu=run(on_cpu), default=run(elsewhere)
     )

@@ -1,0 +1,54 @@
+// The loops over the lanes of a row: the one place where the formula stands in C++.
+//
+// They are compiled once for each instruction set and chosen when the library is first
+// used. Every operation is an IEEE float32 operation, none is contracted or reordered,
+// and no lane sees another: all instruction sets give the same bits.
+
+#ifndef SPARSE_ADAM_LOOPS_H_
+#define SPARSE_ADAM_LOOPS_H_
+
+#include <cstdint>
+
+namespace sparse_adam {
+
+using BFloat16 = uint16_t;  // the upper half of a float32
+
+// The numbers of an update. An open side of a clip is an infinity.
+struct Formula {
+  float learning_rate;
+  float beta_1;
+  float beta_2;
+  float epsilon;
+  float decay;  // lambda, times the rate if that was asked for; 0 is none
+  bool sum_inside_sqrt;
+  float gradient_min;
+  float gradient_max;
+  float weight_min;
+  float weight_max;
+};
+
+struct Loops {
+  const char* name;
+  // sum[i] += gain * x[i]
+  void (*add)(float* sum, const float* x, float gain, int64_t size);
+  void (*add_bfloat16)(float* sum, const BFloat16* x, float gain, int64_t size);
+  // One Adam step of `size` weights; the four arrays do not overlap.
+  void (*step)(float* w, float* m, float* v, const float* gradient, int64_t size,
+               const Formula& formula);
+  void (*widen)(float* to, const BFloat16* from, int64_t size);
+  // To the nearest, ties to even; a NaN stays a NaN.
+  void (*round)(BFloat16* to, const float* from, int64_t size);
+};
+
+// What the processor can run: the i-th, the best last; null beyond.
+const Loops* LoopsAt(int i);
+
+inline const Loops& BestLoops() {
+  const Loops* best = LoopsAt(0);
+  for (int i = 1; const Loops* better = LoopsAt(i); ++i) best = better;
+  return *best;
+}
+
+}  // namespace sparse_adam
+
+#endif  // SPARSE_ADAM_LOOPS_H_

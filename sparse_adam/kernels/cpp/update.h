@@ -1,0 +1,43 @@
+// The update of three tables, whatever calls it.
+
+#ifndef SPARSE_ADAM_UPDATE_H_
+#define SPARSE_ADAM_UPDATE_H_
+
+#include <cstdint>
+
+#include "loops.h"
+#include "parallel.h"
+
+namespace sparse_adam {
+
+// A row-major matrix of float32 or bfloat16.
+struct Matrix {
+  void* data;
+  bool is_bfloat16;
+};
+
+// One update. The caller has checked that the arrays are as large as this says; what
+// is in them (ids, sources) is checked here.
+struct Update {
+  Matrix table, momenta, velocities;  // [V, D], changed in place
+  Matrix grads;                       // [B, D]
+  const int32_t* ids;                 // [N]; one outside [0, V) is ignored
+  const int32_t* sources;             // [N]; one outside [0, B) adds zero
+  const float* gains;                 // [N], or null: 1
+  int64_t num_rows;                   // V, below 2**31
+  int64_t dim;                        // D
+  int64_t num_ids;                    // N, below 2**31
+  int64_t num_grads;                  // B
+  bool lazy;                          // false: step every row of the table
+  bool accumulate;                    // false: one step for each occurrence
+  Formula formula;
+};
+
+// Occurrence i of row ids[i] adds gains[i] * grads[sources[i]]. The result is the same,
+// bit for bit, whatever the pool and the loops. Throws std::bad_alloc and nothing else,
+// before it changes anything.
+void Run(const Update& update, Pool& pool, const Loops& loops = BestLoops());
+
+}  // namespace sparse_adam
+
+#endif  // SPARSE_ADAM_UPDATE_H_

@@ -1,0 +1,124 @@
+"""Adam on the rows of plain tables, on a CPU, as a custom call in C++: every mode.
+
+Why: XLA's CPU scatter makes the portable path some thirty times slower than the memory
+is. This kernel sorts the ids itself, on only the bits that V needs, then touches what
+the batch touched: each gradient row is read once, straight through the sort, and each
+updated row of the three tables is read once and written once, in place. Nothing is
+materialised in between (`bytes_moved`).
+
+Data flow (`cpp/update.cc`): the sorted occurrences are cut into blocks of 128, which
+the threads of XLA's own pool share. A block sums its runs of equal ids in the
+first-level cache and steps their rows at once, while the rows of the next occurrences
+are being fetched. A run that several blocks share is summed in parts, and stepped by
+the block where it begins: a hot row does not hold up one thread. Without accumulation
+the block where a run begins makes all its steps, one after the other.
+
+Order: the blocks depend on N, never on the threads. Within a block a run is added up in
+the order of the batch, then block by block. Same call, same bits, on any number of
+threads and, as no operation is contracted or reordered, with any instruction set.
+
+Numerics: float32 between one read and one rounding per row and call; IEEE root and
+division. A lane sees no other, so a NaN stays where it is.
+
+The formula stands here a third time, in `cpp/loops.inc`: `adam_tile` is traced by JAX
+and cannot be called from C++, and the NumPy loop is no program at all. The contract's
+tests (`tests/ops/test_sparse_adam.py`) hold all three together, mode by mode.
+
+Needs: what `unsupported` says, which is only that the library was built. It checks
+every id and source itself and skips the wild ones; the ids need not be sorted, and are
+not sorted again when they are. It is loaded when first asked for, and knows no Python.
+"""
+
+import ctypes
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparse_adam._types import Gains, Grads, Indices, Rate, Table
+from sparse_adam.kernels.problem import Problem
+
+LIBRARY = Path(__file__).parent / "cpp" / "sparse_adam_cpu.so"
+_TARGET = "sparse_adam_cpu"
+
+
+def unsupported(problem: Problem) -> str | None:
+    """Says why this kernel cannot do `problem`, or None when it can."""
+    del problem
+    return _load()
+
+
+def bytes_moved(num_ids: int, num_unique: int, dim: int) -> int:
+    """Least bytes of a float32 update: gradients once, three rows in and out, ids."""
+    return 4 * (num_ids * dim + 6 * num_unique * dim + num_ids)
+
+
+def cpu_update(
+    table: Table,
+    momenta: Table,
+    velocities: Table,
+    grads: Grads,
+    ids: Indices,
+    sources: Indices,
+    gains: Gains | None,
+    learning_rate: Rate,
+    problem: Problem,
+) -> tuple[Table, ...]:
+    """Updates the rows `ids` (V for none), in any order, of the three tables in place.
+
+    Occurrence i adds `gains[i] * grads[sources[i]]`; a source of -1 adds zero.
+    """
+    if grads.dtype not in (jnp.float32, jnp.bfloat16):
+        grads = grads.astype(jnp.float32)
+    if gains is None:
+        gains = jnp.zeros((0,), jnp.float32)
+    state = (table, momenta, velocities)
+    call = jax.ffi.ffi_call(_TARGET, state, input_output_aliases={0: 0, 1: 1, 2: 2})
+    return tuple(
+        call(
+            *(*state, grads, ids, sources, gains, learning_rate),
+            **attributes(problem),
+        )
+    )
+
+
+def attributes(problem: Problem) -> dict[str, np.float32 | bool]:
+    """All that the library is told when the call is compiled."""
+    hyper = problem.hyper
+
+    def bound(value: float | None, otherwise: float) -> np.float32:
+        return np.float32(otherwise if value is None else value)
+
+    return {
+        "lazy": problem.lazy,
+        "accumulate": problem.accumulate,
+        "beta_1": np.float32(hyper.beta_1),
+        "beta_2": np.float32(hyper.beta_2),
+        "epsilon": np.float32(hyper.epsilon),
+        "decay": np.float32(hyper.weight_decay_factor),
+        "decay_by_rate": hyper.multiply_weight_decay_factor_by_learning_rate,
+        "sum_inside_sqrt": hyper.sum_inside_sqrt,
+        "gradient_min": bound(hyper.clip_gradient_min, -np.inf),
+        "gradient_max": bound(hyper.clip_gradient_max, np.inf),
+        "weight_min": bound(hyper.clip_weight_min, -np.inf),
+        "weight_max": bound(hyper.clip_weight_max, np.inf),
+    }
+
+
+@functools.cache
+def _load() -> str | None:
+    """Loads the library and shows its handler to XLA; returns why that failed."""
+    if not LIBRARY.exists():
+        return (
+            "its C++ library was not built when this package was installed: that needs "
+            "a C++17 compiler"
+        )
+    try:
+        handler = ctypes.CDLL(str(LIBRARY)).sparse_adam_cpu
+        capsule = jax.ffi.pycapsule(handler)
+        jax.ffi.register_ffi_target(_TARGET, capsule, platform="cpu")
+    except Exception as error:  # of the linker, or of another version of XLA
+        return f"its C++ library does not load: {error}"
+    return None

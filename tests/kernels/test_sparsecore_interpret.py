@@ -1,0 +1,230 @@
+"""The SparseCore kernel on a CPU, through the shim.
+
+Small shapes run in the interpreter that models a TPU: a DMA happens when it is waited
+for, fresh memory is NaN, and races fail the test. The plain interpreter, which sees
+none of that, runs the large ones: balance, and runs that span subcores.
+"""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparse_adam import plan_update, reference
+from sparse_adam.kernels.problem import Problem
+from sparse_adam.kernels.sparsecore import sparsecore_update, unsupported
+from sparse_adam.kernels.sparsecore_config import Config
+from sparse_adam.kernels.sparsecore_work import share_out, split_runs
+from sparse_adam.ops.plan import indices_or
+from tests import cases, helpers
+from tests.cases import Arrays, Case
+
+RATE = 0.01
+CHUNK = 8
+ONE = Config(cores=1, subcores=1, lanes=128, chunk=CHUNK, streams=1)
+TWO = Config(cores=1, subcores=2, lanes=128, chunk=CHUNK, streams=1)
+FIVE = Config(cores=1, subcores=5, lanes=128, chunk=16, streams=1)
+
+
+@functools.cache
+def kernel(problem, config):
+    return jax.jit(functools.partial(sparsecore_update, problem=problem, config=config))
+
+
+def run_kernel(run, arrays, case, config):
+    """The kernel's result for a case, and the reference's."""
+    state, ids, grads, weights = arrays
+    problem = helpers.problem(case, arrays)
+    plan = plan_update(ids, problem.num_rows)
+    sources, gains = plan.order, None
+    if weights:
+        samples = indices_or(weights["sample_ids"], problem.num_grads, fill=-1)
+        sources, gains = samples[plan.order], weights["gains"][plan.order]
+    operands = (*state, grads, plan.ids, sources, gains, jnp.float32(RATE))
+    new = run(kernel(problem, config), *operands)
+    expected = reference.sparse_adam_update(
+        *(*state, ids, grads), learning_rate=RATE, **weights, **case.options
+    )
+    return new, expected
+
+
+def check(run, case, ids=None, config=TWO):
+    arrays = cases.arrays(case)
+    if ids is not None:
+        arrays = arrays._replace(ids=np.asarray(ids, np.int32))
+    new, expected = run_kernel(run, arrays, case, config)
+    helpers.assert_close_states(new, arrays.state, expected, learning_rate=RATE)
+    touched = np.isin(np.arange(case.num_rows), arrays.ids)
+    for x, old in zip(new, arrays.state, strict=True):
+        helpers.assert_bitwise_equal(np.asarray(x)[~touched], old[~touched])
+
+
+def plainly(f, *args):
+    return f(*args)
+
+
+# In the interpreter that models a TPU.
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_more_chunks_than_slots(run_in_tpu_interpreter, streams):
+    config = Config(cores=1, subcores=1, lanes=128, chunk=16, streams=streams)
+    check(run_in_tpu_interpreter, Case("", 90, 128, 85, "distinct"), config=config)
+
+
+def test_vectors_of_a_subcore(run_in_tpu_interpreter):
+    config = Config(cores=2, subcores=1, lanes=16, chunk=16)
+    check(run_in_tpu_interpreter, Case("", 40, 128, 20, "zipf"), config=config)
+
+
+@pytest.mark.parametrize("distribution", ["equal", "padded"])
+def test_distributions(run_in_tpu_interpreter, distribution):
+    check(run_in_tpu_interpreter, Case("", 40, 128, 37, distribution))
+
+
+def test_a_run_across_chunks_and_subcores(run_in_tpu_interpreter):
+    ids = [0, 1, 2, *[3] * 11, 4, *[5] * 9, 6, 7, 8]
+    check(run_in_tpu_interpreter, Case("", 40, 128, len(ids)), ids[::-1])
+
+
+def test_wide_rows_weighted(run_in_tpu_interpreter):
+    case = Case("", 16, 256, 20, "zipf", weighted=True)
+    assert cases.arrays(case).weights["sample_ids"].min() < 0
+    check(run_in_tpu_interpreter, case)
+
+
+# In the plain interpreter.
+
+
+@pytest.mark.parametrize("distribution", cases.DISTRIBUTIONS)
+def test_many_chunks(distribution):
+    check(plainly, Case("", 700, 128, 1500, distribution), config=FIVE)
+
+
+# FIVE takes 1,600 sorted ids in 100 chunks: 20 chunks, 320 ids, a subcore.
+SHARE = 320
+
+
+HOT = {
+    "one id everywhere": [5 * SHARE],
+    "two, split inside a chunk": [2 * SHARE + 7, 3 * SHARE - 7],
+    "runs that end where a share does": [SHARE] * 5,
+    "beside it": [SHARE - 1, 1, 1, SHARE - 2, 1, SHARE, 2 * SHARE],
+    "across it by one": [SHARE + 1, 2 * SHARE - 2, 2, 2 * SHARE - 1],
+    "over whole shares": [10, 3 * SHARE, *[1] * (2 * SHARE - 10)],
+    "runs that end where chunks do": [16] * 100,
+}
+
+
+@pytest.mark.parametrize("runs", HOT.values(), ids=HOT.keys())
+def test_hot_ids(runs):
+    assert sum(runs) == 5 * SHARE
+    ids = np.repeat(3 * np.arange(len(runs)), runs)
+    np.random.default_rng(0).shuffle(ids)
+    check(plainly, Case("", 3 * len(runs), 128, ids.size), ids, FIVE)
+
+
+def test_three_blocks_of_lanes():
+    options = {"sum_inside_sqrt": False, "weight_decay_factor": 0.25, "clipvalue": 1.0}
+    case = Case("", 40, 384, 300, "zipf", weighted=True, options=options)
+    check(plainly, case, config=FIVE)
+
+
+def test_no_valid_id():
+    check(plainly, Case("", 40, 128, 50), np.full(50, -1), FIVE)
+
+
+def test_the_same_call_gives_the_same_bits():
+    arrays = cases.arrays(Case("", 20, 128, 1600, "zipf"))
+    grads = np.random.default_rng(0).standard_normal(arrays.grads.shape, np.float32)
+    case = Case("", 20, 128, 1600)
+    first, second = (
+        run_kernel(plainly, arrays._replace(grads=grads), case, FIVE)[0]
+        for _ in range(2)
+    )
+    helpers.assert_states_bitwise_equal(first, second)
+
+
+def test_nan_stays_in_a_run_that_spans_subcores():
+    case = Case("", 12, 128, 5 * SHARE)
+    state, _, grads, _ = cases.arrays(case)
+    ids = np.repeat(np.int32([1, 5, 6, 9]), [300, 700, 400, 200])
+    clean, _ = run_kernel(plainly, Arrays(state, ids, grads, {}), case, FIVE)
+    grads = grads.copy()
+    grads[650] = np.nan
+    dirty, _ = run_kernel(plainly, Arrays(state, ids, grads, {}), case, FIVE)
+    for x, old in zip(dirty, clean, strict=True):
+        assert np.isnan(x[5]).all()
+        others = np.arange(case.num_rows) != 5
+        helpers.assert_bitwise_equal(np.asarray(x)[others], np.asarray(old)[others])
+
+
+# How the work is shared out.
+
+
+def zipf(size):
+    return cases.ids(np.random.default_rng(size), "zipf", 50, size)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [zipf(1), zipf(63), zipf(64), zipf(1000), np.zeros(777), np.full(9, 50)],
+    ids=lambda ids: str(ids.size),
+)
+@pytest.mark.parametrize("workers", [1, 3, 8])
+def test_every_subcore_gets_its_share(ids, workers):
+    ids = np.sort(ids).astype(np.int32)
+    work = share_out(jnp.asarray(ids), jnp.arange(ids.size), None, 50, CHUNK, workers)
+    share, active = np.asarray(work.shares)[:2]
+    valid = int((ids < 50).sum())
+    assert active == -(-valid // CHUNK)
+    assert share == -(-active // workers)
+
+    # What is split is what stands on both sides of an edge.
+    edges = np.minimum(np.arange(workers + 1) * share, active) * CHUNK
+    expected = []
+    for begin, end in itertools.pairwise(edges):
+        mine = ids[begin:end]
+        head = tail = 50
+        if mine.size and begin and ids[begin - 1] == mine[0]:
+            head = mine[0]
+        if mine.size and end < valid and ids[end] == mine[-1] != head:
+            tail = mine[-1]
+        expected += [head, tail]
+    found = split_runs(work, 50, CHUNK, workers)
+    np.testing.assert_array_equal(found, expected)
+
+
+# What it cannot do.
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((40, 64), "D=64 is not a multiple of 128"),
+        ((40, 1152), "D=1152 is not a multiple of 128 up to 1024"),
+        ((41, 256), "V=41 is not a multiple of 8"),
+        ((2**25 + 8, 128), "16 GiB"),
+    ],
+)
+def test_unsupported_sizes(shape, words):
+    def problem(num_rows, dim):
+        float32 = np.dtype(np.float32)
+        case = helpers.problem(Case("", 8, 128, 8), cases.arrays(Case("", 8, 128, 8)))
+        return Problem(
+            num_rows, dim, 8, 8, *[float32] * 4, False, True, True, case.hyper
+        )
+
+    assert words in unsupported(problem(*shape))
+    assert unsupported(problem(41, 128)) is None
+    assert unsupported(problem(2**25, 128)) is None
+
+
+def test_chunks_hold_whole_vectors():
+    with pytest.raises(ValueError, match="chunk=24 must be a positive multiple"):
+        Config(cores=1, subcores=1, lanes=16, chunk=24)
+    with pytest.raises(ValueError, match="chunk=12"):
+        Config(cores=1, subcores=1, lanes=8, chunk=12)
