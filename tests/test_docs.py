@@ -22,3 +22,10 @@ def test_readme_code_runs():
     state = tuple(jnp.copy(x) for x in (before, before * 0, before * 0))
     loss, state = names["train_step"](state, jnp.array([1, 2]), jnp.zeros(2), 1e-2)
     assert names["train_step"](state, jnp.array([1, 2]), jnp.zeros(2), 1e-2)[0] < loss
+
+    batch = {"history": jnp.array([[1, 2, -1]]), "candidate": jnp.array([7])}
+    step, labels = names["embedding_step"], jnp.ones((1,))
+    embeddings, first = step(names["state"], batch, labels)
+    for _ in range(5):
+        embeddings, loss = step(embeddings, batch, labels)
+    assert loss < first
