@@ -22,7 +22,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 
 types: $(VENV)/.test
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright --project . --pythonpath $(BIN)/python
 
 check: $(VENV)/.test
 	$(BIN)/pytest -n 2 --dist worksteal
