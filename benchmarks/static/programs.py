@@ -132,6 +132,17 @@ def _adam_tiles(loop: Loop, work: Work) -> float | None:
     return elements / work.dim or None
 
 
+def _one_row_updated(loop: Loop, work: Work) -> float | None:
+    """A vector subcore's loop over rows: the one with roots and no streams."""
+    return 1.0 if loop.innermost and loop.counts.eup and not loop.counts.dma else None
+
+
+def _one_gradient_added(loop: Loop, work: Work) -> float | None:
+    """Its loop over occurrences: loads and stores, no root and no stream."""
+    adds = loop.counts.vld and loop.counts.vst and not loop.counts.eup
+    return 1.0 if loop.innermost and adds and not loop.counts.dma else None
+
+
 PROGRAMS = {
     program.name: program
     for program in (
@@ -139,6 +150,12 @@ PROGRAMS = {
             "xla_scatter_set",
             _xla_scatter_set,
             phases={"gather": _gathered_rows, "apply": _applied_updates},
+        ),
+        Program(
+            "sparsecore",
+            partial(_sparse_adam, "sparsecore"),
+            kernels="^sparse_adam_sparsecore",
+            phases={"update": _one_row_updated, "run sums": _one_gradient_added},
         ),
         Program(
             "tensorcore",

@@ -72,6 +72,7 @@ from sparse_adam.kernels.sparsecore_work import Work, share_out, split_runs
 
 _State = tuple[Table, Table, Table]
 _NAME = "sparse_adam_sparsecore"
+_NAME_OF_SECOND_CALL = "sparse_adam_split_runs"
 
 
 def unsupported(problem: Problem) -> str | None:
@@ -177,14 +178,15 @@ def _update(
 
     work = share_out(ids, sources, gains, num_rows, chunk, workers)
     lines = tuple(_to_lines(x) for x in state)
-    lines, sums = call(work, grads=_to_lines(grads), state=lines)
+    lines, sums = call(work, name=_NAME, grads=_to_lines(grads), state=lines)
 
     # The runs that were split: those that exist to the front, still in ascending order.
     split_ids = split_runs(work, num_rows, chunk, workers)
     places = lax.iota(jnp.int32, split_ids.size)
     split_ids, places = lax.sort((split_ids, places), num_keys=2, is_stable=False)
     work = share_out(split_ids, places, None, num_rows, chunk, workers=1)
-    lines, _ = call(work, grads=sums.reshape(-1, LANES), state=lines)
+    sums = sums.reshape(-1, LANES)
+    lines, _ = call(work, name=_NAME_OF_SECOND_CALL, grads=sums, state=lines)
     w, m, v = (_from_lines(x, problem.dim) for x in lines)
     return w, m, v
 
@@ -208,6 +210,7 @@ def _from_lines(lines: jax.Array, dim: int) -> jax.Array:
 def _compile(
     work: Work,
     *,
+    name: str,
     rate: jax.Array,
     grads: jax.Array,
     state: tuple[jax.Array, ...],
@@ -231,7 +234,7 @@ def _compile(
 
     call: Callable[..., Any] = pl.kernel(
         subcore,
-        name=_NAME,
+        name=name,
         mesh=plsc.VectorSubcoreMesh(
             core_axis_name="core",
             subcore_axis_name="subcore",
@@ -250,13 +253,14 @@ def _compile(
     # Not `jax.new_ref`: references that are open outside of the call do not pass
     # through `custom_vmap`.
     return pl.run_state(lambda refs: call(work, rate, grads, *refs))(
-        (state, jnp.zeros((num_sums,), jnp.float32))
+        (state, _no_sums(state, num_sums))
     )
 
 
 def _interpret(
     work: Work,
     *,
+    name: str,
     rate: jax.Array,
     grads: jax.Array,
     state: tuple[jax.Array, ...],
@@ -278,17 +282,19 @@ def _interpret(
     hbm = pl.BlockSpec(memory_space=pl.ANY)
     state, sums = pl.pallas_call(
         subcore,
-        name=_NAME,
+        name=name,
         grid=(config.workers,),
         in_specs=jax.tree.map(lambda _: hbm, operands),
         out_specs=((hbm,) * 3, hbm),
-        out_shape=(
-            tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in state),
-            jax.ShapeDtypeStruct((num_sums,), jnp.float32),
-        ),
+        # Not plain shapes: inside `shard_map` an output varies as the state does.
+        out_shape=jax.eval_shape(lambda *x: (x, _no_sums(x, num_sums)), *state),
         input_output_aliases={count - 3 + i: i for i in range(3)},
         cost_estimate=cost,
         scratch_shapes=(scratch,),
         interpret=True,
     )(*operands)
     return state, sums
+
+
+def _no_sums(state: tuple[jax.Array, ...], size: int) -> jax.Array:
+    return jnp.zeros_like(state[0], shape=(size,))

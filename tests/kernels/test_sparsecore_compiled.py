@@ -24,12 +24,13 @@ from sparse_adam.ops.plan import UpdatePlan
 
 CHIPS = ("v5p", "v6e", "7x")
 V = 1_000_000
+# As large as fits: three tables of 16 V rows are 24 GB, and v6e has 31 GiB.
 SHAPES = [
     (16 * V, 128, 1),
     (V, 128, 1000),
     (V, 128, 65_536),
     (16 * V, 128, 1_000_000),
-    (16 * V, 256, 65_536),
+    (8 * V, 256, 65_536),
     (V, 384, 1000),
     (V, 1024, 1_000_000),
 ]
@@ -194,7 +195,7 @@ def _contains(outer, loop):
     return outer.index == loop.parent
 
 
-@pytest.mark.parametrize(("chip", "dim"), zip(CHIPS, (128, 1024, 256), strict=True))
+@pytest.mark.parametrize(("chip", "dim"), [("v5p", 128), ("v6e", 1024), ("7x", 256)])
 def test_all_options(chip, dim):
     (report,) = reports("all_options", chip, (V, dim, 1000))
     assert_in_place(report)
@@ -260,7 +261,6 @@ def test_a_table_in_shards(four_chips):
         update,
         in_specs=(spec, PartitionSpec(), PartitionSpec()),
         out_specs=AdamState(spec, spec, spec),
-        check_vma=False,
     )
 
     def placed(shape, dtype, spec):

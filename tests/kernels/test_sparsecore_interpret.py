@@ -116,6 +116,7 @@ HOT = {
     "across it by one": [SHARE + 1, 2 * SHARE - 2, 2, 2 * SHARE - 1],
     "over whole shares": [10, 3 * SHARE, *[1] * (2 * SHARE - 10)],
     "runs that end where chunks do": [16] * 100,
+    "into a chunk of distinct ids": [*[1] * 15, 2, *[1] * (5 * SHARE - 17)],
 }
 
 
