@@ -19,6 +19,7 @@ STATIC = ROOT / "benchmarks" / "results" / "static.json"
 README = ROOT / "README.md"
 _ROWS = ("fetch rows", "write back")
 _DISTINCT = (*_ROWS, "gradients", "update")
+_SPARSECORE = ("v5p", "v6e", "7x")
 
 Reports = dict[tuple[str, str], dict[str, Any]]  # by program and chip
 
@@ -43,9 +44,16 @@ def static_table(results: list[dict[str, Any]]) -> str:
     """Bundles and bytes of one row by chip, ours above XLA's."""
     reports: Reports = {(r["program"], r["chip"]): r for r in results}
     rows = {
-        "**bundles a row**: fetch and write back w, m, v": _bundles(reports, _ROWS),
+        "**bundles a row**, TensorCore: three rows in and out": _bundles(
+            reports, _ROWS
+        ),
         "gradients and update too": _bundles(reports, _DISTINCT),
         "and sums, where ids repeat": _bundles(reports, (*_DISTINCT, "math", "chunk")),
+        "SparseCore: update, on one of its subcores": _subcore(reports, "update"),
+        "SparseCore: sums, where ids repeat": _subcore(reports, "run sums"),
+        "SparseCore: update, over all subcores": _subcore(
+            reports, "update", shared=True
+        ),
         "XLA: gathers and scatters": [
             f"{reports['xla_scatter_set', chip]['cycles_per_row']:.1f}"
             for chip in CHIPS
@@ -65,6 +73,18 @@ def static_table(results: list[dict[str, Any]]) -> str:
 def _bundles(reports: Reports, phases: tuple[str, ...]) -> list[str]:
     ours = [reports["tensorcore", chip]["phases"] for chip in CHIPS]
     return [f"{sum(chip[phase] for phase in phases):.1f}" for chip in ours]
+
+
+def _subcore(reports: Reports, phase: str, shared: bool = False) -> list[str]:
+    """Of one row on the subcore that has it, or `shared` among all of the device."""
+    cells = []
+    for name, chip in CHIPS.items():
+        if name in _SPARSECORE:
+            bundles = reports["sparsecore", name]["phases"][phase]
+            cells.append(f"{bundles / (chip.subcores if shared else 1):.1f}")
+        else:
+            cells.append("")
+    return cells
 
 
 def _our_bytes(reports: Reports, chip: str) -> float:
