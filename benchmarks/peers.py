@@ -31,6 +31,7 @@ from sparse_adam.reference import sparse_adam_update as reference_update
 RESULTS = Path(__file__).parent / "results" / "peers.json"
 BATCHES = 4  # different ones, in turn
 COPIED = 2**29  # bytes of the copy
+REST = 0.02  # seconds in which the threads of the one before cease to spin
 EPSILON = 1e-8  # torch's
 OURS = "sparse_adam, cpu"
 XLA = "sparse_adam, xla"
@@ -69,7 +70,7 @@ SUITE = (
 def peers(rounds: int, only: str, save: bool) -> None:
     """Time one update on a CPU beside torch's."""
     check_torch()
-    console, lines = Console(), []
+    console, lines = Console(width=100), []
     before = os.getloadavg()[0]
     for shape in tqdm([s for s in SUITE if only in str(s)], desc="shapes"):
         lines.append(measure(shape, rounds))
@@ -93,6 +94,7 @@ def measure(shape: Shape, rounds: int) -> dict[str, Any]:
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(rounds + 2):
         for name, step in steps.items():
+            time.sleep(REST)
             start = time.perf_counter()
             step(turn)
             if turn > 1:  # the first rounds compile and warm up
@@ -116,8 +118,8 @@ def measure(shape: Shape, rounds: int) -> dict[str, Any]:
 
 
 def percentiles(times: list[float]) -> list[float]:
-    """Median, 20th and 80th percentile."""
-    return [float(p) for p in np.percentile(times, (50, 20, 80))]
+    """Median, 20th and 80th percentile, and the least, which load spoils last."""
+    return [float(p) for p in np.percentile(times, (50, 20, 80, 0))]
 
 
 def ours(implementation: str, shape: Shape, batches: list[Any]) -> Step:
@@ -222,17 +224,26 @@ def describe_machine() -> dict[str, Any]:
 
 def table(lines: list[dict[str, Any]]) -> Table:
     """One line a shape: milliseconds, then what they are worth."""
-    columns = ("V", "D", "N", "ids", "ours, ms", "torch / ours", "xla / ours", "GB/s")
-    result = Table(*columns, "of copy", title="One update on this CPU, medians")
+    columns = ("V", "D", "N", "ids", "ms", "torch", "xla", "of copy")
+    best = ("least ms", "torch", "xla", "of copy")
+    title = (
+        "One update on this CPU: medians, then least times; others as ratios to ours"
+    )
+    result = Table(*columns, *best, title=title)
     for column in result.columns:
         column.justify = "right"
     for line in lines:
+        least = {name: ms[3] for name, ms in line["ms"].items()}
+        share = line["gb_per_s"][OURS] * line["ms"][OURS][0] / least[OURS]
+        share /= line["gb_per_s"][COPY] * line["ms"][COPY][0] / least[COPY]
         result.add_row(
             *(f"{line[key]:,}" for key in ("rows", "dim", "ids")),
             line["distribution"],
             f"{line['ms'][OURS][0]:.2f}",
             *(f"{line['ratio'][name]:.1f}" for name in (TORCH, XLA)),
-            f"{line['gb_per_s'][OURS]:.1f}",
             f"{line['share_of_copy']:.0%}",
+            f"{least[OURS]:.2f}",
+            *(f"{least[name] / least[OURS]:.1f}" for name in (TORCH, XLA)),
+            f"{share:.0%}",
         )
     return result

@@ -25,7 +25,7 @@ class Pool {
 };
 
 // Work as cheap as this many bytes of traffic is not worth waking a thread for.
-constexpr int64_t kBytesPerWorker = 128 << 10;
+constexpr int64_t kBytesPerWorker = 512 << 10;
 
 // How many threads, the calling one included, should share `bytes` of traffic.
 inline int64_t WorkersFor(int64_t bytes, const Pool& pool) {

@@ -197,8 +197,8 @@ class Updater {
     }
   }
 
-  // Asks for the memory that occurrence i will need. Inlined, since GCC takes a function
-  // that only prefetches for one without effects, and drops the calls.
+  // Asks for the memory that occurrence i will need. Inlined, since GCC takes a
+  // function that only prefetches for one without effects, and drops the calls.
   [[gnu::always_inline]] void Prefetch(int64_t i) const {
     if (i >= occurrences_.size()) return;
     const int64_t source = u_.sources[occurrences_[i].position];
