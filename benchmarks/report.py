@@ -1,7 +1,7 @@
-"""`python -m benchmarks report`: the tables of the README, from committed results.
+"""`python -m benchmarks report`: tables of the README and docs, from committed results.
 
-No figure there is typed by hand: each table stands between two markers and is rewritten
-from `benchmarks/results/`. A test compares.
+No figure in them is typed by hand: each table stands between two markers and is
+rewritten from `benchmarks/results/`. A test compares.
 """
 
 import json
@@ -15,8 +15,7 @@ from benchmarks.static.chips import CHIPS
 from sparse_adam.kernels.tensorcore import bytes_moved
 
 ROOT = Path(__file__).parents[1]
-STATIC = ROOT / "benchmarks" / "results" / "static.json"
-README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
 _ROWS = ("fetch rows", "write back")
 _DISTINCT = (*_ROWS, "gradients", "update")
 _SPARSECORE = ("v5p", "v6e", "7x")
@@ -26,17 +25,21 @@ Reports = dict[tuple[str, str], dict[str, Any]]  # by program and chip
 
 @click.command()
 def report() -> None:
-    """Rewrite the README's tables from `benchmarks/results/`."""
-    README.write_text(with_tables(README.read_text()))
-    click.echo(f"rewrote the tables of {README.name}")
+    """Rewrite the tables of the README and the docs from `benchmarks/results/`."""
+    for path in TABLES:
+        path.write_text(with_table(path))
+        click.echo(f"rewrote the table of {path.relative_to(ROOT)}")
 
 
-def with_tables(text: str) -> str:
-    """The text with every table made anew."""
-    table = static_table(json.loads(STATIC.read_text()))
-    pattern = r"(<!-- static table[^\n]*-->\n).*?(\n<!-- end of static table -->)"
-    text, made = re.subn(pattern, lambda m: m[1] + table + m[2], text, flags=re.DOTALL)
-    assert made == 1, "the README has lost the markers of its static table"
+def with_table(path: Path) -> str:
+    """The text of a file, with its table made anew."""
+    results, make = TABLES[path]
+    table = make(json.loads((RESULTS / results).read_text()))
+    pattern = r"(<!-- table from[^\n]*-->\n).*?(\n<!-- end of table -->)"
+    text, made = re.subn(
+        pattern, lambda m: m[1] + table + m[2], path.read_text(), flags=re.DOTALL
+    )
+    assert made == 1, f"{path} has lost the markers of its table"
     return text
 
 
@@ -65,9 +68,29 @@ def static_table(results: list[dict[str, Any]]) -> str:
         "**largest DMA**": _largest_dma(reports, "tensorcore"),
         "XLA: a window of the table": _largest_dma(reports, "xla_scatter_set"),
     }
-    lines = [["", *CHIPS], ["---"] * (len(CHIPS) + 1)]
-    lines += [[name, *cells] for name, cells in rows.items()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _markdown(["", *CHIPS], [[name, *cells] for name, cells in rows.items()])
+
+
+def peers_table(results: dict[str, Any]) -> str:
+    """Medians of one update on a CPU, one line a shape, others as ratios to ours."""
+    header = ["V", "D", "N", "ids", "ms", "torch / ours", "portable / ours", "of copy"]
+    lines = [
+        [
+            *(f"{line[key]:,}" for key in ("rows", "dim", "ids")),
+            line["distribution"],
+            f"{line['ms']['sparse_adam, cpu'][0]:.2f}",
+            f"{line['ratio']['torch.optim.SparseAdam']:.1f}",
+            f"{line['ratio']['sparse_adam, xla']:.1f}",
+            f"{line['share_of_copy']:.0%}",
+        ]
+        for line in results["lines"]
+    ]
+    return _markdown(header, lines)
+
+
+def _markdown(header: list[str], lines: list[list[str]]) -> str:
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _bundles(reports: Reports, phases: tuple[str, ...]) -> list[str]:
@@ -105,3 +128,9 @@ def _largest_dma(reports: Reports, program: str) -> list[str]:
 
 def _size(size: int) -> str:
     return f"{size / 2**20:.0f} MiB" if size >= 2**20 else f"{size / 2**10:.0f} KiB"
+
+
+TABLES = {
+    ROOT / "README.md": ("static.json", static_table),
+    ROOT / "docs" / "cpu.md": ("peers.json", peers_table),
+}

@@ -1,8 +1,10 @@
-"""The README's tables are those of the committed results."""
+"""The tables of the README and the docs are those of the committed results."""
 
-from benchmarks.report import README, with_tables
+import pytest
+
+from benchmarks.report import ROOT, TABLES, with_table
 
 
-def test_readme_is_up_to_date():
-    text = README.read_text()
-    assert with_tables(text) == text, "run `python -m benchmarks report`"
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_table_is_up_to_date(path):
+    assert with_table(path) == path.read_text(), "run `python -m benchmarks report`"
