@@ -15,12 +15,11 @@ if TYPE_CHECKING:
     Gains: TypeAlias = jax.Array
     Rate: TypeAlias = jax.Array
     Tile: TypeAlias = jax.Array
-    ChunkWords: TypeAlias = jax.Array
 else:
     try:
-        from jaxtyping import Array, Float, Float32, Int32, Shaped
+        from jaxtyping import Array, Float, Float32, Int32
     except ModuleNotFoundError:
-        Table = Grads = Indices = Gains = Rate = Tile = ChunkWords = jax.Array
+        Table = Grads = Indices = Gains = Rate = Tile = jax.Array
     else:
         Table = Float[Array, "V D"]
         Grads = Float[Array, "B D"]
@@ -28,4 +27,3 @@ else:
         Gains = Float32[Array, " N"]
         Rate = Float32[Array, ""]
         Tile = Float32[Array, "*rows lanes"]
-        ChunkWords = Shaped[Array, "chunks 1 C"]
