@@ -26,7 +26,6 @@ recommendations" (2019), for the loss.
 
 import dataclasses
 import functools
-import hashlib
 import time
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -36,6 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from checkpoints import open_checkpoints
 from interactions import (
     Device,
     Interactions,
@@ -316,19 +316,6 @@ def progress_bar(console: Console) -> Progress:
     )
 
 
-def open_checkpoints(
-    folder: Path, data: Interactions, settings: Settings
-) -> ocp.CheckpointManager:
-    """Checkpoints of this very run: other settings, or other data, have others."""
-    run = hashlib.sha256(f"{settings} {data.fingerprint()}".encode()).hexdigest()[:12]
-    return ocp.CheckpointManager(
-        folder.absolute() / f"checkpoints-{run}",
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=2, enable_async_checkpointing=False
-        ),
-    )
-
-
 def results(run: Run, settings: Settings, popular: float) -> Table:
     """Returns a table of the loss and recall at each checkpoint."""
     table = Table("step", "loss", "recall@10", title="Two towers")
@@ -390,7 +377,7 @@ def main(
         f"{len(data.users):,} events of {data.num_users:,} users with "
         f"{data.num_items:,} items of {data.num_categories:,} categories"
     )
-    with open_checkpoints(out, data, settings) as checkpoints:
+    with open_checkpoints(out, settings, data.fingerprint()) as checkpoints:
         if checkpoints.latest_step() == settings.steps:
             console.print("this run is finished: showing its results again")
         run = train(data, settings, checkpoints, console)

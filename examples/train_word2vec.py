@@ -24,7 +24,6 @@ compositionality" (2013).
 
 import dataclasses
 import functools
-import hashlib
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from checkpoints import open_checkpoints
 from corpus import Corpus, Text, draw_batch, put_on_device, read_corpus
 from report import draw, nearest_neighbours, progress_bar
 from rich.console import Console
@@ -201,19 +201,6 @@ def train(
     return Run(model, losses)
 
 
-def open_checkpoints(
-    folder: Path, corpus: Corpus, settings: Settings
-) -> ocp.CheckpointManager:
-    """Checkpoints of this very run: other settings, or another text, have others."""
-    run = hashlib.sha256(f"{settings} {corpus.fingerprint()}".encode()).hexdigest()[:12]
-    return ocp.CheckpointManager(
-        folder.absolute() / f"checkpoints-{run}",
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=2, enable_async_checkpointing=False
-        ),
-    )
-
-
 def choose_queries(
     corpus: Corpus, own_text: bool, asked: tuple[str, ...]
 ) -> tuple[str, ...]:
@@ -275,7 +262,7 @@ def main(
     console.print(size)
     queries = choose_queries(corpus, corpus_path is not None, asked)
 
-    with open_checkpoints(out, corpus, settings) as checkpoints:
+    with open_checkpoints(out, settings, corpus.fingerprint()) as checkpoints:
         run = train(corpus, settings, checkpoints, console)
 
     vectors = np.asarray(run.model.centres.table)
