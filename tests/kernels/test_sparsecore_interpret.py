@@ -8,58 +8,29 @@ none of that, runs the large ones: balance, and runs that span subcores.
 import functools
 import itertools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparse_adam import plan_update, reference
 from sparse_adam.kernels.problem import Problem
 from sparse_adam.kernels.sparsecore import sparsecore_update, unsupported
 from sparse_adam.kernels.sparsecore_config import Config
 from sparse_adam.kernels.sparsecore_work import share_out, split_runs
-from sparse_adam.ops.plan import indices_or
 from tests import cases, helpers
 from tests.cases import Arrays, Case
+from tests.kernels import row_kernels
 
-RATE = 0.01
 CHUNK = 8
 ONE = Config(cores=1, subcores=1, lanes=128, chunk=CHUNK, streams=1)
 TWO = Config(cores=1, subcores=2, lanes=128, chunk=CHUNK, streams=1)
 FIVE = Config(cores=1, subcores=5, lanes=128, chunk=16, streams=1)
 
 
-@functools.cache
-def kernel(problem, config):
-    return jax.jit(functools.partial(sparsecore_update, problem=problem, config=config))
-
-
-def run_kernel(run, arrays, case, config):
-    """The kernel's result for a case, and the reference's."""
-    state, ids, grads, weights = arrays
-    problem = helpers.problem(case, arrays)
-    plan = plan_update(ids, problem.num_rows)
-    sources, gains = plan.order, None
-    if weights:
-        samples = indices_or(weights["sample_ids"], problem.num_grads, fill=-1)
-        sources, gains = samples[plan.order], weights["gains"][plan.order]
-    operands = (*state, grads, plan.ids, sources, gains, jnp.float32(RATE))
-    new = run(kernel(problem, config), *operands)
-    expected = reference.sparse_adam_update(
-        *(*state, ids, grads), learning_rate=RATE, **weights, **case.options
-    )
-    return new, expected
+run_kernel = functools.partial(row_kernels.run_kernel, sparsecore_update)
 
 
 def check(run, case, ids=None, config=TWO):
-    arrays = cases.arrays(case)
-    if ids is not None:
-        arrays = arrays._replace(ids=np.asarray(ids, np.int32))
-    new, expected = run_kernel(run, arrays, case, config)
-    helpers.assert_close_states(new, arrays.state, expected, learning_rate=RATE)
-    touched = np.isin(np.arange(case.num_rows), arrays.ids)
-    for x, old in zip(new, arrays.state, strict=True):
-        helpers.assert_bitwise_equal(np.asarray(x)[~touched], old[~touched])
+    row_kernels.check_kernel(sparsecore_update, run, case, ids, config)
 
 
 def plainly(f, *args):

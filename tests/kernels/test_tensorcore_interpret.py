@@ -6,53 +6,21 @@ read too early or two DMAs that race. Chunks are tiny here: a few rows fill seve
 
 import functools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparse_adam import plan_update, reference, sparse_adam_update
+from sparse_adam import reference, sparse_adam_update
 from sparse_adam.kernels.config import SLOTS, Config
 from sparse_adam.kernels.tensorcore import tensorcore_update
-from sparse_adam.ops.plan import indices_or
 from tests import cases, helpers
 from tests.cases import Arrays, Case
+from tests.kernels import row_kernels
 
-RATE = 0.01
 SMALL = Config(rows_per_chunk=8, dma_unroll=4)
 
 
-@functools.cache
-def kernel(problem, config):
-    return jax.jit(functools.partial(tensorcore_update, problem=problem, config=config))
-
-
-def run_kernel(run, arrays, case, config):
-    """The kernel's result for a case, and the reference's."""
-    state, ids, grads, weights = arrays
-    problem = helpers.problem(case, arrays)
-    plan = plan_update(ids, problem.num_rows)
-    sources, gains = plan.order, None
-    if weights:
-        samples = indices_or(weights["sample_ids"], problem.num_grads, fill=-1)
-        sources, gains = samples[plan.order], weights["gains"][plan.order]
-    operands = (*state, grads, plan.ids, sources, gains, jnp.float32(RATE))
-    new = run(kernel(problem, config), *operands)
-    expected = reference.sparse_adam_update(
-        *(*state, ids, grads), learning_rate=RATE, **weights, **case.options
-    )
-    return new, expected
-
-
 def check(run, case, ids=None, config=SMALL):
-    arrays = cases.arrays(case)
-    if ids is not None:
-        arrays = arrays._replace(ids=np.asarray(ids, np.int32))
-    new, expected = run_kernel(run, arrays, case, config)
-    helpers.assert_close_states(new, arrays.state, expected, learning_rate=RATE)
-    touched = np.isin(np.arange(case.num_rows), arrays.ids)
-    for x, old in zip(new, arrays.state, strict=True):
-        helpers.assert_bitwise_equal(np.asarray(x)[~touched], old[~touched])
+    row_kernels.check_kernel(tensorcore_update, run, case, ids, config)
 
 
 def test_more_chunks_than_slots(run_in_tpu_interpreter):
@@ -114,7 +82,9 @@ def test_nan_stays_in_its_run(run_in_tpu_interpreter):
     case = Case("", 40, 128, 29)
     state, _, grads, weights = cases.arrays(case)
     ids = np.repeat(np.int32([1, 2, 3, 4, 5]), [5, 6, 2, 9, 7])
-    run = functools.partial(run_kernel, run_in_tpu_interpreter)
+    run = functools.partial(
+        row_kernels.run_kernel, tensorcore_update, run_in_tpu_interpreter
+    )
     clean, _ = run(Arrays(state, ids, grads, weights), case, SMALL)
     grads = grads.copy()
     grads[8] = np.nan  # the run of 2 goes on in the second chunk
