@@ -1,6 +1,8 @@
 # Two commands for a fresh machine with Python and make:
 #   make demo   train embeddings on real text, then a short benchmark table
 #   make test   lint, type-check and test everything
+# And make bench: every benchmark, with figures and a report, in runs/bench; QUICK=1 for
+# a minute of it.
 # PYTHON picks the interpreter (3.11 to 3.13); VENV the environment it makes.
 
 PYTHON ?= python3
@@ -9,7 +11,7 @@ BIN := $(VENV)/bin
 # libtpu may be installed to compile kernels ahead of time; no TPU is to be looked for.
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test lint types check static clean
+.PHONY: demo test lint types check bench static clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/train_word2vec.py
@@ -27,6 +29,14 @@ types: $(VENV)/.test
 check: $(VENV)/.test
 	$(BIN)/pytest -n 2 --dist worksteal
 
+# Commands fail where a contender does; the report is made all the same.
+QUICK_FLAG := $(if $(QUICK),--quick)
+bench: $(VENV)/.bench
+	-$(BIN)/python -m benchmarks update $(QUICK_FLAG)
+	-$(BIN)/python -m benchmarks scale $(QUICK_FLAG)
+	-$(BIN)/python -m benchmarks static --timeout 60 $(QUICK_FLAG)
+	$(BIN)/python -m benchmarks report runs/bench
+
 # Instruction bundles per row of the compiled TPU programs; needs no TPU.
 static: $(VENV)/.test
 	$(BIN)/python -m benchmarks static
@@ -34,6 +44,11 @@ static: $(VENV)/.test
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable '.[bench,examples]'
+	touch $@
+
+$(VENV)/.bench: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[bench,peers,tpu]'
 	touch $@
 
 $(VENV)/.test: pyproject.toml

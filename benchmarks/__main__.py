@@ -6,10 +6,15 @@ import click
 
 # Name of the subcommand: where its click command stands, and its line of help.
 COMMANDS = {
-    "peers": ("benchmarks.peers:peers", "Wall clock on a CPU beside torch's."),
-    "report": ("benchmarks.report:report", "Rewrite the README's tables."),
-    "static": ("benchmarks.static.report:main", "Cost per row of compiled programs."),
-    "update": ("benchmarks.update:update", "Wall clock of one update, side by side."),
+    "compare": ("benchmarks.compare:compare", "Two result files, or two commits."),
+    "plot": ("benchmarks.figures:plot", "Draw the figures of a folder of results."),
+    "report": ("benchmarks.report:report", "Figures, tables and a report of results."),
+    "scale": ("benchmarks.scale:scale", "How cost grows with V, N, D, duplicates."),
+    "static": (
+        "benchmarks.static.report:main",
+        "Compiled TPU programs; no TPU needed.",
+    ),
+    "update": ("benchmarks.update:update", "Wall clock of every contender here."),
 }
 
 

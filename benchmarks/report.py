@@ -1,136 +1,211 @@
-"""`python -m benchmarks report`: tables of the README and docs, from committed results.
+"""`python -m benchmarks report`: figures, tables and a page, from result files.
 
-No figure in them is typed by hand: each table stands between two markers and is
-rewritten from `benchmarks/results/`. A test compares.
+No figure in the README and the docs is typed by hand: each table stands between two
+markers and is made anew from `benchmarks/results/`, and so are the pictures. A test
+compares.
 """
 
 import json
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from benchmarks.static.chips import CHIPS
-from sparse_adam.kernels.tensorcore import bytes_moved
+from benchmarks import figures
+from benchmarks.contenders import OURS
+from benchmarks.results import COMMITTED, ROOT, Results, Row
+from benchmarks.static import tables
+from benchmarks.update import HEADLINE
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-_ROWS = ("fetch rows", "write back")
-_DISTINCT = (*_ROWS, "gradients", "update")
-_SPARSECORE = ("v5p", "v6e", "7x")
-
-Reports = dict[tuple[str, str], dict[str, Any]]  # by program and chip
+PAGES = tuple(
+    ROOT / page
+    for page in (
+        "README.md",
+        "docs/benchmarks.md",
+        "docs/cpu.md",
+        "docs/static_analysis.md",
+    )
+)
+FIGURES = ROOT / "docs" / "figures"
+_MARKED = re.compile(
+    r"(<!-- table: (\w+) [^\n]*-->\n).*?(<!-- end of table -->)", re.DOTALL
+)
 
 
 @click.command()
-def report() -> None:
-    """Rewrite the tables of the README and the docs from `benchmarks/results/`."""
-    for path in TABLES:
-        path.write_text(with_table(path))
-        click.echo(f"rewrote the table of {path.relative_to(ROOT)}")
+@click.argument(
+    "folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=False,
+)
+def report(folder: Path | None) -> None:
+    """Make figures and tables of the result files in FOLDER.
+
+    They go beside them, with a page, report.md. Without FOLDER the committed results
+    are taken, and the tables of the README and the docs and their figures rewritten.
+    """
+    if folder is not None:
+        (folder / "report.md").write_text(page(folder))
+        click.echo(f"wrote {folder / 'report.md'}")
+        return
+    for path in PAGES:
+        path.write_text(with_tables(path.read_text()))
+        click.echo(f"rewrote the tables of {path.relative_to(ROOT)}")
+    for path in figures.draw_all(COMMITTED, FIGURES):
+        click.echo(f"drew {path.relative_to(ROOT)}")
 
 
-def with_table(path: Path) -> str:
-    """The text of a file, with its table made anew."""
-    results, make = TABLES[path]
-    table = make(json.loads((RESULTS / results).read_text()))
-    pattern = r"(<!-- table from[^\n]*-->\n).*?(\n<!-- end of table -->)"
-    text, made = re.subn(
-        pattern, lambda m: m[1] + table + m[2], path.read_text(), flags=re.DOTALL
-    )
-    assert made == 1, f"{path} has lost the markers of its table"
-    return text
+def with_tables(text: str) -> str:
+    """The text with each of its tables made anew."""
+    return _MARKED.sub(lambda m: f"{m[1]}{make(m[2], COMMITTED)}\n{m[3]}", text)
 
 
-def static_table(results: list[dict[str, Any]]) -> str:
-    """Bundles and bytes of one row by chip, ours above XLA's."""
-    reports: Reports = {(r["program"], r["chip"]): r for r in results}
-    rows = {
-        "**bundles a row**, TensorCore: three rows in and out": _bundles(
-            reports, _ROWS
-        ),
-        "gradients and update too": _bundles(reports, _DISTINCT),
-        "and sums, where ids repeat": _bundles(reports, (*_DISTINCT, "math", "chunk")),
-        "SparseCore: update, on one of its subcores": _subcore(reports, "update"),
-        "SparseCore: sums, where ids repeat": _subcore(reports, "run sums"),
-        "SparseCore: update, over all subcores": _subcore(
-            reports, "update", shared=True
-        ),
-        "XLA: gathers and scatters": [
-            f"{reports['xla_scatter_set', chip]['cycles_per_row']:.1f}"
-            for chip in CHIPS
-        ],
-        "**bytes a row**": [f"{_our_bytes(reports, chip):,.0f}" for chip in CHIPS],
-        "XLA: whole tables, in and out": [
-            f"{_xla_bytes(reports, chip):,.0f}" for chip in CHIPS
-        ],
-        "**largest DMA**": _largest_dma(reports, "tensorcore"),
-        "XLA: a window of the table": _largest_dma(reports, "xla_scatter_set"),
-    }
-    return _markdown(["", *CHIPS], [[name, *cells] for name, cells in rows.items()])
+def make(name: str, folder: Path) -> str:
+    """A table by name, of the results in a folder."""
+    source, table = TABLES[name]
+    return table(folder / source)
 
 
-def peers_table(results: dict[str, Any]) -> str:
-    """Medians of one update on a CPU, one line a shape, others as ratios to ours."""
-    header = ["V", "D", "N", "ids", "ms", "torch / ours", "portable / ours", "of copy"]
-    lines = [
-        [
-            *(f"{line[key]:,}" for key in ("rows", "dim", "ids")),
-            line["distribution"],
-            f"{line['ms']['sparse_adam, cpu'][0]:.2f}",
-            f"{line['ratio']['torch.optim.SparseAdam']:.1f}",
-            f"{line['ratio']['sparse_adam, xla']:.1f}",
-            f"{line['share_of_copy']:.0%}",
-        ]
-        for line in results["lines"]
+def headline_table(path: Path) -> str:
+    """The two cases of the README: everybody's time, as ratios within a round."""
+    found = Results.read(path)
+    cases = [name for name in HEADLINE if _rows(found, name)]
+    header = [""]
+    for name in cases:
+        header += [f"{name}: ms", "times ours", "of copy"]
+    titles = dict.fromkeys(row.title for name in cases for row in _rows(found, name))
+    lines = []
+    for title in titles:
+        cells = [title]
+        for name in cases:
+            cells += _figures(next(r for r in _rows(found, name) if r.title == title))
+        lines.append(cells)
+    return markdown(header, lines)
+
+
+def _rows(found: Results, case: str) -> list[Row]:
+    """The timed updates of a case; copies are no updates."""
+    return [
+        row
+        for row in found.rows
+        if row.case == case and row.ms and row.ratio is not None
     ]
-    return _markdown(header, lines)
 
 
-def _markdown(header: list[str], lines: list[list[str]]) -> str:
+def _figures(row: Row) -> list[str]:
+    share = "" if row.share_of_copy is None else f"{row.share_of_copy:.0%}"
+    bold = "**" if row.ratio == 1 else ""
+    return [f"{bold}{row.p50_ms:.1f}{bold}", f"{row.ratio:.1f}", f"{bold}{share}{bold}"]
+
+
+def cases_table(path: Path) -> str:
+    """One line a case: our time, others as ratios to it."""
+    found = Results.read(path)
+    others = ("xla", "at_set", "torch", "torch_rows", "fbgemm", "fbgemm_rows", "optax")
+    titles = {row.impl: row.title for row in found.rows}
+    others = [impl for impl in others if impl in titles]
+    header = ["case", "V", "D", "N", "ms", "of copy", *(titles[i] for i in others)]
+    lines = []
+    for case in dict.fromkeys(row.case for row in found.rows):
+        timed = {row.impl: row for row in _rows(found, case)}
+        best = next((timed[impl] for impl in OURS if impl in timed), None)
+        if best is None:
+            continue
+        lines.append(
+            [
+                f"`{case}`",
+                *(f"{size:,}" for size in (best.rows, best.dim, best.ids)),
+                f"{best.p50_ms:.2f}",
+                "" if best.share_of_copy is None else f"{best.share_of_copy:.0%}",
+                *(f"{timed[i].ratio:.1f}" if i in timed else "" for i in others),
+            ]
+        )
+    return markdown(header, lines)
+
+
+def scale_table(path: Path) -> str:
+    """One line a size: everybody's milliseconds."""
+    found = Results.read(path)
+    impls = {row.impl: row.title for row in found.rows if row.ratio is not None}
+    lines = []
+    for case in dict.fromkeys(row.case for row in found.rows):
+        timed = {row.impl: row for row in _rows(found, case)}
+        cells = [f"{timed[i].p50_ms:.2f}" if i in timed else "" for i in impls]
+        lines.append([case.replace("=", " = "), *cells])
+    return markdown(["ms", *impls.values()], lines)
+
+
+def machine_table(path: Path) -> str:
+    """On what, with what and when the results were taken."""
+    found = Results.read(path)
+    facts = {**found.machine, **found.versions}
+    facts |= {"commit": found.commit, "started": found.started}
+    return markdown(["", ""], [[name, f"{fact}"] for name, fact in facts.items()])
+
+
+def missing_table(path: Path) -> str:
+    """Who is not in the tables, and why."""
+    found = [row for row in Results.read(path).rows if row.status != "ok"]
+    reasons: dict[tuple[str, str, str], list[str]] = {}
+    for row in found:
+        reasons.setdefault((row.title, row.status, row.reason), []).append(row.case)
+    lines = [[*key, ", ".join(cases)] for key, cases in reasons.items()]
+    return markdown(["update", "", "reason", "cases"], lines)
+
+
+def page(folder: Path) -> str:
+    """What was found in a folder, as Markdown; the figures are drawn beside it."""
+    drawn = {path.stem for path in figures.draw_all(folder, folder)}
+    parts = ["# Benchmark report", ""]
+    for title, names, pictures in SECTIONS:
+        body = [make(name, folder) for name in names if _has(folder, name)]
+        body += [f"![{name}]({name}.png)" for name in pictures if name in drawn]
+        if body:
+            parts += [f"## {title}", "", "\n\n".join(body), ""]
+    return "\n".join(parts)
+
+
+def _has(folder: Path, name: str) -> bool:
+    return (folder / TABLES[name][0]).exists()
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table."""
     rows = [header, ["---"] * len(header), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _bundles(reports: Reports, phases: tuple[str, ...]) -> list[str]:
-    ours = [reports["tensorcore", chip]["phases"] for chip in CHIPS]
-    return [f"{sum(chip[phase] for phase in phases):.1f}" for chip in ours]
+def _static(table: Callable[[dict[str, Any]], tables.Table]) -> Callable[[Path], str]:
+    return lambda path: markdown(*table(json.loads(path.read_text())))
 
 
-def _subcore(reports: Reports, phase: str, shared: bool = False) -> list[str]:
-    """Of one row on the subcore that has it, or `shared` among all of the device."""
-    cells = []
-    for name, chip in CHIPS.items():
-        if name in _SPARSECORE:
-            bundles = reports["sparsecore", name]["phases"][phase]
-            cells.append(f"{bundles / (chip.subcores if shared else 1):.1f}")
-        else:
-            cells.append("")
-    return cells
-
-
-def _our_bytes(reports: Reports, chip: str) -> float:
-    case = reports["tensorcore", chip]
-    return bytes_moved(case["ids"], case["ids"], case["dim"]) / case["ids"]
-
-
-def _xla_bytes(reports: Reports, chip: str) -> float:
-    """Six passes over whole tables: each of three is read and written by windows."""
-    case = reports["xla_scatter_set", chip]
-    return 6 * 4 * case["dim"] * case["rows"] / case["ids"]
-
-
-def _largest_dma(reports: Reports, program: str) -> list[str]:
-    sizes = [reports[program, chip]["largest_dma_bytes"] for chip in CHIPS]
-    return [_size(size) for size in sizes]
-
-
-def _size(size: int) -> str:
-    return f"{size / 2**20:.0f} MiB" if size >= 2**20 else f"{size / 2**10:.0f} KiB"
-
-
-TABLES = {
-    ROOT / "README.md": ("static.json", static_table),
-    ROOT / "docs" / "cpu.md": ("peers.json", peers_table),
+TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
+    "headline": ("update.json", headline_table),
+    "cases": ("update.json", cases_table),
+    "machine": ("update.json", machine_table),
+    "missing": ("update.json", missing_table),
+    "scale": ("scale.json", scale_table),
+    "jte": ("static_jte.json", _static(tables.roofline_table)),
+    "bounds": ("static.json", _static(tables.bounds_table)),
+    "roofline": ("static.json", _static(tables.roofline_table)),
+    "programs": ("static.json", _static(tables.programs_table)),
+    "phases": ("static.json", _static(tables.phases_table)),
 }
+SECTIONS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("One update", ("headline",), ("bandwidth",)),
+    ("Every case: ms, and others as ratios to it", ("cases",), ()),
+    (
+        "How cost grows",
+        ("scale",),
+        ("cost_by_rows", "cost_by_ids", "cost_by_dim", "cost_by_duplicates"),
+    ),
+    (
+        "Compiled TPU programs: bounds, not timings",
+        ("roofline", "programs"),
+        ("bundles",),
+    ),
+    ("Left out, and why", ("missing",), ()),
+    ("The machine", ("machine",), ()),
+)

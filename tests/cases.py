@@ -8,7 +8,10 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-DISTRIBUTIONS = ("uniform", "equal", "distinct", "zipf", "padded", "wild", "sorted")
+DISTRIBUTIONS = (
+    *("uniform", "equal", "distinct", "zipf", "padded", "wild", "sorted"),
+    "repeated",
+)
 FLOAT32 = ("float32",) * 4
 BFLOAT16 = ("bfloat16",) * 4
 MIXED = ("float32", "bfloat16", "float32", "bfloat16")
@@ -25,6 +28,7 @@ class Case:
     distribution: str = "uniform"
     dtypes: tuple[str, str, str, str] = FLOAT32  # table, momenta, velocities, grads
     weighted: bool = False  # gradients come by sample_ids and gains
+    repeats: int = 4  # of each id, where the distribution is "repeated"
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -112,6 +116,42 @@ CASES = (
     Case("no_memory", 40, 128, 24, "zipf", options={"beta_1": 0.0, "beta_2": 0.0}),
 )
 
+# What the benchmarks time; the tests try each of them in the small. The first two are
+# the ones that the README speaks of.
+BENCHMARKS = (
+    Case("zipf", 1_000_000, 128, 65_536, "zipf"),
+    Case("uniform", 1_000_000, 128, 65_536),
+    Case("padded", 1_000_000, 128, 65_536, "padded"),
+    Case("sorted", 1_000_000, 128, 65_536, "sorted"),
+    Case("equal", 1_000_000, 128, 65_536, "equal"),
+    Case("small_batch", 1_000_000, 128, 1024),
+    Case("small_batch_zipf", 1_000_000, 128, 1024, "zipf"),
+    Case("dim_64", 1_000_000, 64, 65_536),
+    Case("dim_64_zipf", 1_000_000, 64, 65_536, "zipf"),
+    Case("dim_16", 1_000_000, 16, 65_536),
+    Case("dim_16_zipf", 1_000_000, 16, 65_536, "zipf"),
+    Case("bfloat16", 1_000_000, 128, 65_536, "zipf", dtypes=BFLOAT16),
+    Case(
+        "all_options",
+        *(1_000_000, 128, 65_536, "zipf"),
+        options={
+            "sum_inside_sqrt": False,
+            "clipvalue": 1.5,
+            "weight_decay_factor": 0.01,
+            "clip_weight_max": 2.0,
+        },
+    ),
+    Case(
+        "each_occurrence",
+        *(1_000_000, 128, 65_536, "zipf"),
+        options={"use_gradient_accumulation": False},
+    ),
+    Case("all_rows", 250_000, 128, 65_536, "zipf", options={"lazy_adam": False}),
+    # The two of `--quick`.
+    Case("quick", 100_000, 128, 8192, "zipf"),
+    Case("quick_uniform", 100_000, 128, 8192),
+)
+
 
 def arrays(case: Case, seed: int = 0) -> Arrays:
     """Returns the arguments of `case`, the same ones at every call with this seed.
@@ -142,14 +182,18 @@ def arrays(case: Case, seed: int = 0) -> Arrays:
     grads = (2 * rng.integers(-32, 32, (num_grads, case.dim)) + 1) / 16
     return Arrays(
         state,
-        ids(rng, case.distribution, case.num_rows, case.num_ids),
+        ids(rng, case.distribution, case.num_rows, case.num_ids, case.repeats),
         grads.astype(_dtype(case.dtypes[3])),
         weights,
     )
 
 
 def ids(
-    rng: np.random.Generator, distribution: str, num_rows: int, num_ids: int
+    rng: np.random.Generator,
+    distribution: str,
+    num_rows: int,
+    num_ids: int,
+    repeats: int = 4,
 ) -> np.ndarray:
     """Draws `[N]` ids: int32, or int64 when some of them are wild."""
     drawn = rng.integers(0, num_rows, num_ids)
@@ -162,7 +206,12 @@ def ids(
             rank = np.arange(1, num_rows + 1)
             share = np.cumsum(rank**-1.05)
             rank = np.searchsorted(share / share[-1], rng.random(num_ids))
-            drawn = rng.permutation(num_rows)[np.minimum(rank, num_rows - 1)]
+            # Hot rows are scattered, and are the same ones in every batch.
+            scattered = np.random.default_rng(num_rows).permutation(num_rows)
+            drawn = scattered[np.minimum(rank, num_rows - 1)]
+        case "repeated":
+            distinct = rng.permutation(num_rows)[: max(1, num_ids // repeats)]
+            drawn = rng.permutation(np.resize(distinct, num_ids))
         case "padded":
             drawn[rng.random(num_ids) < 0.5] = -1
         case "wild":

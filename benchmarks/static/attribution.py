@@ -52,8 +52,9 @@ def attribute(
     The program's own rules come first. Then trip counts tell: the loops around a loop,
     or inside it, share its rows. Then remainder loops: what the loop before it does for
     many rows, a remainder does for one. Last, a loop that only fetches or only writes
-    is taken to move its row of each of the `tables` by one DMA. Remainders themselves
-    run for a few rows of a chunk only, and count for nothing.
+    is taken to move its row of each of the `tables` by one DMA; of none, nothing is
+    taken for granted. Remainders themselves run for a few rows of a chunk only, and
+    count for nothing.
     """
     names: dict[int, str] = {}
     covers: dict[int, float] = {0: work.rows}
@@ -69,7 +70,7 @@ def attribute(
     for loop in kernel.loops[1:]:
         if loop.index in covers or loop.index in remainders:
             continue
-        moved = loop.counts.dmas / tables
+        moved = loop.counts.dmas / tables if tables else 0.5
         if loop.parent in covers and loop.trip_count:
             covers[loop.index] = covers[loop.parent] / loop.trip_count
         elif loop.index in unrolled:
@@ -85,6 +86,8 @@ def attribute(
         counted=counted,
         bundles=kernel.bundles,
         largest_dma_bytes=kernel.largest_dma * granule,
+        granule=granule,
+        tile_memory=kernel.tile_memory,
         loops=tuple(
             LoopReport(
                 loop,

@@ -22,6 +22,35 @@ _SPILL = re.compile(r"\[smem:\[(#\w+_spill)\]\]\s*(%\w+)?")
 _GRANULES = re.compile(r"size_in_granules=\*/(\d+)")
 _LOCATION = re.compile(r'loc\("([^"]+)":(\d+):')
 _OPERAND = re.compile(r"%\w+|-?\b\d+\b")
+_WINDOW = 2048  # granules; 64 KiB, and 1 MiB on v4
+# Slots by the beginning of an operation's name; the first that fits.
+_SLOTS = (
+    ("vld", "vld"),
+    ("vst", "vst"),
+    ("vpop.eup", "eup"),
+    ("vmat", "mxu"),
+    ("vpop.f32.mr", "mxu"),
+    ("vrot", "xlu"),
+    ("vxpose", "xlu"),
+    ("vbcast.lane", "xlu"),
+    ("vperm", "xlu"),
+    ("vpop", ""),  # the other end of what has been counted
+    ("vsync", ""),
+    ("vpush", ""),
+    ("vrsqrt", ""),
+    ("vrcp", ""),
+    ("vpow2", ""),
+    ("vlog2", ""),
+    ("vtanh", ""),
+    ("v", "valu"),
+    ("sld", "sld"),
+    ("sst", "sst"),
+    ("sync", ""),
+    ("sbarrier", ""),
+    ("shalt", ""),
+    ("s", "salu"),
+    ("p", "salu"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +60,18 @@ class Counts:
     dma: Mapping[str, int] = field(default_factory=dict)
     dma_granules: Mapping[str, int] = field(default_factory=dict)
     largest_dma: int = 0  # granules; only sizes that are known statically
+    window_granules: int = 0  # of DMAs so large that they move a window of a table
     waits: int = 0
     sld: int = 0
     sst: int = 0
+    salu: int = 0
     vld: int = 0
     vst: int = 0
-    eup: int = 0
+    valu: int = 0
+    xlu: int = 0  # across lanes
+    eup: int = 0  # roots, reciprocals, exponentials
+    mxu: int = 0
+    spills: int = 0  # loads and stores of what found no register
     checks: int = 0  # shalt.err: bounds and semaphore checks
 
     @property
@@ -76,6 +111,7 @@ class Kernel:
     name: str
     engine: str  # tensorcore or subcore
     loops: tuple[Loop, ...]
+    tile_memory: int = 0  # bytes of a subcore's memory, up to the last known address
 
     @property
     def bundles(self) -> int:
@@ -299,31 +335,32 @@ def _count(bundles: Sequence[Bundle]) -> Counts:
     kinds: Counter[str] = Counter()
     dma: Counter[str] = Counter()
     granules: Counter[str] = Counter()
-    largest = 0
-    for bundle in bundles:
-        for op in bundle.operations:
-            if op.name.startswith("dma.done") or op.name == "swait.ge":
-                kinds["waits"] += 1
-            elif op.name.startswith(("dma.", "stream.")):
-                route = op.name.removeprefix("dma.").removeprefix("stream.")
-                dma[route] += 1
-                if size := _GRANULES.search(op.text):
-                    granules[route] += int(size[1])
-                    largest = max(largest, int(size[1]))
-            elif op.name == "vpop.eup":
-                kinds["eup"] += 1
-            elif op.name == "shalt.err":
-                kinds["checks"] += 1
-            else:
-                kinds[op.name.partition(".")[0]] += 1
+    sizes: list[int] = []
+    for op in (op for bundle in bundles for op in bundle.operations):
+        if op.name.startswith("dma.done") or op.name == "swait.ge":
+            kinds["waits"] += 1
+        elif op.name.startswith(("dma.", "stream.")):
+            route = op.name.removeprefix("dma.").removeprefix("stream.")
+            dma[route] += 1
+            if size := _GRANULES.search(op.text):
+                granules[route] += int(size[1])
+                sizes.append(int(size[1]))
+        else:
+            kinds["checks"] += op.name == "shalt.err"
+            kinds["spills"] += "_spill]" in op.text
+            kinds[_slot(op.name)] += 1
+    slots = {slot for _, slot in _SLOTS if slot}
     return Counts(
         dma=dict(sorted(dma.items())),
         dma_granules=dict(sorted(granules.items())),
-        largest_dma=largest,
-        **{kind: kinds[kind] for kind in ("waits", "sld", "sst", "vld", "vst")},
-        eup=kinds["eup"],
-        checks=kinds["checks"],
+        largest_dma=max(sizes, default=0),
+        window_granules=sum(size for size in sizes if size >= _WINDOW),
+        **{kind: kinds[kind] for kind in ("waits", "spills", "checks", *slots)},
     )
+
+
+def _slot(name: str) -> str:
+    return next((slot for start, slot in _SLOTS if name.startswith(start)), "")
 
 
 def _source(bundles: Sequence[Bundle]) -> str:

@@ -67,12 +67,25 @@ def _compile(program: str, chip: str, rows: int, dim: int, ids: int) -> dict[str
         },
         "table_bytes": min(sizes, default=0),
         "table_copies": _copies(hlo, {table.shape for table in tables}),
+        "vmem": _vmem(hlo),
         "instructions": re.findall(
             r"^\s*(?:ROOT )?%(\S+) = [^\n]*? (?:fusion|custom-call|sort)\(",
             hlo.partition("\nENTRY")[2],
             re.MULTILINE,
         ),
     }
+
+
+def _vmem(hlo: str) -> dict[str, int]:
+    """Bytes of vector memory (memory space 1) that each instruction has for itself."""
+    found = {}
+    for line in hlo.splitlines():
+        name = re.match(r"\s*(?:ROOT )?%(\S+) = ", line)
+        used = re.search(r'used_scoped_memory_configs":\[([^\]]*)\]', line)
+        if name and used:
+            sizes = re.findall(r'"memory_space":"1",[^}]*"size":"(\d+)"', used[1])
+            found[name[1]] = sum(map(int, sizes))
+    return found
 
 
 def _copies(hlo: str, shapes: set[tuple[int, ...]]) -> list[str]:

@@ -5,14 +5,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Chip:
-    """What the analysis must know of a generation that its dumps do not say."""
+    """What the analysis must know of a generation that its dumps do not say.
+
+    `clock` and `bandwidth` are of one JAX device: published, but for the clocks of v5p,
+    v6e and 7x, which follow from the published peak of their matrix units. The clock of
+    the SparseCores is not published; the TensorCore's stands in for it.
+    """
 
     name: str
     topology: str
+    clock: float  # GHz
+    bandwidth: float  # GB/s of HBM
     delay_slots: int | None  # bundles that run after a TensorCore branch
     granule: int  # bytes of one TensorCore DMA granule
     subcores: int = 0  # of one JAX device
     subcore_delay_slots: int | None = None  # where the dump does not print them
+    kinds: tuple[str, ...] = ()  # what JAX calls its devices
 
 
 # The delay slots are the distance from a branch to the end of its region in every dump.
@@ -20,10 +28,15 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", "v4:2x2x1", delay_slots=1, granule=512),
-        Chip("v5e", "v5e:2x2", delay_slots=4, granule=32),
-        Chip("v5p", "v5p:2x2x1", 4, 32, subcores=64, subcore_delay_slots=2),
-        Chip("v6e", "v6e:2x2", 4, 32, subcores=32, subcore_delay_slots=2),
-        Chip("7x", "tpu7x:2x2x1", None, 32, subcores=32),
+        Chip("v4", "v4:2x2x1", 1.05, 1228, 1, 512, kinds=("TPU v4",)),
+        Chip("v5e", "v5e:2x2", 1.5, 819, 4, 32, kinds=("TPU v5 lite", "TPU v5e")),
+        Chip("v5p", "v5p:2x2x1", 1.75, 2765, 4, 32, 64, 2, ("TPU v5", "TPU v5p")),
+        Chip("v6e", "v6e:2x2", 1.75, 1638, 4, 32, 32, 2, ("TPU v6 lite", "TPU v6e")),
+        Chip("7x", "tpu7x:2x2x1", 2.2, 3690, None, 32, 32, kinds=("TPU7x", "TPU v7x")),
     )
+}
+# The most operations of a kind that were seen in one bundle of any program here.
+SLOTS = {
+    "tensorcore": {"vld": 3, "vst": 4, "valu": 6, "xlu": 4, "eup": 1, "mxu": 2},
+    "subcore": {"vld": 1, "vst": 1, "valu": 4, "xlu": 2, "eup": 1, "mxu": 1},
 }

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
@@ -145,25 +145,28 @@ def _report(case: Case, record: dict[str, Any], dumps: Path) -> StaticReport:
         "table_bytes": record["table_bytes"],
         "table_copies": tuple(record["table_copies"]),
     }
+    program = find(case.program)
+    known |= {name: getattr(program, name) for name in ("streamed_rows", "passes")}
+    known["repeats"] = program.repeats
     try:
-        kernels = tuple(_kernel_reports(case, dumps, record["instructions"]))
+        kernels = tuple(_kernel_reports(case, dumps, record))
     except ValueError as error:
         return StaticReport(**known, error=str(error))
-    pattern = find(case.program).kernels
+    pattern = program.kernels
     missing = not any(kernel.counted for kernel in kernels)
     error = f"no kernel's name matches {pattern!r}" if missing else None
     return StaticReport(**known, kernels=kernels, error=error)
 
 
 def _kernel_reports(
-    case: Case, dumps: Path, instructions: Sequence[str]
+    case: Case, dumps: Path, record: Mapping[str, Any]
 ) -> Iterator[KernelReport]:
     program, chip = find(case.program), CHIPS[case.chip]
     kernels = list(_kernels(dumps, chip))
-    for kernel in [*kernels, *_reused(kernels, instructions)]:
+    for kernel in [*kernels, *_reused(kernels, record["instructions"])]:
         # The subcores of a chip share the rows.
         sharers = chip.subcores if kernel.engine == "subcore" else 1
-        yield attribute(
+        found = attribute(
             kernel,
             work=Work(case.ids / sharers, case.dim),
             phases=program.phases,
@@ -171,6 +174,7 @@ def _kernel_reports(
             granule=chip.granule,
             counted=bool(re.search(program.kernels, kernel.name)),
         )
+        yield replace(found, vmem_bytes=record["vmem"].get(kernel.name, 0))
 
 
 def _reused(kernels: Sequence[Kernel], instructions: Sequence[str]) -> Iterator[Kernel]:

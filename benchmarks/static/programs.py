@@ -1,37 +1,17 @@
 """The programs to analyse, by name."""
 
 import importlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from benchmarks.static import xla
 from benchmarks.static.attribution import RowRule, Work, dmas_per_row
 from benchmarks.static.bundles import Loop
-
-# A jittable function, its arguments, and which of them it updates in place.
-Built = tuple[Callable[..., Any], tuple[jax.ShapeDtypeStruct, ...], tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Program:
-    """A function to compile, and how to read its kernels.
-
-    `kernels` is a regular expression: the kernels that make up the cost of a row.
-    `phases` names loops and says how many rows one iteration covers; a loop that no
-    rule claims gets its rows from trip counts, or from its DMAs: one for a row of each
-    of the `tables`.
-    """
-
-    name: str
-    build: Callable[[int, int, int], Built]
-    kernels: str = r"^(?!TLP$|<)"
-    phases: Mapping[str, RowRule] = field(default_factory=dict)
-    tables: int = 3
-    compiler_options: Mapping[str, str] = field(default_factory=dict)
+from benchmarks.static.program import Built, Program, update_arguments
 
 
 def find(name: str) -> Program:
@@ -46,41 +26,6 @@ def find(name: str) -> Program:
         )
     found = getattr(importlib.import_module(module), attribute)
     return found if isinstance(found, Program) else Program(name, found)
-
-
-def _arguments(rows: int, dim: int, ids: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-    table = jax.ShapeDtypeStruct((rows, dim), jnp.float32)
-    return (
-        table,
-        table,
-        table,
-        jax.ShapeDtypeStruct((ids,), jnp.int32),
-        jax.ShapeDtypeStruct((ids, dim), jnp.float32),
-    )
-
-
-def _xla_scatter_set(rows: int, dim: int, ids: int) -> Built:
-    """Sparse Adam as users write it, with the kindest hints: sorted, unique ids."""
-
-    def update(
-        table: jax.Array, m: jax.Array, v: jax.Array, ids: jax.Array, grads: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        def rows_of(slot: jax.Array) -> jax.Array:
-            return slot.at[ids].get(
-                mode="clip", indices_are_sorted=True, unique_indices=True
-            )
-
-        def store(slot: jax.Array, rows: jax.Array) -> jax.Array:
-            return slot.at[ids].set(
-                rows, mode="drop", indices_are_sorted=True, unique_indices=True
-            )
-
-        new_m = 0.9 * rows_of(m) + 0.1 * grads
-        new_v = 0.999 * rows_of(v) + 0.001 * grads * grads
-        new_rows = rows_of(table) - 1e-3 * new_m * jax.lax.rsqrt(new_v + 1e-14)
-        return store(table, new_rows), store(m, new_m), store(v, new_v)
-
-    return update, _arguments(rows, dim, ids), (0, 1, 2)
 
 
 def _sparse_adam(implementation: str, rows: int, dim: int, ids: int) -> Built:
@@ -108,22 +53,73 @@ def _sparse_adam(implementation: str, rows: int, dim: int, ids: int) -> Built:
             implementation=implementation,
         )
 
-    arguments = _arguments(rows, dim, ids)
+    arguments = update_arguments(rows, dim, ids)
     batch = jax.ShapeDtypeStruct((ids,), jnp.int32)
     rate = jax.ShapeDtypeStruct((), jnp.float32)
     return update, (*arguments, batch, batch, rate), (0, 1, 2)
 
 
-def _applied_updates(loop: Loop, work: Work) -> float | None:
-    """XLA's scatter applies a block of updates, one single-row store for each."""
-    moves_a_window = set(loop.counts.dma) == {"hbm_to_vmem", "vmem_to_hbm"}
-    return loop.counts.vst if moves_a_window and loop.counts.vst >= 128 else None
+def _packed(
+    implementation: str,
+    rows: int,
+    dim: int,
+    ids: int,
+    *,
+    dtypes: Sequence[Any] = (jnp.float32,) * 3,
+    **options: Any,
+) -> Built:
+    """The same on a packed table, whose one array is updated in place.
+
+    With options of the update; rounding may be stochastic, with some key or other.
+    """
+    from sparse_adam import PackedTable, UpdatePlan, packed_adam_update
+
+    *_, batch, grads = update_arguments(rows, dim, ids)
+    packed = _packed_shape(rows, dim, dtypes)
+    stochastic = options.get("rounding") == "stochastic"
+
+    def update(
+        lines: jax.Array,
+        ids: jax.Array,
+        grads: jax.Array,
+        sorted_ids: jax.Array,
+        order: jax.Array,
+        learning_rate: jax.Array,
+    ) -> jax.Array:
+        return packed_adam_update(
+            PackedTable(lines, packed.layout),
+            ids,
+            grads,
+            learning_rate=learning_rate,
+            plan=UpdatePlan(sorted_ids, order, rows),
+            implementation=implementation,
+            key=jax.random.key(0) if stochastic else None,
+            **options,
+        ).lines
+
+    rate = jax.ShapeDtypeStruct((), jnp.float32)
+    return update, (packed.lines, batch, grads, batch, batch, rate), (0,)
 
 
-def _gathered_rows(loop: Loop, work: Work) -> float | None:
-    """XLA's gather fetches a block of rows by one DMA each."""
-    fetched = loop.counts.dma.get("hbm_to_vmem", 0)
-    return fetched - fetched % 128 if fetched >= 128 else None
+def _packed_shape(rows: int, dim: int, dtypes: Sequence[Any]) -> Any:
+    from sparse_adam import PackedTable
+
+    tables = [jax.ShapeDtypeStruct((rows, dim), dtype) for dtype in dtypes]
+    return jax.eval_shape(PackedTable.pack, *tables)
+
+
+def _lookup(
+    rows: int, dim: int, ids: int, *, dtypes: Sequence[Any] = (jnp.float32,) * 3
+) -> Built:
+    """A lookup in a packed table: nothing is updated."""
+    from sparse_adam import PackedTable
+
+    packed = _packed_shape(rows, dim, dtypes)
+
+    def lookup(lines: jax.Array, ids: jax.Array) -> jax.Array:
+        return PackedTable(lines, packed.layout).lookup(ids)
+
+    return lookup, (packed.lines, jax.ShapeDtypeStruct((ids,), jnp.int32)), ()
 
 
 def _adam_tiles(loop: Loop, work: Work) -> float | None:
@@ -132,30 +128,101 @@ def _adam_tiles(loop: Loop, work: Work) -> float | None:
     return elements / work.dim or None
 
 
+def _adam_groups(loop: Loop, work: Work) -> float | None:
+    """On packed tables one for each block of 8 groups of rows."""
+    registers = loop.counts.eup if loop.innermost else 0
+    return registers * 8 / _blocks(work) or None
+
+
+def _in_by(*planes: int) -> RowRule:
+    """Loops that fetch by DMAs of so many planes each: one for a row."""
+
+    def rule(loop: Loop, work: Work) -> float | None:
+        count = loop.counts.dma.get("hbm_to_vmem", 0)
+        if not count or len(loop.counts.dma) > 1:
+            return None
+        lines = loop.counts.dma_granules.get("hbm_to_vmem", 0) / count / _blocks(work)
+        # A line is 1 granule of 512 bytes, or 16 of 32.
+        return count if lines in (*planes, *(16 * each for each in planes)) else None
+
+    return rule
+
+
+def _blocks(work: Work) -> int:
+    return -(-work.dim // 128)
+
+
+def _rows_put(loop: Loop, work: Work) -> float | None:
+    """A lookup's loop that puts 16 rows into place."""
+    return 16.0 if loop.innermost and loop.counts.vst and not loop.counts.dma else None
+
+
+def _batch_added(loop: Loop, work: Work) -> float | None:
+    """The sweep's loop that adds a batch of 16 gradients to the sums of a block."""
+    adds = loop.counts.valu >= 16 and loop.counts.vst and not loop.counts.eup
+    return 16.0 if loop.innermost and adds and not loop.counts.dma else None
+
+
 def _one_row_updated(loop: Loop, work: Work) -> float | None:
     """A vector subcore's loop over rows: the one with roots and no streams."""
     return 1.0 if loop.innermost and loop.counts.eup and not loop.counts.dma else None
 
 
 def _one_gradient_added(loop: Loop, work: Work) -> float | None:
-    """Its loop over occurrences: loads and stores, no root and no stream."""
-    adds = loop.counts.vld and loop.counts.vst and not loop.counts.eup
+    """Its loop over occurrences: it loads two ids more than it stores vectors."""
+    adds = loop.counts.vld > loop.counts.vst > 0 and not loop.counts.eup
     return 1.0 if loop.innermost and adds and not loop.counts.dma else None
 
 
+def _rows_listed(loop: Loop, work: Work) -> float | None:
+    """Its loop over vectors of ids, of 8 of them at least: two loads, two stores."""
+    lists = loop.counts.vld == loop.counts.vst == 2 and not loop.counts.eup
+    return 8.0 if loop.innermost and lists and not loop.counts.dma else None
+
+
+_FLOAT32, _BFLOAT16 = (jnp.float32,) * 3, (jnp.bfloat16,) * 3
+_BFLOAT16_SLOTS = (jnp.float32, jnp.bfloat16, jnp.bfloat16)
+_PACKED_PHASES = {
+    "fetch rows": _in_by(2, 3),
+    "gradients": _in_by(1),
+    "write back": dmas_per_row(vmem_to_hbm=1),
+    "update": _adam_groups,
+}
+# Two of an occurrence, and one of a group of rows of the table.
+_SWEEP_PHASES = {"gradients": _in_by(1), "add": _batch_added, "update": _adam_groups}
+_SPARSECORE = {
+    "update": _one_row_updated,
+    "run sums": _one_gradient_added,
+    "list": _rows_listed,
+}
 PROGRAMS = {
     program.name: program
     for program in (
-        Program(
-            "xla_scatter_set",
-            _xla_scatter_set,
-            phases={"gather": _gathered_rows, "apply": _applied_updates},
-        ),
+        *xla.PROGRAMS,
         Program(
             "sparsecore",
             partial(_sparse_adam, "sparsecore"),
             kernels="^sparse_adam_sparsecore",
-            phases={"update": _one_row_updated, "run sums": _one_gradient_added},
+            phases=_SPARSECORE,
+            streamed_rows=7,  # three and the gradient in, three out
+            repeats=("run sums",),
+        ),
+        *(
+            Program(
+                f"packed_sparsecore{name}",
+                partial(_packed, "sparsecore", **options),
+                kernels="^sparse_adam_sparsecore",
+                phases=_SPARSECORE,
+                streamed_rows=1 + 2 * planes,
+                repeats=("run sums",),
+            )
+            for name, planes, options in (
+                ("", 3, {}),
+                ("_bfloat16_slots", 2, {"dtypes": _BFLOAT16_SLOTS}),
+                ("_bfloat16", 2, {"dtypes": _BFLOAT16}),
+                ("_stochastic", 2, {"dtypes": _BFLOAT16, "rounding": "stochastic"}),
+                ("_steps", 3, {"use_gradient_accumulation": False}),
+            )
         ),
         Program(
             "tensorcore",
@@ -167,6 +234,49 @@ PROGRAMS = {
                 "write back": dmas_per_row(vmem_to_hbm=3),
                 "update": _adam_tiles,
             },
+            repeats=("math",),
+        ),
+        Program(
+            "packed_tensorcore",
+            partial(_packed, "tensorcore"),
+            kernels="^sparse_adam_tensorcore",
+            phases=_PACKED_PHASES,
+            tables=1,
+            repeats=("math",),
+        ),
+        *(
+            Program(
+                f"packed_tensorcore_{name}",
+                partial(_packed, "tensorcore", **options),
+                kernels="^sparse_adam_tensorcore",
+                phases=_PACKED_PHASES,
+                tables=1,
+                repeats=("math",),
+            )
+            for name, options in (
+                ("bfloat16_slots", {"dtypes": _BFLOAT16_SLOTS}),
+                ("bfloat16", {"dtypes": _BFLOAT16}),
+                ("stochastic", {"dtypes": _BFLOAT16, "rounding": "stochastic"}),
+                ("steps", {"use_gradient_accumulation": False}),
+            )
+        ),
+        *(
+            Program(name, build, "^sparse_adam_sweep", _SWEEP_PHASES, tables=0)
+            for name, build in (
+                ("sweep", partial(_sparse_adam, "sweep")),
+                ("packed_sweep", partial(_packed, "sweep")),
+                ("packed_sweep_bfloat16", partial(_packed, "sweep", dtypes=_BFLOAT16)),
+            )
+        ),
+        *(
+            Program(
+                f"lookup{name}",
+                partial(_lookup, dtypes=dtypes),
+                kernels="^sparse_adam_lookup",
+                phases={"fetch": _in_by(1), "put": _rows_put},
+                tables=1,
+            )
+            for name, dtypes in (("", _FLOAT32), ("_bfloat16", _BFLOAT16))
         ),
     )
 }

@@ -1,6 +1,5 @@
 """`python -m benchmarks static`: one line a case as it finishes, and JSON."""
 
-import json
 import sys
 from collections.abc import Sequence
 from itertools import product
@@ -10,21 +9,29 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from benchmarks.results import SCHEMA, commit, now, write
 from benchmarks.static.chips import CHIPS
 from benchmarks.static.compiler import Case, count_all
 from benchmarks.static.programs import PROGRAMS
 from benchmarks.static.result import KernelReport, LoopReport, StaticReport
+from benchmarks.static.tables import TITLES
+from benchmarks.update import RUNS
 
+DEFAULT = tuple(name for name in TITLES if name in PROGRAMS)
+QUICK = ("xla_sorted", "tensorcore", "sparsecore")
+QUICK_CHIPS = ("v6e",)
 # Header and width; negative widths are aligned to the left.
 _CASE = {
-    "program": -18,
+    "program": -22,
     "chip": -4,
     "rows": 9,
     "dim": 4,
     "ids": 8,
     "bundles/row": 12,
     "dmas/row": 8,
-    "checks": 6,
+    "bytes/row": 9,
+    "ns/row": 7,
+    "limit": -7,
     "largest dma": 11,
     "alias": 9,
     "temp": 9,
@@ -44,7 +51,11 @@ _LOOP = {
     "sst": 4,
     "vld": 4,
     "vst": 4,
+    "valu": 5,
+    "xlu": 4,
     "eup": 4,
+    "mxu": 4,
+    "spills": 6,
     "checks": 6,
     "dma": -34,
     "source": -1,
@@ -56,7 +67,8 @@ _LOOP = {
     "--program",
     "programs",
     multiple=True,
-    help=f"{', '.join(PROGRAMS)}, or module:attribute. Default: all.",
+    help=f"{', '.join(PROGRAMS)}, or module:attribute; again for more. "
+    f"Default: {', '.join(DEFAULT)}.",
 )
 @click.option(
     "--chip",
@@ -65,15 +77,17 @@ _LOOP = {
     type=click.Choice(list(CHIPS)),
     help="Default: all.",
 )
-@click.option("--rows", default=2**20, show_default=True, help="Rows of the table.")
+@click.option("--rows", default=1_000_000, show_default=True, help="Rows of the table.")
 @click.option("--dim", default=128, show_default=True, help="Width of a row.")
 @click.option("--ids", default=2**16, show_default=True, help="Ids of one update.")
 @click.option(
-    "--json",
-    "json_path",
+    "--out",
     type=click.Path(path_type=Path),
-    help="Write every count to this file.",
+    default=RUNS / "static.json",
+    show_default=True,
+    help="The result file, with every count.",
 )
+@click.option("--quick", is_flag=True, help="Three programs on v6e only.")
 @click.option(
     "--keep-dumps",
     type=click.Path(path_type=Path),
@@ -89,33 +103,44 @@ def main(
     rows: int,
     dim: int,
     ids: int,
-    json_path: Path | None,
+    out: Path,
+    quick: bool,
     keep_dumps: Path | None,
     timeout: float,
     verbose: bool,
 ) -> None:
-    """Count the instructions that compiled programs issue for each updated row.
+    """Count what compiled programs issue for each updated row, and bound its time.
 
     The programs are compiled for TPUs that need not be there. A bundle is one
     instruction and takes a cycle at best, so bundles/row is a lower bound on cycles;
-    waits for memory come on top.
+    waits for memory come on top. ns/row is the largest of three bounds, for distinct
+    ids: bundles (issue), arithmetic (compute), bytes (hbm). Bounds, not timings.
     """
     if keep_dumps is not None and keep_dumps.exists():
         raise click.BadParameter(f"{keep_dumps} exists", param_hint="--keep-dumps")
     cases = [
         Case(program, chip, rows, dim, ids)
-        for program, chip in product(programs or PROGRAMS, chips or CHIPS)
+        for program, chip in product(
+            programs or (QUICK if quick else DEFAULT),
+            chips or (QUICK_CHIPS if quick else CHIPS),
+        )
     ]
+    started = now()
     console = Console(highlight=False, soft_wrap=True)
     console.print(_line(_CASE, list(_CASE)), style="bold")
     reports = []
     for report in count_all(cases, timeout=timeout, keep_dumps=keep_dumps):
         reports.append(report)
         _print(console, report, verbose)
-    if json_path is not None:
-        records = [report.to_json() for report in reports]
-        json_path.write_text(json.dumps(records, indent=1) + "\n")
-    sys.exit(any(report.error for report in reports))
+    head = {
+        "schema": SCHEMA,
+        "command": "static",
+        "commit": commit(),
+        "started": started,
+    }
+    write(out, head, "records", [report.to_json() for report in reports])
+    # A chip that lacks the engine of a program is no failure of the whole.
+    sys.exit(bool(programs) and any(report.error for report in reports))
 
 
 def _print(console: Console, report: StaticReport, verbose: bool) -> None:
@@ -137,7 +162,8 @@ def _print(console: Console, report: StaticReport, verbose: bool) -> None:
         figures = [
             bound + "+".join(f"{cycles:.2f}" for cycles in report.engines.values()),
             f"{bound}{report.dmas_per_row:.2f}",
-            f"{report.checks}",
+            f"{report.bytes_per_row:,.0f}",
+            *_limit(report),
             _size(report.largest_dma_bytes),
             _size(report.memory.alias),
             _size(report.memory.temp),
@@ -153,14 +179,25 @@ def _print(console: Console, report: StaticReport, verbose: bool) -> None:
             _print_kernel(console, kernel, verbose)
 
 
+def _limit(report: StaticReport) -> tuple[str, str]:
+    roofline = report.roofline
+    return (f"≥{roofline.bound_ns:.2f}", roofline.limit) if roofline else ("", "")
+
+
 def _print_kernel(console: Console, kernel: KernelReport, verbose: bool) -> None:
     phases = ", ".join(
         f"{phase} {cycles:.2f}"
         for phase, cycles in kernel.phases.items()
         if cycles >= 0.01
     )
+    memory = kernel.vmem_bytes or kernel.tile_memory
+    where = "VMEM" if kernel.vmem_bytes else "tile memory"
+    facts = [kernel.engine, f"{kernel.bundles} bundles"]
+    facts += [f"{_size(memory)} of {where}"] if memory else []
+    facts += [f"{kernel.spills} spills in loops"] if kernel.spills else []
+    facts += ["streams a table"] if kernel.streams_a_table else []
     console.print(
-        Text(f"  {kernel.name} ({kernel.engine}, {kernel.bundles} bundles) {phases}"),
+        Text(f"  {kernel.name} ({', '.join(facts)}) {phases}"),
         style="bold" if kernel.counted else "dim",
     )
     shown = [entry for entry in kernel.loops if verbose or entry.loop.depth]
@@ -183,7 +220,8 @@ def _loop_cells(entry: LoopReport) -> list[str]:
         "?" if entry.rows is None else f"{entry.rows:g}",
         "?" if per_row is None else f"{per_row:.2f}",
         *(f"{n}" for n in (counts.waits, counts.sld, counts.sst, counts.vld)),
-        *(f"{n}" for n in (counts.vst, counts.eup, counts.checks)),
+        *(f"{n}" for n in (counts.vst, counts.valu, counts.xlu, counts.eup)),
+        *(f"{n}" for n in (counts.mxu, counts.spills, counts.checks)),
         " ".join(f"{route}:{number}" for route, number in counts.dma.items()),
         loop.source,
     ]

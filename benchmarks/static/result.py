@@ -1,10 +1,14 @@
 """The result of one compile: what the program issues per updated row, and where."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from benchmarks.static.bundles import Loop
+from benchmarks.static.chips import CHIPS, SLOTS
+from benchmarks.static.roofline import Roofline, estimate
+
+WINDOW_BYTES = 2**20  # a DMA this large moves no row
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,57 @@ class KernelReport:
     counted: bool
     bundles: int
     largest_dma_bytes: int
+    granule: int  # bytes
     loops: tuple[LoopReport, ...]
+    vmem_bytes: int = 0  # of a TensorCore's vector memory that it has for itself
+    tile_memory: int = 0  # bytes of a subcore's memory
+
+    def without(self, phases: Sequence[str]) -> "KernelReport":
+        """This kernel where it has no work for some of its phases."""
+        return replace(
+            self, loops=tuple(e for e in self.loops if e.phase not in phases)
+        )
+
+    @property
+    def slots(self) -> dict[str, float]:
+        """Operations for each row, by the slot of the bundle that they take."""
+        return {
+            slot: sum(
+                getattr(entry.loop.counts, slot) / entry.rows
+                for entry in self.loops
+                if entry.rows
+            )
+            for slot in ("sld", "sst", "salu", *SLOTS[self.engine])
+        }
+
+    @property
+    def spills(self) -> int:
+        """Loads and stores of spilled values inside innermost loops."""
+        inner = (entry.loop for entry in self.loops if entry.loop.depth)
+        return sum(loop.counts.spills for loop in inner if loop.innermost)
+
+    @property
+    def streams_a_table(self) -> bool:
+        """Whether a loop moves large windows in and out, however many there are."""
+        tails = (entry.loop.counts.dma for entry in self.loops if entry.rows is None)
+        both_ways = any({"hbm_to_vmem", "vmem_to_hbm"} <= dma.keys() for dma in tails)
+        return both_ways and self.largest_dma_bytes >= WINDOW_BYTES
+
+    @property
+    def dma_bytes_per_row(self) -> float:
+        """What DMAs move between HBM and VMEM, as far as their sizes are static.
+
+        Where windows of a table are streamed, they are left out: those that serve a row
+        are fetched only when the next row is in another window.
+        """
+        total = 0.0
+        for entry in self.loops:
+            counts = entry.loop.counts
+            moved = sum(n for to, n in counts.dma_granules.items() if "hbm" in to)
+            if self.streams_a_table:
+                moved = max(0, moved - counts.window_granules)
+            total += moved * self.granule / entry.rows if entry.rows else 0.0
+        return total
 
     @property
     def phases(self) -> dict[str, float]:
@@ -88,6 +142,9 @@ class StaticReport:
     table_bytes: int = 0  # of the smallest array that is updated in place
     table_copies: tuple[str, ...] = ()
     kernels: tuple[KernelReport, ...] = ()
+    streamed_rows: int = 0  # that SparseCore streams move for each row; no dump tells
+    passes: int = 0  # over arrays of the table's size, by pipelines; no dump tells
+    repeats: tuple[str, ...] = ()  # phases that are for ids that occur again
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -132,12 +189,42 @@ class StaticReport:
         return max((kernel.largest_dma_bytes for kernel in self.counted), default=0)
 
     @property
+    def streamed_tables(self) -> int:
+        """Tables of which every window is read and written, however few rows change."""
+        return sum(kernel.streams_a_table for kernel in self.counted)
+
+    @property
+    def bytes_per_row(self) -> float:
+        """HBM traffic for each row, at least."""
+        moved = sum(kernel.dma_bytes_per_row for kernel in self.counted)
+        passes = self.passes + 2 * self.streamed_tables
+        moved += passes * self.table_bytes / self.ids
+        if any(kernel.engine == "subcore" for kernel in self.counted):
+            moved += 4 * self.dim * self.streamed_rows
+        return moved
+
+    @property
+    def roofline(self) -> Roofline | None:
+        """Least times of a row of distinct ids, and what sets them."""
+        if self.error is not None:
+            return None
+        kernels = [kernel.without(self.repeats) for kernel in self.counted]
+        return estimate(
+            [
+                (kernel.engine, kernel.cycles_per_row, kernel.slots)
+                for kernel in kernels
+            ],
+            self.bytes_per_row,
+            CHIPS[self.chip],
+        )
+
+    @property
     def temp_holds_a_table(self) -> bool:
         """Whether the temporaries are large enough for a copy of a table."""
         return self.memory is not None and 0 < self.table_bytes <= self.memory.temp
 
     def to_json(self) -> dict[str, Any]:
-        """Every count, and the figures derived from them."""
+        """Every count that is not 0, and the figures derived from them."""
         derived = (
             "engines",
             "phases",
@@ -146,9 +233,20 @@ class StaticReport:
             "checks",
             "unattributed",
             "largest_dma_bytes",
+            "streamed_tables",
+            "bytes_per_row",
             "temp_holds_a_table",
         )
-        return asdict(self) | {name: getattr(self, name) for name in derived}
+        record = asdict(self) | {name: getattr(self, name) for name in derived}
+        record["roofline"] = self.roofline and self.roofline.to_json()
+        for kernel, own in zip(record["kernels"], self.kernels, strict=True):
+            kernel["spills"] = own.spills
+            if not own.counted:
+                kernel["loops"] = ()
+            for entry in kernel["loops"]:  # a count that is not there is 0
+                counts = entry["loop"]["counts"]
+                entry["loop"]["counts"] = {k: n for k, n in counts.items() if n}
+        return record
 
 
 def _sums(items: Iterable[tuple[str, float]]) -> dict[str, float]:

@@ -7,6 +7,7 @@ starts the subcores, is left out.
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from math import ceil
 
 from benchmarks.static.bundles import Bundle, Kernel, Operation, Span, assemble
@@ -20,6 +21,7 @@ _LABEL = re.compile(r"^(\.\w+):$", re.M)
 _OPERATION = re.compile(r"\s*(\S.*?)\s*=\s+([a-z][\w.]*)\s*(.*)", re.S)
 _BRANCH = re.compile(r"(?:@(!?)(p\d+)\s+)?(\.\w+)-\.\w+(?:, \$(\d+))?")
 _DELAY = re.compile(r"\$0x([0-9a-f]+)")
+_TILE_ADDRESS = re.compile(r"\[tilespmem:\$0x([0-9A-Fa-f]+)\]")
 _IMMEDIATE = re.compile(r"\$0x([0-9A-Fa-f]+)$")
 
 
@@ -53,7 +55,9 @@ def parse_subcore(text: str, *, name: str, delay_slots: int | None) -> Kernel | 
                     None if branch[1] else _trip_count(bundles, to, leaves, branch[2])
                 )
                 loops[to] = Span(to, leaves, trips)
-    return assemble(name, "subcore", bundles, list(loops.values()), skipped)
+    addresses = [int(word, 16) for word in _TILE_ADDRESS.findall(section[1])]
+    kernel = assemble(name, "subcore", bundles, list(loops.values()), skipped)
+    return replace(kernel, tile_memory=4 * max(addresses, default=0))
 
 
 def _bundles(section: str) -> tuple[list[Bundle], dict[str, int]]:

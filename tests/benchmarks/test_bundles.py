@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.static.attribution import Work, attribute, dmas_per_row, mesh_loop
 from benchmarks.static.bundles import Kernel, parse_tensorcore
+from benchmarks.static.programs import find
 from benchmarks.static.subcore import parse_subcore
 
 DATA = Path(__file__).parent / "data"
@@ -258,6 +259,23 @@ def test_rules_of_the_program_come_first() -> None:
     assert [entry.phase for entry in report.loops] == ["once", "mesh", "chunk", "math"]
 
 
+def test_a_program_may_stand_in_a_module_of_its_own() -> None:
+    assert find("benchmarks.static.jte:PROGRAM").streamed_rows == 29
+    with pytest.raises(ValueError, match="is not one of xla_sorted"):
+        find("no_such_program")
+
+
+def test_slots_are_counted_by_kind() -> None:
+    _, chunk, fetch, _ = (loop.counts for loop in tensorcore("rows_v6e", 4).loops)
+    assert chunk.valu == 8 * 5  # of each register of 8 rows
+    assert (chunk.mxu, chunk.xlu, chunk.spills) == (0, 0, 2)
+    assert fetch.valu == 0 and fetch.salu > fetch.sld
+
+
+def test_the_memory_of_a_subcore_is_read_off_its_addresses() -> None:
+    assert 10_000 < subcore().tile_memory <= 512 * 1024
+
+
 def test_dmas_per_row_asks_for_the_same_rows_in_each_direction() -> None:
     _, _, fetch, write = tensorcore("rows_v6e", 4).loops
     work = Work(1024, 128)
@@ -271,12 +289,15 @@ def test_the_real_compiler_streams_the_table_through_an_xla_scatter() -> None:
     from benchmarks.static import Case, count_all
 
     rows, dim, ids = 2**20, 128, 2**12
-    case = Case("xla_scatter_set", "v6e", rows, dim, ids)
+    case = Case("xla_sorted", "v6e", rows, dim, ids)
     fine, broken = count_all([case, Case("no_such_program", "v6e", rows, dim, ids)])
     assert fine.error is None and fine.memory is not None
     assert fine.memory.alias == 3 * rows * dim * 4  # updated in place ...
     assert fine.table_copies == ()
     assert fine.largest_dma_bytes > 2**20  # ... by windows of the table
     assert fine.phases["gather"] > 3 and fine.phases["apply"] > 3
+    assert fine.streamed_tables == 3 and fine.bytes_per_row > 6 * rows * dim * 4 / ids
+    assert fine.roofline is not None and fine.roofline.limit == "hbm"
+    assert any(kernel.vmem_bytes > 2**20 for kernel in fine.kernels)
     assert set(fine.versions) == {"jax", "jaxlib", "libtpu"}
     assert broken.error is not None and "no_such_program" in broken.error

@@ -1,0 +1,141 @@
+"""Result files: what was timed, on what, by which code."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+ROOT = Path(__file__).parents[1]
+COMMITTED = ROOT / "benchmarks" / "results"
+PACKAGES = (
+    *("jax", "jaxlib", "libtpu", "numpy", "optax", "keras"),
+    *("torch", "fbgemm-gpu-cpu", "jax-tpu-embedding"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender in one case: its times, or why there are none."""
+
+    case: str
+    rows: int  # V
+    dim: int  # D
+    ids: int  # N
+    distribution: str
+    dtypes: tuple[str, ...]
+    options: dict[str, Any]
+    impl: str
+    title: str
+    unique: float = 0.0  # distinct rows of a batch
+    repeats: int = 0  # of each id, where that is what the case is about
+    status: str = "ok"  # or "skipped", or "failed"
+    reason: str = ""
+    compile_s: float = 0.0
+    ms: tuple[float, ...] = ()  # every timed call
+    p20_ms: float = 0.0
+    p50_ms: float = 0.0
+    p80_ms: float = 0.0
+    least_ms: float = 0.0
+    bytes: float = 0.0  # that must be moved at least
+    gb_per_s: float = 0.0  # those bytes by the median
+    share_of_copy: float | None = None  # of the machine's own copy, round by round
+    ratio: float | None = None  # to the first of ours, round by round
+    predicted_ms: float | None = None  # the static lower bound, where there is one
+
+
+@dataclass(frozen=True)
+class Results:
+    """A run of a command."""
+
+    command: str
+    config: dict[str, Any]
+    rows: tuple[Row, ...]
+    machine: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    commit: str = ""
+    started: str = ""
+    schema: int = SCHEMA
+
+    def write(self, path: Path) -> None:
+        """As JSON."""
+        head = asdict(self)
+        write(path, head, "rows", head.pop("rows"))
+
+    @classmethod
+    def read(cls, path: Path) -> "Results":
+        """What `write` wrote."""
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+            raise ValueError(f"{path} is not a result file of schema {SCHEMA}")
+        rows = tuple(
+            Row(**row | {"dtypes": tuple(row["dtypes"]), "ms": tuple(row["ms"])})
+            for row in found.pop("rows")
+        )
+        return cls(**found, rows=rows)
+
+
+def write(path: Path, head: dict[str, Any], name: str, rows: Sequence[Any]) -> None:
+    """Writes JSON with a line for each row, for people and for diffs."""
+    text = json.dumps(head, indent=1).removesuffix("\n}")
+    lines = ",\n  ".join(json.dumps(row) for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'{text},\n "{name}": [\n  {lines}\n ]\n}}\n')
+
+
+def now() -> str:
+    """The time of day, to be put down before a run."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def load() -> float:
+    """Processes that want a core, averaged over a minute."""
+    return round(os.getloadavg()[0], 2)
+
+
+def describe_machine(load_before: float) -> dict[str, Any]:
+    """What the numbers depend on."""
+    import jax
+
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
+    return {
+        "device": jax.devices()[0].device_kind,
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "load_before": load_before,
+        "load_after": load(),
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Of what is installed."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit(root: Path = ROOT) -> str:
+    """The commit of the sources, with "+" if they have changed; "" without git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "sparse_adam", "benchmarks")
+        return git("rev-parse", "--short", "HEAD") + "+" * bool(changed)
+    except OSError:
+        return ""

@@ -1,0 +1,51 @@
+"""What a program to analyse is."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.static.attribution import RowRule
+
+# A jittable function, its arguments, and which of them it updates in place.
+Built = tuple[Callable[..., Any], tuple[jax.ShapeDtypeStruct, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A function to compile, and how to read its kernels.
+
+    `kernels` is a regular expression: the kernels that make up the cost of a row.
+    `phases` names loops and says how many rows one iteration covers; a loop that no
+    rule claims gets its rows from trip counts, or from its DMAs: one for a row of each
+    of the `tables` (0: no such guess). `repeats` are phases that only batches with
+    repeated ids need.
+
+    Two kinds of traffic are told here, since no dump tells them: `streamed_rows`, the
+    rows that streams of the SparseCores move for each updated row, and `passes` of
+    pipelines over arrays of the table's size.
+    """
+
+    name: str
+    build: Callable[[int, int, int], Built]
+    kernels: str = r"^(?!TLP$|<)"
+    phases: Mapping[str, RowRule] = field(default_factory=dict)
+    tables: int = 3
+    streamed_rows: int = 0
+    passes: int = 0
+    repeats: tuple[str, ...] = ()
+    compiler_options: Mapping[str, str] = field(default_factory=dict)
+
+
+def update_arguments(rows: int, dim: int, ids: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Table, momenta, velocities, ids and gradients of an update."""
+    table = jax.ShapeDtypeStruct((rows, dim), jnp.float32)
+    return (
+        table,
+        table,
+        table,
+        jax.ShapeDtypeStruct((ids,), jnp.int32),
+        jax.ShapeDtypeStruct((ids, dim), jnp.float32),
+    )

@@ -1,0 +1,117 @@
+"""Tables of the static analysis: by chip, ours above XLA's."""
+
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.static.chips import CHIPS
+
+_ROWS = ("fetch rows", "write back")
+_DISTINCT = (*_ROWS, "gradients", "update")
+Record = dict[str, Any]
+Records = dict[tuple[str, str], Record]  # by program and chip
+Table = tuple[list[str], list[list[str]]]  # header, lines
+_ALIKE = ("xla_add", "xla_unsorted_offloaded")  # nearly as xla_unsorted
+TITLES = {
+    "sparsecore": "sparse_adam, SparseCore",
+    "tensorcore": "sparse_adam, TensorCore",
+    "packed_sparsecore": "sparse_adam, SparseCore, packed",
+    "packed_tensorcore": "sparse_adam, TensorCore, packed",
+    "benchmarks.static.jte:PROGRAM": "jax-tpu-embedding, Adam",
+    "xla_sorted": "XLA, sorted ids",
+    "xla_unsorted": "XLA, unsorted ids",
+    "xla_add": "XLA, unsorted, `.add`",
+    "xla_unsorted_offloaded": "XLA, unsorted, offload flags",
+    "xla_add_offloaded": "XLA, `.add`, offload flags",
+    "xla_dense": "XLA, dense Adam",
+}
+
+
+def records_of(found: Record) -> Records:
+    """The records of a result file."""
+    return {(r["program"], r["chip"]): r for r in found["records"]}
+
+
+def roofline_table(found: Record) -> Table:
+    """Least nanoseconds of a row, and what sets them."""
+
+    def cell(record: Record) -> str:
+        roofline = record["roofline"]
+        return f"{roofline['bound_ns']:.2f} {roofline['limit']}"
+
+    return _by_program(records_of(found), cell)
+
+
+def bounds_table(found: Record) -> Table:
+    """The same, without the forms that differ little."""
+    brief = [r for r in found["records"] if r["program"] not in _ALIKE]
+    return roofline_table({"records": brief})
+
+
+def programs_table(found: Record) -> Table:
+    """Bundles a row on each engine, bytes a row and the largest temporary."""
+    records = records_of(found)
+
+    def cell(record: Record) -> str:
+        engines = " + ".join(f"{n:.1f}" for n in record["engines"].values())
+        streamed = record["streamed_tables"]
+        marks = f", streams {streamed} tables" if streamed else ""
+        return f"{engines}; {record['bytes_per_row']:,.0f} B{marks}"
+
+    return _by_program(records, cell)
+
+
+def _by_program(records: Records, cell: Callable[[Record], str]) -> Table:
+    chips = [name for name in CHIPS if any(chip == name for _, chip in records)]
+    lines = []
+    for program in TITLES:
+        cells = []
+        for chip in chips:
+            record = records.get((program, chip))
+            cells.append("" if record is None or record["error"] else cell(record))
+        if any(cells):
+            lines.append([TITLES[program], *cells])
+    return ["", *chips], lines
+
+
+def phases_table(found: Record) -> Table:
+    """What the bundles and DMAs of our kernels go to, beside XLA's."""
+    records = records_of(found)
+    chips = [name for name in CHIPS if ("tensorcore", name) in records]
+
+    def ours(phases: tuple[str, ...]) -> list[str]:
+        found = [records["tensorcore", chip]["phases"] for chip in chips]
+        return [f"{sum(chip[phase] for phase in phases):.1f}" for chip in found]
+
+    def subcore(phase: str, shared: bool = False) -> list[str]:
+        cells = []
+        for chip in chips:
+            record = records.get(("sparsecore", chip))
+            if record is None or record["error"]:
+                cells.append("")
+                continue
+            share = CHIPS[chip].subcores if shared else 1
+            cells.append(f"{record['phases'][phase] / share:.1f}")
+        return cells
+
+    def largest(program: str) -> list[str]:
+        found = (records.get((program, chip)) for chip in chips)
+        return [size(record["largest_dma_bytes"]) if record else "" for record in found]
+
+    lines = {
+        "**bundles a row**, TensorCore: three rows in and out": ours(_ROWS),
+        "gradients and update too": ours(_DISTINCT),
+        "and sums, where ids repeat": ours((*_DISTINCT, "math", "chunk")),
+        "SparseCore: update, on one of its subcores": subcore("update"),
+        "SparseCore: sums, where ids repeat": subcore("run sums"),
+        "SparseCore: update, over all subcores": subcore("update", shared=True),
+        "**largest DMA**": largest("tensorcore"),
+        "XLA, sorted ids: a window of the table": largest("xla_sorted"),
+    }
+    return ["", *chips], [[name, *cells] for name, cells in lines.items()]
+
+
+def size(number: int) -> str:
+    """Bytes, in the unit that suits."""
+    if number >= 2**20:
+        return f"{number / 2**20:.0f} MiB"
+    return f"{number / 2**10:.3g} KiB"

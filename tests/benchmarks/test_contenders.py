@@ -1,0 +1,64 @@
+"""Every contender that is installed gives the numbers that it should."""
+
+import importlib.util
+
+import jax
+import pytest
+
+from benchmarks import contenders
+from benchmarks.check import check
+from benchmarks.contenders import CONTENDERS
+from benchmarks.workload import Workload
+from tests.cases import BFLOAT16, Case
+
+NEEDS = {
+    "keras": "keras",
+    "torch": "torch",
+    "torch_rows": "torch",
+    "fbgemm": "fbgemm_gpu",
+    "fbgemm_rows": "fbgemm_gpu",
+}
+UPDATES = [name for name, each in CONTENDERS.items() if each.expected is not None]
+CASE = Case("small", 300, 8, 200, "zipf")
+
+
+@pytest.mark.filterwarnings("ignore")  # FBGEMM warns when it is imported
+@pytest.mark.parametrize("distribution", ["zipf", "padded", "equal"])
+@pytest.mark.parametrize("name", UPDATES)
+def test_a_first_update_is_the_references(name, distribution, monkeypatch):
+    if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
+        pytest.skip(f"{NEEDS[name]} is not installed")
+    monkeypatch.setattr("benchmarks.workload.ROTATED", 30_000)  # two or three states
+    case = Case("small", 300, 8, 200, distribution)
+    contender = CONTENDERS[name]
+    reason = contender.unsupported(case)
+    if reason is not None:
+        pytest.skip(reason)
+    workload = Workload.of(case)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        running = contender.start(workload)
+        check(contender, running, workload)
+        for turn in range(1, 5):  # the states take turns, and none is lost
+            running.step(turn)()
+    assert running.compile_seconds >= 0
+
+
+def test_reasons_to_leave_a_case_out():
+    def reason(name: str, **changes: object) -> str | None:
+        case = Case("other", 300, 8, 200, **changes)  # type: ignore[arg-type]
+        return CONTENDERS[name].unsupported(case)
+
+    assert reason("at_set") is None
+    assert reason("at_set", dtypes=BFLOAT16) == "written for float32"
+    assert reason("torch", options={"clipvalue": 1.0}) == "written without clipvalue"
+    assert "padding" in (reason("torch", distribution="padded") or "")
+    assert reason("optax", options={"lazy_adam": False}) is None
+    assert "TPU only" in (reason("tensorcore") or "")
+    assert reason("xla", options={"use_gradient_accumulation": False}) is None
+
+
+@pytest.mark.parametrize("name", [contenders.COPY])
+def test_the_copy_copies(name, monkeypatch):
+    monkeypatch.setattr("benchmarks.contenders.copy.COPIED", 4096)
+    running = CONTENDERS[name].start(Workload.of(CASE))
+    check(CONTENDERS[name], running, Workload.of(CASE))
