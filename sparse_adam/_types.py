@@ -14,16 +14,18 @@ if TYPE_CHECKING:
     Indices: TypeAlias = jax.Array
     Gains: TypeAlias = jax.Array
     Rate: TypeAlias = jax.Array
+    Seeds: TypeAlias = jax.Array
     Tile: TypeAlias = jax.Array
 else:
     try:
         from jaxtyping import Array, Float, Float32, Int32
     except ModuleNotFoundError:
-        Table = Grads = Indices = Gains = Rate = Tile = jax.Array
+        Table = Grads = Indices = Gains = Rate = Seeds = Tile = jax.Array
     else:
         Table = Float[Array, "V D"]
         Grads = Float[Array, "B D"]
         Indices = Int32[Array, " N"]
         Gains = Float32[Array, " N"]
         Rate = Float32[Array, ""]
+        Seeds = Int32[Array, "3"]
         Tile = Float32[Array, "*rows lanes"]

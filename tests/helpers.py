@@ -14,20 +14,21 @@ from tests.cases import Arrays, Case
 ULP = 2.0**-23  # of a float32 of about 1
 
 
-def problem(case: Case, arrays: Arrays) -> Problem:
+def problem(case: Case, arrays: Arrays, packed: bool = False) -> Problem:
     """The problem that the op makes of a case."""
     call = inspect.signature(sparse_adam_update).bind(
         *arrays.state, arrays.ids, arrays.grads, **case.options, **arrays.weights
     )
     call.apply_defaults()
-    del call.arguments["learning_rate"], call.arguments["implementation"]
-    return validate.problem(**call.arguments)
+    for name in ("learning_rate", "implementation", "config"):
+        del call.arguments[name]
+    return validate.problem(**call.arguments, packed=packed)
 
 
-def supports(name: str, case: Case, arrays: Arrays) -> bool:
+def supports(name: str, case: Case, arrays: Arrays, packed: bool = False) -> bool:
     """Whether the implementation `name` says it can do the case."""
     one = dispatch.IMPLEMENTATIONS[dispatch.NAMES.index(name)]
-    return one.unsupported(problem(case, arrays)) is None
+    return one.unsupported(problem(case, arrays, packed)) is None
 
 
 def as_float32(state: Any) -> tuple[np.ndarray, ...]:

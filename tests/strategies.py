@@ -5,8 +5,9 @@ import itertools
 
 from hypothesis import strategies as st
 
-from tests import cases, helpers
+from tests import cases
 from tests.cases import Case
+from tests.ways import Way
 
 # V, D, N: a batch larger than the table, one id, odd widths.
 SIZES = ((7, 16, 24), (40, 3, 1), (40, 8, 7))
@@ -19,23 +20,19 @@ DTYPES = (cases.FLOAT32, cases.BFLOAT16, cases.MIXED)
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-def supported_cases(implementation: str) -> st.SearchStrategy[Case]:
-    """Cases that the implementation says it can do, with any distribution of ids.
+def supported_cases(way: Way) -> st.SearchStrategy[Case]:
+    """Cases that an implementation says it can do, with any distribution of ids.
 
     They are those of `cases.CASES` and, where D is free, every option at other sizes
     and dtypes.
     """
     drawn = [
-        Case("drawn", *size, "uniform", dtypes, weighted, options)
+        Case("drawn", *size, "uniform", dtypes, weighted, options=options)
         for size, dtypes, (options, weighted) in itertools.product(
             SIZES, DTYPES, OPTIONS
         )
     ]
-    supported = [
-        case
-        for case in (*cases.CASES, *drawn)
-        if helpers.supports(implementation, case, cases.arrays(case))
-    ]
+    supported = [case for case in (*cases.CASES, *drawn) if way.supports(case)]
     return st.builds(
         dataclasses.replace,
         st.sampled_from(supported),

@@ -1,13 +1,25 @@
-"""The code in the README runs as it stands."""
+"""The code in the README and the documentation runs as it stands."""
 
+import doctest
 import re
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+
+
+@pytest.mark.parametrize(
+    ("name", "examples"), [("embedding.md", 20), ("packed.md", 15)]
+)
+def test_examples_in_docs_print_what_they_say(name, examples):
+    failed, run = doctest.testfile(str(ROOT / "docs" / name), module_relative=False)
+    assert run > examples
+    assert not failed
 
 
 def test_readme_code_runs():

@@ -1,6 +1,7 @@
 """`Adam`: the optimizer of `tf.tpu.experimental.embedding.Adam`, for JAX."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -11,7 +12,8 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from sparse_adam.ops import validate
+from sparse_adam.ops import dispatch, validate
+from sparse_adam.ops.packed import PackedTable, packed_adam_update
 from sparse_adam.ops.plan import UpdatePlan
 from sparse_adam.ops.sparse_adam import AdamState, sparse_adam_update
 
@@ -142,9 +144,23 @@ class Adam:
             if given_array and not isinstance(rate, jax.core.Tracer):
                 object.__setattr__(self, "learning_rate", float(rate))
 
-    def init(self, table: ArrayLike) -> AdamState:
-        """Returns `table` with new slots: the state to train."""
-        return AdamState(jnp.asarray(table), **self.init_slots(table))
+    def init(
+        self, table: ArrayLike, storage: str | None = None
+    ) -> AdamState | PackedTable:
+        """Returns `table` with new slots: the state to train.
+
+        Args:
+            table: `[V, D]` weights.
+            storage: "plain" for an `AdamState`, "packed" for a `PackedTable`, or None:
+                packed where a TPU is in scope.
+
+        Raises:
+            ValueError: another storage, or a table too wide to be packed.
+        """
+        state = AdamState(jnp.asarray(table), **self.init_slots(table))
+        if dispatch.storage(state.table.shape[1], storage) == "packed":
+            return PackedTable.pack(*state)
+        return state
 
     def init_slots(self, table: ArrayLike) -> dict[str, jax.Array]:
         """Returns the slots of `table` by name: `momenta` and `velocities`, `[V, D]`.
@@ -170,7 +186,7 @@ class Adam:
 
     def update(
         self,
-        state: AdamState,
+        state: AdamState | PackedTable,
         ids: ArrayLike,
         grads: ArrayLike,
         *,
@@ -178,25 +194,32 @@ class Adam:
         sample_ids: ArrayLike | None = None,
         gains: ArrayLike | None = None,
         plan: UpdatePlan | None = None,
+        rounding: str = "nearest",
+        key: jax.Array | None = None,
         implementation: str | None = None,
-    ) -> AdamState:
+    ) -> AdamState | PackedTable:
         """Returns the state after one `sparse_adam_update` with these parameters.
 
         Args:
-            state: table, momenta and velocities.
+            state: table, momenta and velocities, plain or packed.
             ids: as in `sparse_adam_update`, like `grads` and the rest.
             grads: `ids.shape + (D,)`, or `[B, D]` with `sample_ids`.
             learning_rate: the rate of this update; None takes the optimizer's own.
             sample_ids: which gradient each id has.
             gains: factor of each id's gradient.
             plan: `plan_update(ids, V)`, made earlier.
+            rounding: of bfloat16 arrays: "nearest" or "stochastic".
+            key: for stochastic rounding.
             implementation: which one to run; None is the best that can.
 
         Raises:
             TypeError: the optimizer's rate is a callable and this is being traced.
         """
-        return sparse_adam_update(
-            *state,
+        if isinstance(state, PackedTable):
+            update = functools.partial(packed_adam_update, state)
+        else:
+            update = functools.partial(sparse_adam_update, *state)
+        return update(
             ids,
             grads,
             learning_rate=self._rate() if learning_rate is None else learning_rate,
@@ -205,6 +228,8 @@ class Adam:
             sample_ids=sample_ids,
             gains=gains,
             plan=plan,
+            rounding=rounding,
+            key=key,
             implementation=implementation,
             **self._numbers(),
         )

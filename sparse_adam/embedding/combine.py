@@ -1,11 +1,10 @@
 """Between ids and rows: how a sample's rows are combined, and gradients handed back.
 
-Both directions share one factor for each id, its gain. Tables appear here only as
-`[V, D]` arrays that are gathered from: where another storage would come in.
+Both directions share one factor for each id, its gain.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 from sparse_adam.embedding.config import TableConfig
 from sparse_adam.embedding.inputs import Occurrences
 from sparse_adam.embedding.quantization import simulate_quantization
+from sparse_adam.embedding.stored import rows as stored_rows
 
 
 def gains(part: Occurrences, combiner: str) -> jax.Array | None:
@@ -40,11 +40,11 @@ def gains(part: Occurrences, combiner: str) -> jax.Array | None:
 
 
 def combine(
-    table: jax.Array, part: Occurrences, config: TableConfig, *, quantize: bool
+    stored: Any, part: Occurrences, config: TableConfig, *, quantize: bool
 ) -> jax.Array:
     """Returns the activations of one feature, `[*part.shape, D]`."""
-    rows = table.at[jnp.maximum(part.ids, 0)].get(mode="promise_in_bounds")
-    rows = rows.astype(jnp.float32)
+    found = stored_rows(stored, part.ids)
+    rows = found.astype(jnp.float32)
     if quantize and config.quantization_config is not None:
         rows = simulate_quantization(rows, config.quantization_config)
     factors = gains(part, config.combiner)
@@ -52,7 +52,7 @@ def combine(
         rows = factors[:, None] * rows
     # A select, since a row that is not asked for may hold anything.
     rows = jnp.where(part.ids[:, None] >= 0, rows, 0)
-    return part.sum(rows).astype(table.dtype).reshape(*part.shape, table.shape[1])
+    return part.sum(rows).astype(found.dtype).reshape(*part.shape, config.dim)
 
 
 class Batch(NamedTuple):

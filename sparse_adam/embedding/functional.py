@@ -35,13 +35,14 @@ from sparse_adam.embedding.optimizer import Optimizer, rates_now
 )
 @dataclasses.dataclass(frozen=True)
 class EmbeddingState:
-    """Tables with their slots: a pytree of `[V, D]` arrays.
+    """Tables with their slots: a pytree of arrays.
 
     It checkpoints, shards, scans and donates like any other.
 
     Attributes:
         tables: by name, the optimizer's state of each: for `Adam` an
-            `AdamState(table, momenta, velocities)`.
+            `AdamState(table, momenta, velocities)` of `[V, D]` arrays, or a
+            `PackedTable`, whose `unpack()` returns them.
         layout: static: the features and what each one's table is.
     """
 
@@ -50,7 +51,11 @@ class EmbeddingState:
 
 
 def init(
-    feature_config: Any, optimizer: Optimizer | None, key: jax.Array
+    feature_config: Any,
+    optimizer: Optimizer | None,
+    key: jax.Array,
+    *,
+    storage: str | None = None,
 ) -> EmbeddingState:
     """Makes the tables of `feature_config`, and their slots.
 
@@ -59,6 +64,8 @@ def init(
             hold the same `TableConfig` object share a table.
         optimizer: for the tables that have none of their own; None if all have.
         key: of `jax.random`, for the tables' first weights.
+        storage: "plain" or "packed" tables, or None: packed ones where a TPU is in
+            scope. What is looked up and learnt does not depend on it.
 
     Returns:
         The state to train.
@@ -79,7 +86,7 @@ def init(
     layout = make_layout(feature_config, optimizer)
     keys = jax.random.split(key, len(layout.tables))
     tables = {
-        table.name: table.optimizer.init(table.config.initialize(key))
+        table.name: table.optimizer.init(table.config.initialize(key), storage)
         for table, key in zip(layout.tables, keys, strict=True)
     }
     return EmbeddingState(tables, layout)
@@ -139,8 +146,8 @@ def lookup(state: EmbeddingState, features: Any, weights: Any = None) -> Any:
     activations = []
     for feature, part in _parts(layout, features, weights):
         table = layout.tables[feature.table]
-        weights_of_table = state.tables[table.name][0]
-        activations.append(combine(weights_of_table, part, table.config, quantize=True))
+        stored = state.tables[table.name]
+        activations.append(combine(stored, part, table.config, quantize=True))
     return jax.tree.unflatten(layout.structure, activations)
 
 

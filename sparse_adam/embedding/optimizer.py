@@ -17,7 +17,7 @@ class Optimizer(Protocol):
     """A row-wise optimizer of embedding tables; hashable, and equal by value.
 
     Its state is a NamedTuple of arrays of one shape `[V, D]`: first the table, then
-    the slots in the order of `slot_names`.
+    the slots in the order of `slot_names`. Or it is a `PackedTable` of them.
     """
 
     slot_names: ClassVar[tuple[str, ...]]
@@ -27,8 +27,8 @@ class Optimizer(Protocol):
         """A number, or a callable that is asked at each update."""
         ...
 
-    def init(self, table: ArrayLike) -> Any:
-        """Returns the state of `table` with new slots."""
+    def init(self, table: ArrayLike, storage: str | None = None) -> Any:
+        """Returns the state of `table` with new slots, stored as asked for."""
         ...
 
     def update(

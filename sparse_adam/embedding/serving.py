@@ -62,7 +62,7 @@ def serving_embedding_lookup(
             and not isinstance(ids, Ragged)
         ):
             part = part._replace(ids=jnp.where(part.weights > 0, part.ids, -1))
-        stored = state.tables[table.name][0]
+        stored = state.tables[table.name]
         activations.append(combine(stored, part, table.config, quantize=False))
     return jax.tree.unflatten(structure, activations)
 

@@ -21,6 +21,7 @@ from sparse_adam.embedding.host import is_input, num_samples, ready_for_jit
 from sparse_adam.embedding.layout import Layout, make_layout
 from sparse_adam.embedding.optimizer import Optimizer
 from sparse_adam.embedding.serving import serving_embedding_lookup
+from sparse_adam.embedding.stored import arrays, weights, with_arrays
 from sparse_adam.ops import validate
 
 _lookup = jax.jit(functional.lookup)
@@ -67,6 +68,8 @@ class TPUEmbedding:
             that reads the tables in between (`embedding_tables`, `retrieve`, `state`,
             inference) first finishes the update that is under way.
         batch_size: the number of samples that every feature has; None is not checked.
+        storage: "plain" or "packed" tables, as in `init`; all methods take and return
+            logical arrays in either case.
         implementation: of the update, as in `sparse_adam_update`.
 
     Raises:
@@ -102,6 +105,7 @@ class TPUEmbedding:
         pipeline_execution_with_tensor_core: bool = False,
         *,
         batch_size: int | None = None,
+        storage: str | None = None,
         implementation: str | None = None,
     ) -> None:
         self._feature_config = feature_config
@@ -111,6 +115,7 @@ class TPUEmbedding:
             "pipeline_execution_with_tensor_core", pipeline_execution_with_tensor_core
         )
         self._batch_size = batch_size
+        self._storage = storage
         self._implementation = implementation
         self._state: EmbeddingState | None = None
         self._enqueued: collections.deque[_Batch] = collections.deque()
@@ -151,7 +156,9 @@ class TPUEmbedding:
                 )
             return
         key = jax.random.key(0) if key is None else key
-        self._state = functional.init(self._feature_config, self._optimizer, key)
+        self._state = functional.init(
+            self._feature_config, self._optimizer, key, storage=self._storage
+        )
 
     @property
     def state(self) -> EmbeddingState:
@@ -179,7 +186,7 @@ class TPUEmbedding:
 
         The next `apply_gradients` donates these arrays: copy what is to be kept.
         """
-        tables = {name: stored[0] for name, stored in self.state.tables.items()}
+        tables = {name: weights(one) for name, one in self.state.tables.items()}
         return _ByTable(self._layout, tables)
 
     def enqueue(
@@ -312,7 +319,7 @@ class TPUEmbedding:
             table.name: {
                 slot: np.array(array)
                 for slot, array in zip(
-                    table.array_names, state.tables[table.name], strict=True
+                    table.array_names, arrays(state.tables[table.name]), strict=True
                 )
             }
             for table in self._layout.tables
@@ -329,24 +336,21 @@ class TPUEmbedding:
         """
         new = dict(self.state.tables)
         known = {table.name: table for table in self._layout.tables}
-        for name, arrays in tables.items():
+        for name, given in tables.items():
             if name not in known:
                 raise ValueError(f"load() got the table {name!r}, not in {list(known)}")
             names = known[name].array_names
-            stored = dict(zip(names, new[name], strict=True))
-            for slot, array in arrays.items():
-                if slot not in stored or np.shape(array) != stored[slot].shape:
-                    expected = {key: value.shape for key, value in stored.items()}
+            parts = dict(zip(names, arrays(new[name]), strict=True))
+            for slot, array in given.items():
+                if slot not in parts or np.shape(array) != parts[slot].shape:
+                    expected = {key: value.shape for key, value in parts.items()}
                     raise ValueError(
                         f"load() got {slot!r} of shape {np.shape(array)} for table "
                         f"{name!r}; it must be one of {expected}"
                     )
-                old = stored[slot]
                 # A copy: the next update donates it.
-                stored[slot] = jax.device_put(
-                    jnp.array(array, dtype=old.dtype, copy=True), old.sharding
-                )
-            new[name] = type(new[name])(*stored.values())
+                parts[slot] = jnp.array(array, dtype=parts[slot].dtype, copy=True)
+            new[name] = with_arrays(new[name], list(parts.values()))
         self._state = dataclasses.replace(self._built_state(), tables=new)
 
     def _built_state(self) -> EmbeddingState:

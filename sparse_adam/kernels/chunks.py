@@ -1,65 +1,106 @@
-"""Occurrences cut into chunks, as row kernels read them."""
+"""Occurrences cut into chunks, as the TensorCore's row kernel reads them.
 
-from typing import NamedTuple
+Rows that are moved together are a *group* (`layout`); plain rows are groups of one. A
+*run* is a sequence of occurrences of one group: ids come sorted, so a group has one.
+"""
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from sparse_adam._types import Gains, Indices
+from sparse_adam.kernels.problem import Batch, Problem
 
 
 class Chunks(NamedTuple):
-    """The occurrences, C to a chunk: [chunks, 1, C] unless said otherwise."""
+    """The occurrences, C to a chunk: [chunks, 1, C] unless said otherwise.
+
+    Each chunk lists groups: where gradients are accumulated those whose runs end in it,
+    which it fetches, updates and writes back; else those of all its runs, of which the
+    first may have been fetched before, and the last be written back later.
+    """
 
     active: jax.Array  # [1]: chunks up to the last one that holds a valid id
-    counts: jax.Array  # [chunks]: rows to update, that is, runs that end in the chunk
-    has_runs: jax.Array  # [chunks]: 1 if some row has more than one gradient
-    rows: jax.Array  # the table rows to update, in the first `counts` places
-    ends: jax.Array  # where in the chunk the run of each of those rows ends
+    counts: jax.Array  # [chunks]: groups listed
+    continues: jax.Array  # [chunks + 1]: 1 if a run goes on from the chunk before
+    groups: jax.Array  # the list, in the first `counts` places
+    marks: jax.Array  # of each of them, where in the chunk its run ends; or
+    #                   of each occurrence, the place of its group in the list, or -1
     sources: jax.Array  # gradient row of each occurrence
-    ids: jax.Array  # id of each occurrence
+    owners: jax.Array  # group of each occurrence
+    places: tuple[jax.Array, ...]  # (), or which row of its group each occurrence is of
     weights: tuple[jax.Array, ...]  # (), or gains and 1 where a gradient counts
 
 
+class Moved(NamedTuple):
+    """Which of the groups that a chunk lists it fetches, and writes back."""
+
+    first: Any  # that it fetches; the one before came with an earlier chunk
+    count: Any  # of those listed
+    written: Any  # by this chunk; the one behind is written by a later chunk
+
+
+def moved(counts: Any, continues: Any, chunk: Any, accumulate: bool) -> Moved:
+    """What a chunk moves; in all of them, each group is moved in and out once."""
+    count = counts[chunk]
+    if accumulate:
+        return Moved(0, count, count)
+    return Moved(continues[chunk], count, count - continues[chunk + 1])
+
+
 def split_into_chunks(
-    ids: Indices, sources: Indices, gains: Gains | None, num_rows: int, size: int
+    batch: Batch, problem: Problem, rows_per_group: int, size: int
 ) -> Chunks:
-    """Cuts occurrences into chunks of `size`, the last one filled with the id V.
+    """Cuts occurrences into chunks of `size`, the last one filled up with no group.
 
     Equal ids must stand side by side; an id V is passed over wherever it stands.
     """
-    num_chunks = pl.cdiv(ids.size, size)
+    num_chunks = pl.cdiv(batch.ids.size, size)
+    none = pl.cdiv(problem.num_rows, rows_per_group)
 
     def split(x: jax.Array, fill: int) -> jax.Array:
         x = jnp.pad(x, (0, num_chunks * size - x.size), constant_values=fill)
         return x.reshape(num_chunks, 1, size)
 
-    # A run of equal ids ends where the next id differs. The rows of a chunk are moved
-    # to its front by a sort of C keys, which a TPU does much faster than a scatter.
-    following = jnp.append(ids[1:], jnp.int32(num_rows))
-    is_end = split((ids != following) & (ids < num_rows), fill=False)
-    lane = lax.broadcasted_iota(jnp.int32, is_end.shape, 2)
-    ends, rows = lax.sort(
-        (jnp.where(is_end, lane, lane + size), split(ids, num_rows)),
+    ids = batch.ids
+    is_row = ids < problem.num_rows
+    owners = jnp.where(is_row, lax.div(ids, jnp.int32(rows_per_group)), none)
+    differs = owners[1:] != owners[:-1]
+    is_start, is_end = jnp.append(True, differs), jnp.append(differs, True)
+    lane = lax.broadcasted_iota(jnp.int32, (num_chunks, 1, size), 2)
+    if problem.accumulate:
+        listed = split(is_end & is_row, fill=False)
+    else:
+        listed = (split(is_start, fill=False) | (lane == 0)) & split(is_row, fill=False)
+    # The list of a chunk is moved to its front by a sort of C keys, which a TPU does
+    # much faster than a scatter.
+    marks, groups = lax.sort(
+        (jnp.where(listed, lane, lane + size), split(owners, none)),
         num_keys=1,
         is_stable=False,
     )
-    position = lax.iota(jnp.int32, ids.size)
-    counts = is_end.sum(axis=(1, 2), dtype=jnp.int32)
+    if not problem.accumulate:
+        order = jnp.cumsum(listed, axis=2, dtype=jnp.int32) - 1
+        marks = jnp.where(split(is_row, fill=False), order, -1)
     first = lax.iota(jnp.int32, num_chunks) * size
-    continues = (first > 0) & (ids[first] == ids[first - 1])
-    weights = ()
-    if gains is not None:
-        weights = (split(gains, 0), split((sources >= 0).astype(jnp.int32), 0))
+    continues = ~is_start[first] & is_row[first]
+    last = jnp.max(jnp.where(is_row, lax.iota(jnp.int32, ids.size), -1))
+    places, weights = (), ()
+    if rows_per_group > 1:
+        places = (split(lax.rem(ids, jnp.int32(rows_per_group)), 0),)
+    if batch.gains is not None:
+        counted = (batch.sources >= 0).astype(jnp.int32)
+        weights = (split(batch.gains, 0), split(counted, 0))
     return Chunks(
-        active=pl.cdiv(jnp.max(jnp.where(ids < num_rows, position + 1, 0)), size)[None],
-        counts=counts,
-        has_runs=((counts < size) | continues).astype(jnp.int32),
-        rows=rows,
-        ends=ends,
-        sources=split(jnp.maximum(sources, 0), 0),
-        ids=split(ids, num_rows),
+        active=pl.cdiv(last + 1, size)[None],
+        counts=listed.sum(axis=(1, 2), dtype=jnp.int32),
+        continues=jnp.append(continues, False).astype(jnp.int32),
+        groups=groups,
+        marks=marks,
+        sources=split(jnp.maximum(batch.sources, 0), 0),
+        owners=split(owners, none),
+        places=places,
         weights=weights,
     )

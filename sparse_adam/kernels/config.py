@@ -1,6 +1,12 @@
 """Block sizes of the TensorCore kernel, and why they are what they are."""
 
 import dataclasses
+from typing import TYPE_CHECKING
+
+from sparse_adam.kernels import chips
+
+if TYPE_CHECKING:  # it imports this module
+    from sparse_adam.kernels.problem import Problem
 
 LANES = 128
 SUBLANES = 8
@@ -10,32 +16,58 @@ VMEM_BUDGET = 8 * 2**20  # bytes; half of what v4, the smallest generation, has
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Config:
-    """Block sizes. They change speed, and the grouping in which a run is summed."""
+    """Block sizes. They change speed, and the grouping in which a run is summed.
+
+    Attributes:
+        rows_per_chunk: occurrences in a chunk, a power of two from 8 on.
+        dma_unroll: rows per iteration of a DMA loop; 8 costs 3 % more bundles than 16.
+    """
 
     rows_per_chunk: int = 256
-    dma_unroll: int = 16  # rows per iteration of a DMA loop; 8 costs 3 % more bundles
+    dma_unroll: int = 16
 
     def __post_init__(self) -> None:
-        rows = self.rows_per_chunk
+        rows, unroll = self.rows_per_chunk, self.dma_unroll
         if rows < SUBLANES or rows & (rows - 1):
             raise ValueError(f"rows_per_chunk={rows} must be a power of two >= 8")
+        if unroll < 1:
+            raise ValueError(f"dma_unroll={unroll} must be at least 1")
 
-    def vmem_bytes(self, dim: int) -> int:
+    def vmem_bytes(self, problem: "Problem") -> int:
+        """What the kernel keeps in VMEM."""
         rows = self.rows_per_chunk
-        buffers = SLOTS * 4 * rows * dim * 4  # gradient, w, m, v of every slot
-        columns = 2 * rows * LANES * 4  # one value a row, spread over its lanes
-        return buffers + columns
+        gradient, state = problem.dim, 3 * problem.dim
+        columns = 2  # of one value a row, spread over 128 lanes
+        if problem.packed:
+            layout = problem.layout
+            gradient = layout.blocks * LANES
+            state = layout.lines_per_group * LANES
+            columns += problem.accumulate and layout.rows_per_group > 1
+        buffers = SLOTS * (gradient + state) + columns * LANES
+        carried = SUBLANES * (3 * gradient + state)  # a run that chunks share, at most
+        return 4 * (rows * buffers + carried)
+
+    def check(self, problem: "Problem") -> None:
+        """Raises a ValueError if a chunk does not fit the TPU in scope."""
+        chip, needed = chips.in_scope(), self.vmem_bytes(problem)
+        if needed > chip.vmem_bytes:
+            raise ValueError(
+                f"rows_per_chunk={self.rows_per_chunk} needs {needed:,} bytes of VMEM, "
+                f"but {chip.name} has {chip.vmem_bytes:,}: pass rows_per_chunk="
+                f"{type(self).choose(problem).rows_per_chunk}, or no config"
+            )
 
     @classmethod
-    def choose(cls, num_ids: int, dim: int) -> "Config":
+    def choose(cls, problem: "Problem") -> "Config":
         """The largest chunk up to 256 rows that N fills and the budget holds.
 
-        A chunk of 256 keeps 1,792 row DMAs in flight; half a microsecond of latency
-        at v6e's 1,640 GB/s asks for 1,600 of 512 bytes.
+        A chunk of 256 keeps 1,792 row DMAs of three plain tables in flight, or 512 of
+        4 lines packed; half a microsecond of latency at v6e's 1,640 GB/s asks for 1,600
+        lines of 512 bytes.
         """
         rows = 256
         while rows > SUBLANES and (
-            rows >= 2 * num_ids or cls(rows).vmem_bytes(dim) > VMEM_BUDGET
+            rows >= 2 * problem.num_ids or cls(rows).vmem_bytes(problem) > VMEM_BUDGET
         ):
             rows //= 2
         return cls(rows)

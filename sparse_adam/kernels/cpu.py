@@ -1,10 +1,14 @@
-"""Adam on the rows of plain tables, on a CPU, as a custom call in C++: every mode.
+"""Adam on the rows of a table, on a CPU, as a custom call in C++: every mode.
 
 Why: XLA's CPU scatter makes the portable path some thirty times slower than the memory
 is. This kernel sorts the ids itself, on only the bits that V needs, then touches what
 the batch touched: each gradient row is read once, straight through the sort, and each
-updated row of the three tables is read once and written once, in place. Nothing is
+updated row of the three arrays is read once and written once, in place. Nothing is
 materialised in between (`bytes_moved`).
+
+Storage: the library knows neither plain arrays nor lines, only where the rows of w, m
+and v begin, how far they are apart and how their numbers are encoded (`_places`). Plain
+arrays are one group of V rows. So one code serves both storages, bit for bit alike.
 
 Data flow (`cpp/update.cc`): the sorted occurrences are cut into blocks of 128, which
 the threads of XLA's own pool share. A block sums its runs of equal ids in the
@@ -17,8 +21,9 @@ Order: the blocks depend on N, never on the threads. Within a block a run is add
 the order of the batch, then block by block. Same call, same bits, on any number of
 threads and, as no operation is contracted or reordered, with any instruction set.
 
-Numerics: float32 between one read and one rounding per row and call; IEEE root and
-division. A lane sees no other, so a NaN stays where it is.
+Numerics: float32 between one read and one rounding per row and call, to the nearest or
+with the noise of `rounding`; IEEE root and division. A lane sees no other, so a NaN
+stays where it is.
 
 The formula stands here a third time, in `cpp/loops.inc`: `adam_tile` is traced by JAX
 and cannot be called from C++, and the NumPy loop is no program at all. The contract's
@@ -32,16 +37,19 @@ not sorted again when they are. It is loaded when first asked for, and knows no 
 import ctypes
 import functools
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_adam._types import Gains, Grads, Indices, Rate, Table
-from sparse_adam.kernels.problem import Problem
+from sparse_adam.kernels.config import LANES
+from sparse_adam.kernels.problem import Batch, Problem, State, Step
 
 LIBRARY = Path(__file__).parent / "cpp" / "sparse_adam_cpu.so"
 _TARGET = "sparse_adam_cpu"
+# As in `cpp/loops.h`.
+ENCODINGS = ("float32", "bfloat16", "widened", "low_half", "high_half")
 
 
 def unsupported(problem: Problem) -> str | None:
@@ -55,36 +63,24 @@ def bytes_moved(num_ids: int, num_unique: int, dim: int) -> int:
     return 4 * (num_ids * dim + 6 * num_unique * dim + num_ids)
 
 
-def cpu_update(
-    table: Table,
-    momenta: Table,
-    velocities: Table,
-    grads: Grads,
-    ids: Indices,
-    sources: Indices,
-    gains: Gains | None,
-    learning_rate: Rate,
-    problem: Problem,
-) -> tuple[Table, ...]:
-    """Updates the rows `ids` (V for none), in any order, of the three tables in place.
-
-    Occurrence i adds `gains[i] * grads[sources[i]]`; a source of -1 adds zero.
-    """
+def cpu_update(state: State, batch: Batch, step: Step, problem: Problem) -> State:
+    """Updates the rows `batch.ids` (V for none), in any order, in place."""
+    grads, ids, sources, gains = batch
     if grads.dtype not in (jnp.float32, jnp.bfloat16):
         grads = grads.astype(jnp.float32)
     if gains is None:
         gains = jnp.zeros((0,), jnp.float32)
-    state = (table, momenta, velocities)
-    call = jax.ffi.ffi_call(_TARGET, state, input_output_aliases={0: 0, 1: 1, 2: 2})
-    return tuple(
-        call(
-            *(*state, grads, ids, sources, gains, learning_rate),
-            **attributes(problem),
-        )
+    seeds = jnp.zeros((0,), jnp.int32) if step.seeds is None else step.seeds
+    operands = (grads, ids, sources, gains, step.learning_rate, seeds)
+    call = jax.ffi.ffi_call(
+        _TARGET,
+        state,
+        input_output_aliases={len(operands) + i: i for i in range(len(state))},
     )
+    return tuple(call(*operands, *state, **attributes(problem)))
 
 
-def attributes(problem: Problem) -> dict[str, np.float32 | bool]:
+def attributes(problem: Problem) -> dict[str, Any]:
     """All that the library is told when the call is compiled."""
     hyper = problem.hyper
 
@@ -92,6 +88,7 @@ def attributes(problem: Problem) -> dict[str, np.float32 | bool]:
         return np.float32(otherwise if value is None else value)
 
     return {
+        **_places(problem),
         "lazy": problem.lazy,
         "accumulate": problem.accumulate,
         "beta_1": np.float32(hyper.beta_1),
@@ -104,6 +101,35 @@ def attributes(problem: Problem) -> dict[str, np.float32 | bool]:
         "gradient_max": bound(hyper.clip_gradient_max, np.inf),
         "weight_min": bound(hyper.clip_weight_min, -np.inf),
         "weight_max": bound(hyper.clip_weight_max, np.inf),
+    }
+
+
+def _places(problem: Problem) -> dict[str, Any]:
+    """Where the rows of w, m and v begin, and how their numbers are encoded.
+
+    Row r stands `r // rows_per_group * group_stride + r % rows_per_group * stride`
+    items behind the first one.
+    """
+    rows_per_group, stride, group_stride = problem.num_rows, problem.dim, 0
+    first, encodings = [0, 0, 0], [dtype.name for dtype in problem.dtypes]
+    if problem.packed:
+        layout = problem.layout
+        rows_per_group, stride = layout.rows_per_group, layout.stride
+        group_stride = layout.lines_per_group * LANES
+        for plane, arrays in enumerate(layout.planes):
+            pair = ("low_half", "high_half") if len(arrays) == 2 else ("widened",)
+            for array, encoding in zip(arrays, pair, strict=True):
+                first[array] = layout.line(plane, 0) * LANES
+                if layout.dtypes[array] == jnp.bfloat16:
+                    encodings[array] = encoding
+    numbers = [ENCODINGS.index(encoding) for encoding in encodings]
+    return {
+        "num_rows": np.int32(problem.num_rows),
+        "rows_per_group": np.int32(rows_per_group),
+        "stride": np.int32(stride),
+        "group_stride": np.int32(group_stride),
+        "first": np.array(first, np.int32),
+        "encodings": np.array(numbers, np.int32),
     }
 
 

@@ -1,12 +1,37 @@
-"""What one update is asked to do, in static facts: shapes, dtypes, options.
+"""What one update is asked to do: static facts, and the arrays it is done with.
 
 `ops` makes a `Problem` from validated arguments; every implementation answers
-`unsupported(problem)` about it before anything is traced.
+`unsupported(problem)` about it before anything is traced, and then is called as
+`update(state, batch, step, problem)`.
 """
 
 import dataclasses
+from typing import NamedTuple, TypeAlias
 
+import jax
 import numpy as np
+
+from sparse_adam._types import Gains, Grads, Indices, Rate, Seeds
+from sparse_adam.kernels.layout import PackedLayout
+
+# Of plain storage `[V, D]` table, momenta, velocities; of packed storage its one array.
+State: TypeAlias = tuple[jax.Array, ...]
+
+
+class Batch(NamedTuple):
+    """The occurrences: number i adds `gains[i] * grads[sources[i]]` to row `ids[i]`."""
+
+    grads: Grads
+    ids: Indices  # sorted, unless the implementation sorts; V for none
+    sources: Indices  # -1 adds zero
+    gains: Gains | None  # None: 1
+
+
+class Step(NamedTuple):
+    """The traced numbers of an update."""
+
+    learning_rate: Rate
+    seeds: Seeds | None  # of w, m, v, for stochastic rounding; None: to the nearest
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,7 +55,7 @@ class Hyperparams:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Problem:
-    """One call of `sparse_adam_update`, without its values."""
+    """One call of the update, without its values."""
 
     num_rows: int  # V
     dim: int  # D
@@ -44,3 +69,15 @@ class Problem:
     lazy: bool
     accumulate: bool
     hyper: Hyperparams
+    stochastic: bool = False  # rounding of bfloat16 arrays
+    packed: bool = False
+
+    @property
+    def dtypes(self) -> tuple[np.dtype, np.dtype, np.dtype]:
+        """Of w, m, v."""
+        return self.table_dtype, self.momenta_dtype, self.velocities_dtype
+
+    @property
+    def layout(self) -> PackedLayout:
+        """Of packed storage."""
+        return PackedLayout(self.num_rows, self.dim, *self.dtypes)

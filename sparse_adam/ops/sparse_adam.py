@@ -1,21 +1,17 @@
 """The op: check the arguments, plan, choose an implementation, run it."""
 
-import functools
-import inspect
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.typing import ArrayLike
 
-from sparse_adam._types import Gains, Grads, Indices, Rate
-from sparse_adam.kernels.problem import Problem
 from sparse_adam.ops import dispatch, validate
-from sparse_adam.ops.plan import UpdatePlan, indices_or, plan_update
+from sparse_adam.ops.dispatch import Config
+from sparse_adam.ops.plan import UpdatePlan
+from sparse_adam.ops.run import Occurrences, make_step, update_rows
 
 
 class AdamState(NamedTuple):
@@ -48,7 +44,10 @@ def sparse_adam_update(
     sample_ids: ArrayLike | None = None,
     gains: ArrayLike | None = None,
     plan: UpdatePlan | None = None,
+    rounding: str = "nearest",
+    key: jax.Array | None = None,
     implementation: str | None = None,
+    config: Config | None = None,
 ) -> AdamState:
     r"""Updates the rows of an embedding table that a batch looked up, with Adam.
 
@@ -105,9 +104,17 @@ def sparse_adam_update(
             `gains[i] * grads[sample_ids[i]]`. One outside `[0, B)` adds zero.
         gains: like `ids`: factor of each occurrence's gradient; None is 1.
         plan: `plan_update(ids, V)` of these very ids, made earlier.
-        implementation: "sparsecore" or "tensorcore" (Pallas kernels; off a TPU they
-            run interpreted, slowly), "cpu" (C++; on a CPU only), "xla" (portable), or
-            None: the best that compiles where this runs. `explain` tells which and why.
+        rounding: how bfloat16 arrays are rounded: "nearest", to which an update of less
+            than half a unit in the last place is lost, or "stochastic", which keeps it
+            on average.
+        key: of `jax.random`, for stochastic rounding. A new one for each update, such
+            as `jax.random.fold_in(key, step)`; the same one gives the same bits.
+        implementation: "sparsecore", "tensorcore" or "sweep" (Pallas kernels; off a TPU
+            they run interpreted, slowly), "cpu" (C++; on a CPU only), "xla" (portable),
+            or None: the best that compiles where this runs. `explain` tells which and
+            why.
+        config: block sizes of the kernel to run, instead of those chosen for it; also
+            names the implementation.
 
     Returns:
         `AdamState(table, momenta, velocities)`, shapes and dtypes as they came.
@@ -137,6 +144,7 @@ def sparse_adam_update(
     `BuildAdamOptimizerComputation` in
     `tensorflow/core/tpu/kernels/sparse_core_ops_utils.cc` for the formula.
     """
+    state = (table, momenta, velocities)
     problem = validate.problem(
         table=table,
         momenta=momenta,
@@ -159,51 +167,13 @@ def sparse_adam_update(
         sample_ids=sample_ids,
         gains=gains,
         plan=plan,
+        rounding=rounding,
+        key=key,
     )
-    chosen = dispatch.choices(problem, implementation)
-    rate = validate.learning_rate(learning_rate)
-    state = AdamState(*map(jnp.asarray, (table, momenta, velocities)))
-    if problem.num_ids == 0 and problem.lazy:
-        return state
-    if plan is None:
-        ids, order = indices_or(ids, problem.num_rows, fill=problem.num_rows), None
-    else:
-        ids, order = plan.ids, plan.order
-    if sample_ids is not None:
-        sample_ids = indices_or(sample_ids, problem.num_grads, fill=-1)
-    if gains is not None:
-        gains = jnp.asarray(gains, jnp.float32).reshape(-1)
-    grads = jnp.asarray(grads).reshape(problem.num_grads, problem.dim)
-    batch = _Batch(ids, order, grads, sample_ids, gains)
-    return _update(state, batch, rate, problem=problem, chosen=chosen)
-
-
-def explain(*args: Any, **kwargs: Any) -> str:
-    """Tells which implementation an update would run, and why not the others.
-
-    Takes the arguments of `sparse_adam_update`, as arrays or as
-    `jax.ShapeDtypeStruct`s, and runs nothing.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> table = jax.ShapeDtypeStruct((1_000_000, 128), jnp.bfloat16)
-        >>> ids = jax.ShapeDtypeStruct((4096,), jnp.int32)
-        >>> grads = jax.ShapeDtypeStruct((4096, 128), jnp.float32)
-        >>> print(explain(table, table, table, ids, grads)) # doctest: +ELLIPSIS
-        tpu: xla, compiled
-        cpu: ..., compiled
-        elsewhere: xla, compiled
-          sparsecore: table is bfloat16; indirect streams move words of 32 bits
-          tensorcore: table is bfloat16; rows move one by one, ...
-          cpu: ...
-          xla: can run this update anywhere
-    """
-    arguments = inspect.signature(sparse_adam_update).bind(*args, **kwargs)
-    arguments.apply_defaults()
-    implementation = arguments.arguments.pop("implementation")
-    arguments.arguments.pop("learning_rate")
-    problem = validate.problem(**arguments.arguments)
-    return dispatch.explain(problem, implementation)
+    chosen = dispatch.choices(problem, implementation, config)
+    occurrences = Occurrences(ids, grads, sample_ids, gains, plan)
+    step = make_step(learning_rate, key, problem)
+    return AdamState(*update_rows(state, occurrences, step, problem, chosen))
 
 
 def bias_corrected_learning_rate(
@@ -254,48 +224,3 @@ def bias_corrected_learning_rate(
     correction = jnp.sqrt(one_minus_power(validate.beta("beta_2", beta_2)))
     correction /= one_minus_power(validate.beta("beta_1", beta_1))
     return validate.learning_rate(learning_rate) * correction
-
-
-class _Batch(NamedTuple):
-    """Occurrences: as they came, or by `order`, which a plan has made."""
-
-    ids: Indices
-    order: Indices | None
-    grads: Grads
-    sample_ids: Indices | None
-    gains: Gains | None
-
-
-@functools.partial(jax.jit, static_argnames=("problem", "chosen"))
-def _update(
-    state: AdamState,
-    batch: _Batch,
-    rate: Rate,
-    *,
-    problem: Problem,
-    chosen: dispatch.Choices,
-) -> AdamState:
-    def run(implementation: dispatch.Implementation) -> Callable[..., AdamState]:
-        def update(state: AdamState, batch: _Batch, rate: Rate) -> AdamState:
-            ids, order, grads, sources, gains = batch
-            if problem.weighted and gains is None:
-                gains = jnp.ones(ids.shape, jnp.float32)
-            if order is None and not implementation.sorts:
-                plan = plan_update(ids, problem.num_rows)
-                ids, order = plan.ids, plan.order
-            if order is not None:
-                sources = order if sources is None else sources[order]
-                gains = None if gains is None else gains[order]
-            elif sources is None:
-                sources = lax.iota(jnp.int32, ids.size)
-            arrays = (*state, grads, ids, sources, gains, rate)
-            return AdamState(*implementation.update(*arrays, problem=problem))
-
-        return update
-
-    on_tpu, on_cpu, elsewhere = chosen
-    if on_tpu is on_cpu is elsewhere:
-        return run(elsewhere)(state, batch, rate)
-    return lax.platform_dependent(
-        *(state, batch, rate), tpu=run(on_tpu), cpu=run(on_cpu), default=run(elsewhere)
-    )

@@ -29,6 +29,9 @@ def problem(
     lazy_adam: bool,
     use_gradient_accumulation: bool,
     clipvalue: Any,
+    rounding: str,
+    key: Any,
+    packed: bool = False,
     **numbers: Any,
 ) -> Problem:
     """Checks every argument but the rate, by shape and dtype; sees no values."""
@@ -38,16 +41,8 @@ def problem(
         clipvalue=clipvalue,
     )
     hyper = hyperparams(clipvalue=clipvalue, **numbers)
-    shape, table_dtype = _stored("table", table)
-    dtypes = [table_dtype]
-    for name, slot in (("momenta", momenta), ("velocities", velocities)):
-        slot_shape, dtype = _stored(name, slot)
-        if slot_shape != shape:
-            raise ValueError(
-                f"{name}.shape={slot_shape} must be table.shape={shape}: slots hold "
-                "one number for each weight"
-            )
-        dtypes.append(dtype)
+    shape, dtypes = stored(table, momenta, velocities)
+    stochastic = _rounding(rounding, key)
     num_rows, dim = shape
 
     ids_shape = integers("ids", ids)
@@ -93,7 +88,43 @@ def problem(
         lazy=lazy_adam,
         accumulate=use_gradient_accumulation,
         hyper=hyper,
+        stochastic=stochastic and any(dtype != np.float32 for dtype in dtypes),
+        packed=packed,
     )
+
+
+def stored(
+    table: Any, momenta: Any, velocities: Any
+) -> tuple[tuple[int, int], tuple[np.dtype, np.dtype, np.dtype]]:
+    """The shape (V, D) that all three arrays have, and their dtypes."""
+    shape, table_dtype = _stored("table", table)
+    dtypes = []
+    for name, slot in (("momenta", momenta), ("velocities", velocities)):
+        slot_shape, dtype = _stored(name, slot)
+        if slot_shape != shape:
+            raise ValueError(
+                f"{name}.shape={slot_shape} must be table.shape={shape}: slots hold "
+                "one number for each weight"
+            )
+        dtypes.append(dtype)
+    return shape, (table_dtype, *dtypes)
+
+
+def _rounding(rounding: Any, key: Any) -> bool:
+    """Whether it is stochastic."""
+    if rounding not in ("nearest", "stochastic"):
+        raise ValueError(f"{rounding=} must be 'nearest' or 'stochastic'")
+    stochastic = rounding == "stochastic"
+    if stochastic and key is None:
+        raise ValueError(
+            f"{rounding=} needs a key: pass key=jax.random.fold_in(key, step), a new "
+            "one for each update"
+        )
+    if not stochastic and key is not None:
+        raise ValueError(
+            f"a key is of no use for {rounding=}: pass rounding='stochastic', or no key"
+        )
+    return stochastic
 
 
 def _stored(name: str, array: Any) -> tuple[tuple[int, int], np.dtype]:

@@ -15,76 +15,96 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from sparse_adam.kernels.problem import Problem
+from sparse_adam.kernels.problem import Batch, Problem, State, Step
 
 
-def over_tables(update: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a kernel's `update(*arrays, problem)` a rule for `vmap`.
+def over_tables(update: Callable[..., State]) -> Callable[..., State]:
+    """Gives a kernel's `update(state, batch, step, problem)` a rule for `vmap`.
 
     Under `vmap` the kernel sees ids that are grouped, equal ids side by side, rather
     than sorted: the padding of each table stands behind that table's ids.
     """
 
-    def update_tables(*arrays: Any, problem: Problem) -> Any:
+    def update_tables(
+        state: State, batch: Batch, step: Step, problem: Problem, **config: Any
+    ) -> State:
         @custom_vmap
-        def one_table(*arrays: Any) -> Any:
-            return update(*arrays, problem=problem)
+        def one_table(state: State, batch: Batch, step: Step) -> State:
+            return update(state, batch, step, problem, **config)
 
         @one_table.def_vmap
-        def many_tables(size: int, batched: Any, *arrays: Any) -> Any:
-            *stacked, rates = jax.tree.map(
+        def many_tables(
+            size: int, batched: Any, state: State, batch: Batch, step: Step
+        ) -> tuple[State, Any]:
+            stacked_state, stacked_batch = jax.tree.map(
                 lambda x, is_batched: x if is_batched else _repeat(x, size),
-                arrays,
-                tuple(batched),
+                (state, batch),
+                tuple(batched[:2]),
             )
-            if batched[-1] or size * (problem.num_rows + problem.num_ids) >= 2**31:
+            too_tall = size * (_room(problem) + problem.num_ids) >= 2**31
+            # The noise of an element depends on its place in the table.
+            alone = too_tall or problem.stochastic
+            if alone or any(jax.tree.leaves(batched[2])):
+                steps = jax.tree.map(
+                    lambda x, is_batched: x if is_batched else _repeat(x, size),
+                    step,
+                    batched[2],
+                )
                 new = lax.map(
-                    lambda each: update_tables(*each, problem=problem),
-                    (*stacked, rates),
+                    lambda each: update_tables(
+                        each[0], each[1], each[2], problem, **config
+                    ),
+                    (stacked_state, stacked_batch, steps),
                 )
             else:
-                tall, tall_problem = _one_tall_table(*stacked, problem=problem)
-                new = update_tables(*tall, arrays[-1], problem=tall_problem)
-                new = tuple(x.reshape(size, -1, problem.dim) for x in new)
+                tall_state, tall_batch, tall = _one_tall_table(
+                    stacked_state, stacked_batch, problem
+                )
+                new = update_tables(tall_state, tall_batch, step, tall, **config)
+                new = tuple(x.reshape(size, -1, x.shape[-1]) for x in new)
             return new, jax.tree.map(lambda _: True, new)
 
-        return one_table(*arrays)
+        return one_table(state, batch, step)
 
     return update_tables
 
 
+def _room(problem: Problem) -> int:
+    """Rows from one table to the next in a tall one."""
+    if not problem.packed:
+        return problem.num_rows
+    return problem.layout.num_groups * problem.layout.rows_per_group
+
+
 def _one_tall_table(
-    table: jax.Array,
-    momenta: jax.Array,
-    velocities: jax.Array,
-    grads: jax.Array,
-    ids: jax.Array,
-    sources: jax.Array,
-    gains: jax.Array | None,
-    *,
-    problem: Problem,
-) -> tuple[tuple[Any, ...], Problem]:
-    size = table.shape[0]
-    number = lax.broadcasted_iota(jnp.int32, ids.shape, 0)
-    num_rows = problem.num_rows
-    padding = size * num_rows
-    ids = jnp.where(ids < num_rows, ids + number * num_rows, padding)
-    sources = jnp.where(sources < 0, -1, sources + number * problem.num_grads)
+    state: State, batch: Batch, problem: Problem
+) -> tuple[State, Batch, Problem]:
+    size, room = state[0].shape[0], _room(problem)
+    number = lax.broadcasted_iota(jnp.int32, batch.ids.shape, 0)
+    padding = size * room
+    ids = jnp.where(batch.ids < problem.num_rows, batch.ids + number * room, padding)
+    sources = jnp.where(
+        batch.sources < 0, -1, batch.sources + number * problem.num_grads
+    )
 
     def rows(x: jax.Array) -> jax.Array:
-        return x.reshape(-1, problem.dim)
+        return x.reshape(-1, x.shape[-1])
 
-    tall = (
-        *map(rows, (table, momenta, velocities, grads)),
+    tall = Batch(
+        rows(batch.grads),
         ids.reshape(-1),
         sources.reshape(-1),
-        None if gains is None else gains.reshape(-1),
+        None if batch.gains is None else batch.gains.reshape(-1),
     )
-    return tall, dataclasses.replace(
-        problem,
-        num_rows=padding,
-        num_ids=size * problem.num_ids,
-        num_grads=size * problem.num_grads,
+    return (
+        tuple(map(rows, state)),
+        tall,
+        dataclasses.replace(
+            problem,
+            num_rows=padding,
+            num_ids=size * problem.num_ids,
+            num_grads=size * problem.num_grads,
+        ),
     )
 
 

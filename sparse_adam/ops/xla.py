@@ -11,17 +11,15 @@ ids is summed in the order of the batch.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from sparse_adam._types import Gains, Grads, Indices, Rate, Table, Tile
+from sparse_adam._types import Gains, Grads, Indices, Tile
 from sparse_adam.kernels.adam_tile import adam_tile
-from sparse_adam.kernels.problem import Problem
+from sparse_adam.kernels.problem import Batch, Problem, State, Step
+from sparse_adam.ops import storage
+from sparse_adam.ops.storage import Rows
 
-_State = tuple[Table, ...]  # w, m, v
 _BLOCK_ELEMENTS = 2**18  # of a table, in the sweep over all rows
-_Words = tuple[jax.Array, ...]  # w, m, v; bfloat16 as uint16
-_Rows = tuple[Tile, ...]  # float32 rows of them
 
 
 def unsupported(problem: Problem) -> str | None:
@@ -30,33 +28,27 @@ def unsupported(problem: Problem) -> str | None:
     return None
 
 
-def xla_update(
-    table: Table,
-    momenta: Table,
-    velocities: Table,
-    grads: Grads,
-    ids: Indices,
-    sources: Indices,
-    gains: Gains | None,
-    learning_rate: Rate,
-    problem: Problem,
-) -> _State:
-    """Updates the rows `ids` (sorted; V for none) of the three tables.
-
-    Occurrence i adds `gains[i] * grads[sources[i]]`; a source of -1 adds zero.
-    """
-    state = (table, momenta, velocities)
-    rows = ids
+def xla_update(state: State, batch: Batch, step: Step, problem: Problem) -> State:
+    """Updates the rows `batch.ids` (sorted; V for none)."""
+    stored = storage.of(problem)
+    rows = batch.ids
     if problem.num_ids:
-        gradients = _gradients(grads, sources, gains)
-        if not problem.accumulate:
-            return _step_each_occurrence(state, gradients, ids, learning_rate, problem)
-        rows, sums = _sum_runs(gradients, ids, problem.num_rows)
-        w, m, v = _gather(state, rows)
-        updated = adam_tile(w, m, v, sums, learning_rate, problem.hyper)
-        state = _scatter(state, rows, updated)
+        gradients = _gradients(batch.grads, batch.sources, batch.gains)
+        if problem.accumulate:
+            rows, sums = _sum_runs(gradients, batch.ids, problem.num_rows)
+            w, m, v = stored.gather(state, rows)
+            rate = step.learning_rate
+            updated = adam_tile(w, m, v, sums, rate, problem.hyper)
+        else:
+            rows, updated = _step_each_occurrence(
+                stored.gather(state, rows), gradients, rows, step, problem
+            )
+        noises = storage.noises_of(rows, step.seeds, problem.dim, problem.dtypes)
+        state = stored.scatter(
+            state, rows, updated, noises, ascending=problem.accumulate
+        )
     if not problem.lazy:
-        state = _update_other_rows(state, rows, learning_rate, problem)
+        state = _update_other_rows(state, rows, step, problem)
     return state
 
 
@@ -110,97 +102,71 @@ def _sums_by_scan(gradients: Tile, is_start: jax.Array, run: Indices) -> Tile:
 
 
 def _step_each_occurrence(
-    state: _State, gradients: Tile, ids: Indices, learning_rate: Rate, problem: Problem
-) -> _State:
-    """One Adam step for each occurrence, in the order of the batch."""
+    stored: Rows, gradients: Tile, ids: Indices, step: Step, problem: Problem
+) -> tuple[Indices, Rows]:
+    """One Adam step for each occurrence, in the order of the batch.
+
+    Returns the last occurrence of each id with its row, between others out of range.
+    """
     is_start = jnp.append(jnp.ones((1,), bool), ids[1:] != ids[:-1])
     is_end = jnp.append(ids[1:] != ids[:-1], jnp.ones((1,), bool))
-    stored = _gather(state, ids)
 
-    def step(row: _Rows, occurrence: tuple[jax.Array, ...]) -> tuple[_Rows, _Rows]:
+    def advance(row: Rows, occurrence: tuple[jax.Array, ...]) -> tuple[Rows, Rows]:
         starts, gradient, *fresh = occurrence
-        row = tuple(jnp.where(starts, f, r) for f, r in zip(fresh, row, strict=True))
-        w, m, v = row
-        row = adam_tile(w, m, v, gradient, learning_rate, problem.hyper)
+        w, m, v = (jnp.where(starts, f, r) for f, r in zip(fresh, row, strict=True))
+        row = adam_tile(w, m, v, gradient, step.learning_rate, problem.hyper)
         return row, row
 
     def rowwise(x: Tile) -> jax.Array:
         return x[:, None]  # [N, 1, D]: a scan step sees a tile of one row
 
-    nothing = tuple(jnp.zeros_like(x[:1]) for x in stored)
+    w, m, v = (jnp.zeros_like(x[:1]) for x in stored)
     occurrences = (is_start, rowwise(gradients), *map(rowwise, stored))
-    _, after = lax.scan(step, nothing, occurrences)
+    _, (new_w, new_m, new_v) = lax.scan(advance, (w, m, v), occurrences)
     last = is_end & (ids < problem.num_rows)
     rows = _distinct(ids, last, problem.num_rows)
-    return _scatter(state, rows, tuple(x[:, 0] for x in after), ascending=False)
+    return rows, (new_w[:, 0], new_m[:, 0], new_v[:, 0])
 
 
 def _update_other_rows(
-    state: _State, rows: Indices, learning_rate: Rate, problem: Problem
-) -> _State:
+    state: State, rows: Indices, step: Step, problem: Problem
+) -> State:
     """Steps every row but `rows` with a gradient of 0, block by block in place.
 
     In one piece, XLA would recompute the new moments where it updates the weights, and
     so would copy the old moments that it overwrites.
     """
-    num_rows, dtypes = problem.num_rows, [x.dtype for x in state]
-    size = min(num_rows, max(1, _BLOCK_ELEMENTS // problem.dim))
+    stored = storage.of(problem)
+    num_rows = stored.num_rows
+    size = max(1, _BLOCK_ELEMENTS // problem.dim // stored.step) * stored.step
+    size = min(num_rows, size)
     touched = jnp.zeros((num_rows,), bool).at[rows].set(True, mode="drop")
 
-    def update_block(i: jax.Array, state: _Words) -> _Words:
+    def update_block(i: jax.Array, state: State) -> State:
         # The last block ends with the table, and so repeats rows of the one before.
         start = jnp.minimum(i * size, num_rows - size)
-        repeated = start + lax.iota(jnp.int32, size) < i * size
-        done = lax.dynamic_slice_in_dim(touched, start, size) | repeated
+        here = start + lax.iota(jnp.int32, size)
+        done = lax.dynamic_slice_in_dim(touched, start, size) | (here < i * size)
 
-        def step(old: _Words) -> _Words:
-            w, m, v = (_from_words(x, d) for x, d in zip(old, dtypes, strict=True))
-            new = adam_tile(w, m, v, jnp.zeros_like(w), learning_rate, problem.hyper)
-            return tuple(
-                jnp.where(done[:, None], x, _to_words(n.astype(d)))
-                for x, n, d in zip(old, new, dtypes, strict=True)
+        old = stored.slice(state, start, size)
+
+        def advance(old: Rows) -> Rows:
+            w, m, v = old
+            nothing = jnp.zeros_like(w)
+            new = adam_tile(w, m, v, nothing, step.learning_rate, problem.hyper)
+            w, m, v = (
+                jnp.where(done[:, None], x, n) for x, n in zip(old, new, strict=True)
             )
+            return w, m, v
 
-        old = tuple(lax.dynamic_slice_in_dim(x, start, size) for x in state)
-        new = lax.cond(jnp.all(done), lambda old: old, step, old)
-        return tuple(
-            lax.dynamic_update_slice_in_dim(x, n, start, 0)
-            for x, n in zip(state, new, strict=True)
-        )
+        new = lax.cond(jnp.all(done), lambda old: old, advance, old)
+        # Noise does not move what is done: it is in the dtypes of the storage already.
+        noises = storage.noises_of(here, step.seeds, problem.dim, problem.dtypes)
+        return stored.update_slice(state, start, new, noises)
 
-    # As words, since on a CPU a write into a bfloat16 table converts all of it.
-    words = tuple(_to_words(x) for x in state)
-    words = lax.fori_loop(0, -(-num_rows // size), update_block, words)
-    return tuple(
-        lax.bitcast_convert_type(x, d) for x, d in zip(words, dtypes, strict=True)
-    )
-
-
-def _to_words(x: jax.Array) -> jax.Array:
-    return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
-
-
-def _from_words(x: jax.Array, dtype: np.dtype) -> Tile:
-    return lax.bitcast_convert_type(x, dtype).astype(jnp.float32)
+    state = lax.fori_loop(0, -(-num_rows // size), update_block, stored.opened(state))
+    return stored.closed(state)
 
 
 def _distinct(rows: Indices, keep: jax.Array, num_rows: int) -> Indices:
     return jnp.where(keep, rows, num_rows + lax.iota(jnp.int32, rows.size))
-
-
-def _gather(state: _State, rows: Indices) -> _Rows:
-    return tuple(x.at[rows].get(mode="clip").astype(jnp.float32) for x in state)
-
-
-def _scatter(
-    state: _State, rows: Indices, values: _Rows, ascending: bool = True
-) -> _State:
-    return tuple(
-        x.at[rows].set(
-            value.astype(x.dtype),
-            mode="drop",
-            unique_indices=True,
-            indices_are_sorted=ascending,
-        )
-        for x, value in zip(state, values, strict=True)
-    )

@@ -316,7 +316,8 @@ class GradientDescent:
     learning_rate: float = 0.1
     slot_names: ClassVar[tuple[str, ...]] = ()
 
-    def init(self, table):
+    def init(self, table, storage=None):
+        assert storage in (None, "plain")
         return Descent(jnp.asarray(table))
 
     def update(

@@ -2,10 +2,10 @@
 //
 //   cpu_driver < updates > results   each update with every instruction set, on several
 //                                    pools; all must agree bit for bit
-//   cpu_driver large                 one update of tables of 2**32 weights
+//   cpu_driver large                 updates of tables of 2**32 weights
 //
-// An update is its header, then table, momenta, velocities, grads, ids, sources and
-// gains; a result is the three tables. Exits with 1 if a promise is broken.
+// An update is its header, then the arrays of the state, grads, ids, sources, gains and
+// seeds; a result is the state. Exits with 1 if a promise is broken.
 
 #include <sys/mman.h>
 
@@ -21,12 +21,14 @@
 
 namespace {
 
+using sparse_adam::Encoding;
 using sparse_adam::Formula;
 using sparse_adam::Loops;
 using sparse_adam::LoopsAt;
 using sparse_adam::Matrix;
 using sparse_adam::Pool;
 using sparse_adam::Run;
+using sparse_adam::Storage;
 using sparse_adam::Update;
 using Task = std::function<void()>;
 using Bytes = std::vector<char>;
@@ -94,8 +96,10 @@ class CallersThread : public Pool {
 
 struct Header {
   int64_t num_rows, dim, num_ids, num_grads;
-  int64_t bfloat16[4];  // table, momenta, velocities, grads
-  int64_t weighted, lazy, accumulate, sum_inside_sqrt;
+  int64_t rows_per_group, stride, group_stride;
+  int64_t first[3], encodings[3];  // of w, m, v
+  int64_t bytes[3];                // of the arrays of the state; 0: it is but one array
+  int64_t narrow_grads, weighted, stochastic, lazy, accumulate, sum_inside_sqrt;
   float rate, beta_1, beta_2, epsilon, decay;
   float gradient_min, gradient_max, weight_min, weight_max, unused;
 };
@@ -107,36 +111,43 @@ Bytes Read(int64_t size) {
 }
 
 struct Arrays {
-  Bytes state[3], grads, ids, sources, gains;
+  Bytes state[3], grads, ids, sources, gains, seeds;
 };
 
-Bytes ReadMatrix(const Header& header, int i, int64_t rows) {
-  return Read(rows * header.dim * (header.bfloat16[i] ? 2 : 4));
+template <typename Item>
+const Item* OrNull(const Bytes& bytes) {
+  return bytes.empty() ? nullptr : reinterpret_cast<const Item*>(bytes.data());
 }
 
 Update UpdateOf(const Header& h, Arrays& arrays) {
-  const auto matrix = [&](int i, Bytes& bytes) {
-    return Matrix{bytes.data(), h.bfloat16[i] != 0};
-  };
-  const auto* gains = reinterpret_cast<const float*>(arrays.gains.data());
-  const Formula formula = {h.rate,         h.beta_1,       h.beta_2,
-                           h.epsilon,      h.decay,        h.sum_inside_sqrt != 0,
-                           h.gradient_min, h.gradient_max, h.weight_min,
-                           h.weight_max};
-  return {matrix(0, arrays.state[0]),
-          matrix(1, arrays.state[1]),
-          matrix(2, arrays.state[2]),
-          matrix(3, arrays.grads),
-          reinterpret_cast<const int32_t*>(arrays.ids.data()),
-          reinterpret_cast<const int32_t*>(arrays.sources.data()),
-          h.weighted ? gains : nullptr,
-          h.num_rows,
-          h.dim,
-          h.num_ids,
-          h.num_grads,
-          h.lazy != 0,
-          h.accumulate != 0,
-          formula};
+  Update update = {};
+  Storage& state = update.state;
+  state.rows_per_group = h.rows_per_group;
+  state.stride = h.stride;
+  state.group_stride = h.group_stride;
+  for (int i = 0; i < 3; ++i) {
+    const auto encoding = static_cast<Encoding>(h.encodings[i]);
+    Bytes& bytes = arrays.state[h.bytes[i] == 0 ? 0 : i];
+    state.arrays[i] = {bytes.data(), encoding};
+    state.arrays[i].data = state.arrays[i].At(h.first[i]);
+  }
+  update.grads = {arrays.grads.data(),
+                  h.narrow_grads ? Encoding::kBFloat16 : Encoding::kFloat32};
+  update.ids = reinterpret_cast<const int32_t*>(arrays.ids.data());
+  update.sources = reinterpret_cast<const int32_t*>(arrays.sources.data());
+  update.gains = OrNull<float>(arrays.gains);
+  update.seeds = OrNull<int32_t>(arrays.seeds);
+  update.num_rows = h.num_rows;
+  update.dim = h.dim;
+  update.num_ids = h.num_ids;
+  update.num_grads = h.num_grads;
+  update.lazy = h.lazy != 0;
+  update.accumulate = h.accumulate != 0;
+  update.formula = {h.rate,         h.beta_1,       h.beta_2,
+                    h.epsilon,      h.decay,        h.sum_inside_sqrt != 0,
+                    h.gradient_min, h.gradient_max, h.weight_min,
+                    h.weight_max};
+  return update;
 }
 
 std::vector<std::unique_ptr<Pool>> Pools() {
@@ -149,11 +160,12 @@ std::vector<std::unique_ptr<Pool>> Pools() {
 
 void RunUpdate(const Header& header) {
   Arrays given;
-  for (int i = 0; i < 3; ++i) given.state[i] = ReadMatrix(header, i, header.num_rows);
-  given.grads = ReadMatrix(header, 3, header.num_grads);
+  for (int i = 0; i < 3; ++i) given.state[i] = Read(header.bytes[i]);
+  given.grads = Read(header.num_grads * header.dim * (header.narrow_grads ? 2 : 4));
   given.ids = Read(header.num_ids * 4);
   given.sources = Read(header.num_ids * 4);
   given.gains = Read(header.weighted ? header.num_ids * 4 : 0);
+  given.seeds = Read(header.stochastic ? 3 * 4 : 0);
   const auto pools = Pools();
   Arrays first;
   for (int i = 0; const Loops* loops = LoopsAt(i); ++i) {
@@ -167,7 +179,7 @@ void RunUpdate(const Header& header) {
     }
   }
   for (const Bytes& bytes : first.state) {
-    std::fwrite(bytes.data(), 1, bytes.size(), stdout);
+    if (!bytes.empty()) std::fwrite(bytes.data(), 1, bytes.size(), stdout);
   }
 }
 
@@ -179,41 +191,60 @@ float* Reserve(int64_t size) {
   return static_cast<float*>(pages);
 }
 
-void RunLarge(bool accumulate) {
+void RunLarge(bool accumulate, bool packed) {
   constexpr int64_t kDim = 256, kRows = (int64_t{1} << 32) / kDim;
   const std::vector<int32_t> ids = {kRows - 1, 5, kRows / 2, kRows - 1, -1, kRows};
   const std::vector<int32_t> sources(ids.size(), 0);
   std::vector<float> gradient(kDim, 2);
-  float* state[3];
-  for (float*& x : state) x = Reserve(kRows * kDim);
+  float* const memory = Reserve(3 * kRows * kDim);
+  // Packed, the three rows stand together.
+  const int64_t row_stride = packed ? 3 * kDim : kDim;
+  const int64_t array_stride = packed ? kDim : kRows * kDim;
+  const auto at = [&](int array, int64_t row) {
+    return memory + array * array_stride + row * row_stride;
+  };
+  Update update = {};
+  for (int i = 0; i < 3; ++i) {
+    update.state.arrays[i] = {reinterpret_cast<char*>(at(i, 0)), Encoding::kFloat32};
+  }
+  update.state.rows_per_group = packed ? 1 : kRows;
+  update.state.stride = kDim;
+  update.state.group_stride = packed ? row_stride : 0;
+  update.grads = {reinterpret_cast<char*>(gradient.data()), Encoding::kFloat32};
+  update.ids = ids.data();
+  update.sources = sources.data();
+  update.num_rows = kRows;
+  update.dim = kDim;
+  update.num_ids = ids.size();
+  update.num_grads = 1;
+  update.lazy = true;
+  update.accumulate = accumulate;
   // With betas of 0, m is the gradient, v its square, and a step 1.
-  const Formula formula = {1, 0, 0, 1e-7f, 0, true, -1e9f, 1e9f, -1e9f, 1e9f};
-  const Update update = {{state[0], false},        {state[1], false}, {state[2], false},
-                         {gradient.data(), false}, ids.data(),        sources.data(),
-                         nullptr,                  kRows,             kDim,
-                         int64_t(ids.size()),      1,                 true,
-                         accumulate,               formula};
+  update.formula = {1, 0, 0, 1e-7f, 0, true, -1e9f, 1e9f, -1e9f, 1e9f};
   Threads pool(2);
   Run(update, pool);
   for (const int64_t row : {int64_t{5}, kRows / 2, kRows - 1}) {
     const bool twice = row == kRows - 1;
     const float m = twice && accumulate ? 4 : 2, w = twice && !accumulate ? -2 : -1;
-    for (int64_t i = row * kDim; i < (row + 1) * kDim; ++i) {
-      const bool right = state[0][i] == w && state[1][i] == m && state[2][i] == m * m;
+    for (int64_t i = 0; i < kDim; ++i) {
+      const bool right =
+          at(0, row)[i] == w && at(1, row)[i] == m && at(2, row)[i] == m * m;
       if (!right) Fail("a row far away is wrong");
     }
   }
   for (const int64_t row : {int64_t{0}, int64_t{4}, int64_t{6}, kRows - 2}) {
-    if (state[0][row * kDim] != 0) Fail("a row that was not looked up has changed");
+    if (*at(0, row) != 0) Fail("a row that was not looked up has changed");
   }
-  for (float* x : state) munmap(x, kRows * kDim * 4);
+  munmap(memory, 3 * kRows * kDim * 4);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   if (argc > 1 && std::strcmp(argv[1], "large") == 0) {
-    for (bool accumulate : {false, true}) RunLarge(accumulate);
+    for (bool accumulate : {false, true}) {
+      for (bool packed : {false, true}) RunLarge(accumulate, packed);
+    }
     return 0;
   }
   Header header;

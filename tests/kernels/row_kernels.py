@@ -1,12 +1,14 @@
 """Runs a row kernel, under its own name and with a config, beside the reference."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_adam import plan_update, reference
+from sparse_adam import PackedTable, plan_update, reference
+from sparse_adam.kernels.problem import Batch, Step
 from sparse_adam.ops.plan import indices_or
 from tests import cases, helpers
 
@@ -15,32 +17,77 @@ RATE = 0.01
 
 @functools.cache
 def _jitted(update, problem, config):
-    return jax.jit(functools.partial(update, problem=problem, config=config))
+    options = {} if config is None else {"config": config}
+    return jax.jit(functools.partial(update, problem=problem, **options))
 
 
-def run_kernel(update, run, arrays, case, config):
-    """The kernel's result for a case, and the reference's."""
-    state, ids, grads, weights = arrays
-    problem = helpers.problem(case, arrays)
+def plainly(f, *args):
+    """Runs a kernel in the plain interpreter."""
+    return f(*args)
+
+
+def run_stored(update, run, stored, arrays, case, config=None, *, packed, seeds=None):
+    """What a kernel makes of a state in its storage; with seeds, rounded by them."""
+    _, ids, grads, weights = arrays
+    problem = dataclasses.replace(
+        helpers.problem(case, arrays, packed), stochastic=seeds is not None
+    )
     plan = plan_update(ids, problem.num_rows)
     sources, gains = plan.order, None
     if weights:
         samples = indices_or(weights["sample_ids"], problem.num_grads, fill=-1)
         sources, gains = samples[plan.order], weights["gains"][plan.order]
-    operands = (*state, grads, plan.ids, sources, gains, jnp.float32(RATE))
-    new = run(_jitted(update, problem, config), *operands)
+    batch = Batch(jnp.asarray(grads), plan.ids, sources, gains)
+    step = Step(jnp.float32(RATE), seeds)
+    return run(_jitted(update, problem, config), stored, batch, step)
+
+
+def run_kernel(update, run, arrays, case, config, packed=False):
+    """The kernel's table and slots for a case, and the reference's.
+
+    With `packed`, they are packed before and unpacked after.
+    """
+    state, ids, grads, weights = arrays
+    stored = tuple(map(jnp.asarray, state))
+    if packed:
+        table = PackedTable.pack(*stored)
+        stored = (table.lines,)
+    new = run_stored(update, run, stored, arrays, case, config, packed=packed)
+    if packed:
+        new = PackedTable(new[0], table.layout).unpack()
     expected = reference.sparse_adam_update(
-        *(*state, ids, grads), learning_rate=RATE, **weights, **case.options
+        *(*helpers.as_float32(state), ids, grads),
+        learning_rate=RATE,
+        **weights,
+        **case.options,
     )
     return new, expected
 
 
-def check_kernel(update, run, case, ids, config):
+def check_kernel(update, run, case, ids, config, packed=False):
+    """Compares it with the reference, and rows that are not in `ids` with themselves.
+
+    The ids are the case's own where `ids` is None.
+    """
     arrays = cases.arrays(case)
     if ids is not None:
         arrays = arrays._replace(ids=np.asarray(ids, np.int32))
-    new, expected = run_kernel(update, run, arrays, case, config)
-    helpers.assert_close_states(new, arrays.state, expected, learning_rate=RATE)
+    new, expected = run_kernel(update, run, arrays, case, config, packed)
+    accumulate = case.options.get("use_gradient_accumulation", True)
+    helpers.assert_close_states(
+        new,
+        arrays.state,
+        expected,
+        learning_rate=RATE,
+        beta_2=case.options.get("beta_2", 0.999),
+        steps=1 if accumulate else most_steps(arrays.ids, case.num_rows),
+    )
     touched = np.isin(np.arange(case.num_rows), arrays.ids)
     for x, old in zip(new, arrays.state, strict=True):
         helpers.assert_bitwise_equal(np.asarray(x)[~touched], old[~touched])
+
+
+def most_steps(ids, num_rows):
+    """Of one row, where each occurrence is a step; at least 1."""
+    inside = ids[(ids >= 0) & (ids < num_rows)]
+    return int(max([1, *np.unique(inside, return_counts=True)[1]]))

@@ -1,5 +1,6 @@
 """The CPU kernel under JAX: in place, unsorted ids, many callers, errors, absence."""
 
+import dataclasses
 import functools
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,12 +10,23 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from sparse_adam import AdamState, explain, plan_update, reference, sparse_adam_update
+from sparse_adam import (
+    AdamState,
+    PackedTable,
+    explain,
+    packed_adam_update,
+    plan_update,
+    reference,
+    sparse_adam_update,
+)
 from sparse_adam.kernels import cpu
+from sparse_adam.kernels.problem import Batch, Step
 from sparse_adam.ops import dispatch
+from sparse_adam.ops.xla import xla_update
 from tests import cases, helpers
 from tests.cases import CASES, Case
 from tests.helpers import assert_bitwise_equal, assert_states_bitwise_equal
+from tests.kernels import stored
 
 DEFAULT = CASES[0]
 MODES = {
@@ -26,27 +38,36 @@ update = functools.partial(sparse_adam_update, implementation="cpu")
 
 
 @functools.cache
-def compiled(num_rows, mode, dtype="float32", planned=False):
+def compiled(num_rows, mode, dtype="float32", planned=False, packed=False):
     table = jax.ShapeDtypeStruct((num_rows, 128), dtype)
     ids = jax.ShapeDtypeStruct((64,), jnp.int32)
     grads = jax.ShapeDtypeStruct((64, 128), jnp.float32)
+    state = AdamState(table, table, table)
 
-    def run(table, momenta, velocities, ids, grads):
+    def run(state, ids, grads):
         plan = plan_update(ids, num_rows) if planned else None
         options = MODES[mode] | {"plan": plan}
-        return sparse_adam_update(table, momenta, velocities, ids, grads, **options)
+        if packed:
+            return packed_adam_update(state, ids, grads, **options)
+        return sparse_adam_update(*state, ids, grads, **options)
 
-    run = jax.jit(run, donate_argnums=(0, 1, 2))
-    return run.lower(table, table, table, ids, grads).compile()
+    if packed:
+        state = jax.eval_shape(PackedTable.pack, *state)
+    run = jax.jit(run, donate_argnums=0)
+    return run.lower(state, ids, grads).compile()
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("mode", MODES)
-def test_it_is_the_default_and_updates_in_place(mode, dtype):
-    program = compiled(500_000, mode, dtype)
+def test_it_is_the_default_and_updates_in_place(mode, dtype, packed):
+    program = compiled(500_000, mode, dtype, packed=packed)
     assert "sparse_adam_cpu" in program.as_text()
     memory = program.memory_analysis()
-    assert memory.alias_size_in_bytes == 3 * 500_000 * 128 * jnp.dtype(dtype).itemsize
+    # Three bfloat16 arrays take two planes of words.
+    numbers = 2 if packed and dtype == "bfloat16" else 3
+    width = 4 if packed else jnp.dtype(dtype).itemsize
+    assert memory.alias_size_in_bytes == numbers * 500_000 * 128 * width
     assert memory.temp_size_in_bytes < 4096
     assert "copy(" not in program.as_text()
 
@@ -56,19 +77,16 @@ def test_only_a_plan_is_sorted_by_xla():
     assert "sort(" in compiled(1000, "lazy", planned=True).as_text()
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
 @pytest.mark.parametrize("mode", MODES)
-def test_wild_ids_and_sources_move_nothing(mode):
+def test_wild_ids_and_sources_move_nothing(mode, packed):
     # Past the op, which makes all such ids V and all such sources -1.
-    state, _, grads, _ = cases.arrays(Case("", 40, 16, 12))
+    case = Case("", 40, 16, 12, options=MODES[mode])
+    state, _, grads, _ = cases.arrays(case)
     ids = np.int32([-1, 40, 2**31 - 1, -(2**31), 7, 41, 3, 7, -7, 39, 0, 100])
     sources = np.int32([0, 1, 2, 3, 4, 5, -5, 12, 8, 2**31 - 1, 10, -(2**31)])
-    problem = helpers.problem(
-        Case("", 40, 16, 12, options=MODES[mode]), cases.Arrays(state, ids, grads, {})
-    )
-    arguments = (*map(jnp.asarray, (*state, grads, ids, sources)), None)
-    new = jax.jit(functools.partial(cpu.cpu_update, problem=problem))(
-        *arguments, jnp.float32(1e-3)
-    )
+    problem = helpers.problem(case, cases.Arrays(state, ids, grads, {}), packed)
+    new = updated(state, Batch(grads, ids, sources, None), problem, rate=1e-3)
     options = MODES[mode] | {"sample_ids": sources}
     expected = reference.sparse_adam_update(*state, ids, grads, **options)
     helpers.assert_close_states(new, state, expected, steps=2)
@@ -76,6 +94,65 @@ def test_wild_ids_and_sources_move_nothing(mode):
         touched = np.isin(np.arange(40), ids)
         for x, old in zip(new, state, strict=True):
             assert_bitwise_equal(np.asarray(x)[~touched], old[~touched])
+
+
+def updated(state, batch, problem, rate, seeds=None):
+    """The kernel's result, in lines whose other words are full of noise if packed."""
+    given = (stored.pack(state).view(np.int32),) if problem.packed else state
+    run = jax.jit(functools.partial(cpu.cpu_update, problem=problem))
+    batch = Batch(*(None if x is None else jnp.asarray(x) for x in batch))
+    step = Step(jnp.float32(rate), None if seeds is None else jnp.int32(seeds))
+    new = tuple(map(np.asarray, run(tuple(map(jnp.asarray, given)), batch, step)))
+    if not problem.packed:
+        return new
+    (lines,) = new
+    new = stored.unpack(lines.view(np.uint32), state)
+    assert_bitwise_equal(lines.view(np.uint32), stored.pack(new))
+    return new
+
+
+def exact(case):
+    """A case whose float32 numbers are exact, so that only the rounding can differ."""
+    options = {
+        "beta_1": 0.5,
+        "beta_2": 0.5,
+        "weight_decay_factor": 0.25,
+        "sum_inside_sqrt": False,
+    }
+    return dataclasses.replace(case, options={**options, **case.options})
+
+
+SEEDS = (123, -(2**31), 2**31 - 1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        ("bfloat16", "bfloat16", "bfloat16"),
+        ("bfloat16", "float32", "bfloat16"),
+        ("float32", "bfloat16", "float32"),
+    ],
+    ids=str,
+)
+def test_stochastic_rounding_is_that_of_the_portable_path(dtypes, mode):
+    case = Case("", 40, 20, 30, "padded", (*dtypes, "float32"))
+    case = exact(dataclasses.replace(case, options=MODES[mode]))
+    state, ids, grads, _ = arrays = cases.arrays(case)
+    ids = np.sort(np.where(ids < 0, case.num_rows, ids))
+    problem = helpers.problem(case, arrays._replace(ids=ids))
+    problem = dataclasses.replace(problem, stochastic=True)
+    batch = Batch(*map(jnp.asarray, (grads, ids, np.arange(30, dtype=np.int32))), None)
+    step = Step(jnp.float32(0), jnp.int32(SEEDS))
+    portable = jax.jit(functools.partial(xla_update, problem=problem))
+    expected = portable(tuple(map(jnp.asarray, state)), batch, step)
+    for packed in (False, True):
+        problem = dataclasses.replace(problem, packed=packed, stochastic=True)
+        new = updated(state, batch, problem, rate=0, seeds=SEEDS)
+        assert_states_bitwise_equal(new, expected)
+        problem = dataclasses.replace(problem, stochastic=False)
+        nearest = updated(state, batch, problem, rate=0)
+        assert any((x != y).any() for x, y in zip(new, nearest, strict=True))
 
 
 def many_updates(seed):
@@ -117,49 +194,75 @@ def test_many_updates_on_two_devices_at_once():
         assert_states_bitwise_equal(own, many_updates(i))
 
 
-def call(table, momenta, velocities, grads, ids, sources, gains, in_place=True):
+def call(grads, ids, sources, gains, seeds, state, attributes=None, in_place=True):
     """The custom call itself, with arguments that the op would never make."""
-    arrays = (table, momenta, velocities, grads, ids, sources, gains)
-    problem = helpers.problem(DEFAULT, cases.arrays(DEFAULT))
-    aliases = {0: 0, 1: 1, 2: 2} if in_place else None
-    run = jax.ffi.ffi_call(
-        "sparse_adam_cpu", (table, momenta, velocities), input_output_aliases=aliases
-    )
-    run = functools.partial(run, **cpu.attributes(problem))
-    return jax.block_until_ready(jax.jit(run)(*arrays, jnp.float32(0.1)))
+    packed = len(state) == 1
+    problem = helpers.problem(DEFAULT, cases.arrays(DEFAULT), packed)
+    problem = dataclasses.replace(problem, num_rows=40, dim=8)
+    aliases = {6 + i: i for i in range(len(state))} if in_place else None
+    run = jax.ffi.ffi_call("sparse_adam_cpu", state, input_output_aliases=aliases)
+    run = functools.partial(run, **cpu.attributes(problem) | (attributes or {}))
+    arrays = (grads, ids, sources, gains, jnp.float32(0.1), seeds, *state)
+    return jax.block_until_ready(jax.jit(run)(*arrays))
 
 
+ONES = jnp.ones((40, 8))
 GOOD = {
-    "table": jnp.ones((40, 8)),
-    "momenta": jnp.ones((40, 8)),
-    "velocities": jnp.ones((40, 8)),
     "grads": jnp.ones((6, 8)),
     "ids": jnp.zeros((6,), jnp.int32),
     "sources": jnp.zeros((6,), jnp.int32),
     "gains": jnp.zeros((0,), jnp.float32),
+    "seeds": jnp.zeros((0,), jnp.int32),
+    "state": (ONES, ONES, ONES),
 }
+LINES = jnp.zeros((9, 128), jnp.int32)  # of 16 rows three
 
 
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"table": jnp.ones((40,))}, "the table must be"),
-        ({"momenta": jnp.ones((40, 4))}, "one shape"),
-        ({"velocities": jnp.ones((39, 8))}, "one shape"),
-        ({"velocities": jnp.ones((40, 8), jnp.float16)}, "float32 or bfloat16"),
-        ({"grads": jnp.ones((6, 9))}, "the gradients must be"),
+        ({"state": (ONES[:, :4], ONES, ONES)}, "too small"),
+        ({"state": (ONES, ONES[:, :4], ONES)}, "too small"),
+        ({"state": (ONES, ONES, ONES[:39])}, "too small"),
+        ({"state": (ONES, ONES, ONES.astype(jnp.float16))}, "float32 or bfloat16"),
+        ({"state": (ONES, ONES, ONES.astype(jnp.bfloat16))}, "float32 or bfloat16"),
+        ({"state": (ONES, ONES)}, "three arrays, or one"),
+        ({"state": (LINES[:8],)}, "too small"),
+        ({"state": (LINES.astype(jnp.float32),)}, "packed int32"),
+        ({"state": (LINES,), "in_place": False}, "in place"),
+        ({"grads": jnp.ones((6, 9))}, "too small"),
+        ({"grads": jnp.ones((48,))}, "the gradients must be"),
         ({"grads": jnp.ones((6, 8), jnp.float16)}, "the gradients must be float32"),
         ({"sources": jnp.zeros((5,), jnp.int32)}, "sources must be"),
         ({"gains": jnp.ones((5,))}, "gains must be"),
+        ({"seeds": jnp.zeros((2,), jnp.int32)}, "seeds must be"),
         ({"ids": jnp.zeros((6,), jnp.int16)}, "Wrong buffer dtype"),
         ({"in_place": False}, "in place"),
+        ({"attributes": {"first": np.int32([0, 0, -1])}}, "too small"),
+        ({"attributes": {"first": np.int32([0, 1, 0])}}, "too small"),
+        ({"attributes": {"first": np.int32([0, 0])}}, "make no sense"),
+        ({"attributes": {"stride": np.int32(-8)}}, "make no sense"),
+        ({"attributes": {"rows_per_group": np.int32(0)}}, "make no sense"),
+        (
+            {"attributes": {"num_rows": np.int32(41), "rows_per_group": np.int32(41)}},
+            "too small",
+        ),
+        ({"attributes": {"encodings": np.int32([0, 0, 5])}}, "float32 or bfloat16"),
+        ({"attributes": {"encodings": np.int32([0, 0, 3])}}, "float32 or bfloat16"),
     ],
+    ids=str,
 )
 def test_errors_are_python_exceptions(bad, message):
     assert cpu.unsupported(helpers.problem(DEFAULT, cases.arrays(DEFAULT))) is None
-    call(**GOOD)
     with pytest.raises(jax.errors.JaxRuntimeError, match=message):
         call(**GOOD | bad)
+
+
+@pytest.mark.parametrize(
+    "state", [(ONES, ONES, ONES), (LINES,)], ids=["plain", "packed"]
+)
+def test_what_is_no_error(state):
+    call(**GOOD | {"state": state, "seeds": jnp.zeros((3,), jnp.int32)})
 
 
 def test_without_its_library(monkeypatch, tmp_path):
@@ -178,7 +281,7 @@ def test_without_its_library(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="was not built"):
         update(*state, ids, grads)
     problem = helpers.problem(DEFAULT, cases.arrays(DEFAULT))
-    assert dispatch.choices(problem, None).on_cpu.name == "xla"
+    assert dispatch.choices(problem, None).on_cpu.implementation.name == "xla"
     new = sparse_adam_update(*state, ids, grads)
     expected = sparse_adam_update(*state, ids, grads, implementation="xla")
     assert_states_bitwise_equal(new, expected)

@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 
 from sparse_adam.kernels.problem import Problem
-from sparse_adam.kernels.sparsecore import sparsecore_update, unsupported
-from sparse_adam.kernels.sparsecore_config import Config
-from sparse_adam.kernels.sparsecore_work import share_out, split_runs
+from sparse_adam.kernels.sparsecore import Config, sparsecore_update, unsupported
+from sparse_adam.kernels.sparsecore.work import share_out, split_runs
 from tests import cases, helpers
 from tests.cases import Arrays, Case
 from tests.kernels import row_kernels
+from tests.kernels.row_kernels import plainly
 
 CHUNK = 8
 ONE = Config(cores=1, subcores=1, lanes=128, chunk=CHUNK, streams=1)
 TWO = Config(cores=1, subcores=2, lanes=128, chunk=CHUNK, streams=1)
+STEPS = {"use_gradient_accumulation": False, "beta_2": 0.9}
 FIVE = Config(cores=1, subcores=5, lanes=128, chunk=16, streams=1)
 
 
@@ -31,10 +32,6 @@ run_kernel = functools.partial(row_kernels.run_kernel, sparsecore_update)
 
 def check(run, case, ids=None, config=TWO):
     row_kernels.check_kernel(sparsecore_update, run, case, ids, config)
-
-
-def plainly(f, *args):
-    return f(*args)
 
 
 # In the interpreter that models a TPU.
@@ -67,6 +64,13 @@ def test_wide_rows_weighted(run_in_tpu_interpreter):
     check(run_in_tpu_interpreter, case)
 
 
+def test_steps_across_chunks_and_subcores(run_in_tpu_interpreter):
+    # The second of two workers begins in the middle of a run, and of a chunk.
+    ids = [0, 1, 2, *[3] * 11, 4, *[5] * 9, 6, 7, 8]
+    case = Case("", 40, 128, len(ids), options=STEPS)
+    check(run_in_tpu_interpreter, case, ids[::-1])
+
+
 # In the plain interpreter.
 
 
@@ -91,12 +95,13 @@ HOT = {
 }
 
 
+@pytest.mark.parametrize("options", [{}, STEPS], ids=["sums", "steps"])
 @pytest.mark.parametrize("runs", HOT.values(), ids=HOT.keys())
-def test_hot_ids(runs):
+def test_hot_ids(runs, options):
     assert sum(runs) == 5 * SHARE
     ids = np.repeat(3 * np.arange(len(runs)), runs)
     np.random.default_rng(0).shuffle(ids)
-    check(plainly, Case("", 3 * len(runs), 128, ids.size), ids, FIVE)
+    check(plainly, Case("", 3 * len(runs), 128, ids.size, options=options), ids, FIVE)
 
 
 def test_three_blocks_of_lanes():
@@ -105,8 +110,15 @@ def test_three_blocks_of_lanes():
     check(plainly, case, config=FIVE)
 
 
-def test_no_valid_id():
-    check(plainly, Case("", 40, 128, 50), np.full(50, -1), FIVE)
+def test_steps_of_wide_rows():
+    options = STEPS | {"sum_inside_sqrt": False, "weight_decay_factor": 0.25}
+    case = Case("", 40, 384, 300, "zipf", weighted=True, options=options)
+    check(plainly, case, config=FIVE)
+
+
+@pytest.mark.parametrize("options", [{}, STEPS], ids=["sums", "steps"])
+def test_no_valid_id(options):
+    check(plainly, Case("", 40, 128, 50, options=options), np.full(50, -1), FIVE)
 
 
 def test_the_same_call_gives_the_same_bits():
@@ -149,14 +161,18 @@ def zipf(size):
 @pytest.mark.parametrize("workers", [1, 3, 8])
 def test_every_subcore_gets_its_share(ids, workers):
     ids = np.sort(ids).astype(np.int32)
-    work = share_out(jnp.asarray(ids), jnp.arange(ids.size), None, 50, CHUNK, workers)
-    share, active = np.asarray(work.shares)[:2]
+    work = shares(ids, workers)
     valid = int((ids < 50).sum())
-    assert active == -(-valid // CHUNK)
-    assert share == -(-active // workers)
+    active = -(-valid // CHUNK)
+    share = -(-active // workers)
+    edges = np.minimum(np.arange(workers + 1) * share, active) * CHUNK
+    bounds, firsts, counts = np.split(np.asarray(work.shares), 3)
+    np.testing.assert_array_equal(bounds[: workers + 1], edges)
+    assert (bounds[workers:] == edges[-1]).all()  # nothing for those behind
+    np.testing.assert_array_equal(firsts * CHUNK, bounds)
+    np.testing.assert_array_equal(counts[:workers] * CHUNK, np.diff(edges))
 
     # What is split is what stands on both sides of an edge.
-    edges = np.minimum(np.arange(workers + 1) * share, active) * CHUNK
     expected = []
     for begin, end in itertools.pairwise(edges):
         mine = ids[begin:end]
@@ -166,8 +182,31 @@ def test_every_subcore_gets_its_share(ids, workers):
         if mine.size and end < valid and ids[end] == mine[-1] != head:
             tail = mine[-1]
         expected += [head, tail]
-    found = split_runs(work, 50, CHUNK, workers)
+    found = split_runs(work, 50, workers)
     np.testing.assert_array_equal(found, expected)
+
+    # Whole runs begin in the share of the worker that takes them.
+    work = shares(ids, workers, whole_runs=True)
+    whole, firsts, counts = np.split(np.asarray(work.shares), 3)
+    ends = np.append(whole[1:], whole[-1:])
+    assert ((firsts * CHUNK <= whole) & (whole < (firsts + 1) * CHUNK)).all()
+    assert ((counts > 0) == (whole < ends)).all()
+    behind = (firsts + counts) * CHUNK - ends
+    assert ((behind >= 0) & (behind < CHUNK))[counts > 0].all()
+    following = np.append(ids, -1)
+    assert (np.diff(whole) >= 0).all()
+    for edge, moved in zip(edges, whole, strict=False):
+        assert edge <= moved
+        assert np.unique(ids[max(edge - 1, 0) : moved]).size <= 1
+        assert moved in (0, edges[-1]) or ids[moved - 1] != following[moved]
+
+
+def shares(ids, workers, whole_runs=False):
+    config = Config(cores=1, subcores=workers, lanes=128, chunk=CHUNK)
+    sources = jnp.arange(ids.size)
+    return share_out(
+        *(jnp.asarray(ids), sources, None, 50, config, workers), whole_runs=whole_runs
+    )
 
 
 # What it cannot do.

@@ -6,10 +6,11 @@ read too early or two DMAs that race. Chunks are tiny here: a few rows fill seve
 
 import functools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparse_adam import reference, sparse_adam_update
+from sparse_adam import PackedTable, reference, sparse_adam_update
 from sparse_adam.kernels.config import SLOTS, Config
 from sparse_adam.kernels.tensorcore import tensorcore_update
 from tests import cases, helpers
@@ -19,8 +20,12 @@ from tests.kernels import row_kernels
 SMALL = Config(rows_per_chunk=8, dma_unroll=4)
 
 
-def check(run, case, ids=None, config=SMALL):
-    row_kernels.check_kernel(tensorcore_update, run, case, ids, config)
+STEPS = {"use_gradient_accumulation": False, "beta_2": 0.9}
+BFLOAT16_SLOTS = ("float32", "bfloat16", "bfloat16", "float32")
+
+
+def check(run, case, ids=None, config=SMALL, packed=False):
+    row_kernels.check_kernel(tensorcore_update, run, case, ids, config, packed)
 
 
 def test_more_chunks_than_slots(run_in_tpu_interpreter):
@@ -93,6 +98,44 @@ def test_nan_stays_in_its_run(run_in_tpu_interpreter):
         assert np.isnan(x[2]).all()
         others = np.arange(case.num_rows) != 2
         helpers.assert_bitwise_equal(np.asarray(x)[others], np.asarray(old)[others])
+
+
+@pytest.mark.parametrize("options", [{}, STEPS], ids=["sums", "steps"])
+@pytest.mark.parametrize(
+    ("dim", "dtypes"), [(16, BFLOAT16_SLOTS), (200, cases.FLOAT32)]
+)
+def test_packed(run_in_tpu_interpreter, dim, dtypes, options):
+    # Sorted: rows of one group in three chunks, of others, padding; more than 3 chunks.
+    ids = [*[8, 8, 9, 9, 9, 11] * 3, *range(16, 33), *[-1] * 3]
+    case = Case("", 40, dim, len(ids), "uniform", dtypes, options=options)
+    check(run_in_tpu_interpreter, case, ids, packed=True)
+
+
+@pytest.mark.parametrize(("first", "run"), [(3, 5), (3, 6), (7, 17), (0, 29)])
+def test_steps_across_chunks(run_in_tpu_interpreter, first, run):
+    ids = [*range(first), *[first] * run, *range(first + 1, 30 - run)]
+    check(run_in_tpu_interpreter, Case("", 40, 128, 29, options=STEPS), ids[::-1])
+
+
+def test_steps_of_more_chunks_than_slots(run_in_tpu_interpreter):
+    case = Case("", 40, 128, 8 * SLOTS + 13, "zipf", options=STEPS)
+    check(run_in_tpu_interpreter, case)
+
+
+def test_stochastic_rounding(run_in_tpu_interpreter):
+    case = Case("", 40, 16, 20, "zipf", (*cases.BFLOAT16[:3], "float32"))
+    arrays = cases.arrays(case)
+    table = PackedTable.pack(*map(jnp.asarray, arrays.state))
+    update = functools.partial(
+        row_kernels.run_stored,
+        *(tensorcore_update, run_in_tpu_interpreter, (table.lines,), arrays, case),
+        packed=True,
+        seeds=jnp.int32([1, 2, 3]),
+    )
+    # Neither the chunks nor the interpreter change the noise.
+    expected = update(config=Config(rows_per_chunk=32, dma_unroll=1))
+    (new,) = update(config=SMALL)
+    helpers.assert_bitwise_equal(new, expected[0])
 
 
 def test_through_the_op(run_in_tpu_interpreter):

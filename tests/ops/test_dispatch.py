@@ -1,10 +1,13 @@
 """Which implementation runs, and how it is told."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from sparse_adam import explain, sparse_adam_update
+from sparse_adam.kernels import sweep, tensorcore
 from sparse_adam.ops import dispatch
 from tests import cases, helpers
 from tests.cases import CASES, Case
@@ -15,6 +18,7 @@ PROBLEMS = [
 ]
 WIDE = Case("wide", 40, 128, 24)
 NARROW = Case("narrow", 40, 3, 24)
+LARGE = Case("large", 4000, 128, 24)
 
 
 def shapes(case):
@@ -30,6 +34,8 @@ def problem(case):
 
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_none_takes_the_first_that_is_compiled_there_and_able(problem):
+    # So large a table that no batch is large beside it.
+    problem = dataclasses.replace(problem, num_rows=1_000_000)
     chosen = dispatch.choices(problem, None)
     for platform, one in chosen._asdict().items():
         platform = platform.removeprefix("on_")
@@ -38,7 +44,7 @@ def test_none_takes_the_first_that_is_compiled_there_and_able(problem):
             for other in dispatch.IMPLEMENTATIONS
             if other.compiled_on(platform) and other.unsupported(problem) is None
         ]
-        assert one is able[0]
+        assert one.implementation is able[0]
 
 
 @pytest.mark.parametrize("name", dispatch.NAMES)
@@ -47,7 +53,7 @@ def test_a_named_one_is_taken_or_refused(problem, name):
     one = dispatch.IMPLEMENTATIONS[dispatch.NAMES.index(name)]
     reason = one.unsupported(problem)
     if reason is None:
-        assert set(dispatch.choices(problem, name)) == {one}
+        assert {c.implementation for c in dispatch.choices(problem, name)} == {one}
         return
     with pytest.raises(ValueError, match="cannot run this update") as error:
         dispatch.choices(problem, name)
@@ -65,9 +71,49 @@ def test_the_last_one_does_everything():
         assert last.unsupported(*param.values) is None
 
 
+def best_on_tpu(case, **changes):
+    changed = dataclasses.replace(problem(case), **changes)
+    return dispatch.choices(changed, None).on_tpu.implementation.name
+
+
 def test_the_best_on_a_tpu():
-    assert dispatch.choices(problem(WIDE), None).on_tpu.name == "tensorcore"
-    assert dispatch.choices(problem(NARROW), None).on_tpu.name == "xla"
+    assert best_on_tpu(WIDE, num_rows=1000) == "tensorcore"
+    assert best_on_tpu(NARROW) == "xla"
+    assert best_on_tpu(WIDE, num_rows=1000, lazy=False) == "sweep"
+    assert best_on_tpu(NARROW, num_rows=100_000, packed=True) == "tensorcore"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_sweep_where_a_batch_is_large_beside_the_table(packed):
+    share = sweep.crossover(problem(WIDE), "tensorcore")
+    assert 0.1 < share < 0.5
+    many = dataclasses.replace(problem(WIDE), num_rows=10_000, packed=packed)
+    share = sweep.crossover(many, "tensorcore")
+    below, above = int(10_000 * share * 0.98), int(10_000 * share * 1.02)
+    for num_ids, best in ((below, "tensorcore"), (above, "sweep")):
+        case = dataclasses.replace(many, num_ids=num_ids)
+        assert dispatch.choices(case, None).on_tpu.implementation.name == best
+        assert f"from {share:.0%} on the sweep is faster" in dispatch.explain(
+            case, None
+        )
+        named = dispatch.choices(case, "tensorcore").on_tpu
+        assert named.implementation.name == "tensorcore"
+
+
+def test_a_config_names_its_implementation_and_is_used():
+    one = dispatch.choices(problem(WIDE), None, sweep.Config(16, 16)).on_tpu
+    assert (one.implementation.name, one.config) == ("sweep", sweep.Config(16, 16))
+    config = tensorcore.Config(rows_per_chunk=8)
+    text = explain(*shapes(WIDE), config=config)
+    assert "tensorcore Config(rows_per_chunk=8" in text
+    state, ids, grads, _ = cases.arrays(WIDE)
+    new = sparse_adam_update(*state, ids, grads, config=config)
+    expected = sparse_adam_update(*state, ids, grads, implementation="xla")
+    helpers.assert_close_states(new, state, helpers.as_float32(expected))
+    with pytest.raises(TypeError, match="is of implementation='tensorcore', not of"):
+        sparse_adam_update(*state, ids, grads, config=config, implementation="sweep")
+    with pytest.raises(TypeError, match="must be the Config of one of the kernels"):
+        sparse_adam_update(*state, ids, grads, config="large")
 
 
 @pytest.mark.parametrize(
@@ -78,10 +124,6 @@ def test_the_best_on_a_tpu():
         (Case("", 40, 128, 8, dtypes=cases.BFLOAT16), "table is bfloat16"),
         (Case("", 40, 128, 8, dtypes=cases.MIXED), "momenta is bfloat16"),
         (Case("", 40, 128, 8, options={"lazy_adam": False}), "lazy_adam=False"),
-        (
-            Case("", 40, 128, 8, options={"use_gradient_accumulation": False}),
-            "use_gradient_accumulation=False",
-        ),
     ],
 )
 def test_what_the_tensorcore_kernel_cannot_do(case, words):
@@ -92,9 +134,7 @@ def test_what_the_tensorcore_kernel_cannot_do(case, words):
             ),
             *shapes(case),
         )
-    text = explain(*shapes(case), **case.options)
-    assert words in text
-    assert text.startswith("tpu: xla, compiled")
+    assert words in explain(*shapes(case), **case.options)
 
 
 def test_an_unknown_name():
@@ -103,8 +143,9 @@ def test_an_unknown_name():
 
 
 def test_explain():
-    lines = explain(*shapes(WIDE)).splitlines()
+    lines = explain(*shapes(LARGE)).splitlines()
     assert lines[0] == "tpu: tensorcore, compiled"
+    assert "bytes of VMEM on unknown" in lines[1]
     named = {line.split(":")[0].strip(): line for line in lines}
     assert set(dispatch.NAMES) <= set(named)
     assert "elsewhere interpreted, if named" in named["tensorcore"]

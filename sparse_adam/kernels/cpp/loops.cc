@@ -5,20 +5,56 @@
 namespace sparse_adam {
 namespace {
 
-inline float Widened(BFloat16 x) {
-  const uint32_t bits = static_cast<uint32_t>(x) << 16;
-  float widened;
-  std::memcpy(&widened, &bits, sizeof(widened));
-  return widened;
+inline float FloatOf(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
 }
 
-inline BFloat16 Rounded(float x) {
+inline uint32_t BitsOf(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof(bits));
-  const uint32_t rounded = bits + 0x7fff + ((bits >> 16) & 1);
-  const uint32_t quiet_nan = bits | 0x00400000;
-  return static_cast<BFloat16>((x != x ? quiet_nan : rounded) >> 16);
+  return bits;
 }
+
+// The bits of a float32 rounded to a bfloat16, in the upper half. What is added, below
+// 2**16, decides which way. A NaN stays a NaN.
+inline uint32_t Rounded(uint32_t bits, uint32_t add) {
+  const bool nan = (bits & 0x7fffffff) > 0x7f800000;
+  return (nan ? bits | 0x00400000 : bits + add) & 0xffff0000;
+}
+
+// 32 bits that look random: lowbias32, as in `kernels/rounding.py`.
+inline uint32_t Mixed(uint32_t x) {
+  x = (x ^ x >> 16) * 0x7feb352d;
+  x = (x ^ x >> 15) * 0x846ca68b;
+  return x ^ x >> 16;
+}
+
+// How the upper half of a float32 stands in a word, beside what else is there.
+struct BFloat16s {
+  using Word = BFloat16;
+  static uint32_t Get(Word word) { return static_cast<uint32_t>(word) << 16; }
+  static Word Put(Word, uint32_t bits) { return static_cast<Word>(bits >> 16); }
+};
+struct WidenedFloats {
+  using Word = uint32_t;
+  static uint32_t Get(Word word) { return word; }
+  static Word Put(Word, uint32_t bits) { return bits; }
+};
+struct LowHalves {
+  using Word = uint32_t;
+  static uint32_t Get(Word word) { return word << 16; }
+  static Word Put(Word word, uint32_t bits) { return (word & 0xffff0000) | bits >> 16; }
+};
+struct HighHalves {
+  using Word = uint32_t;
+  static uint32_t Get(Word word) { return word & 0xffff0000; }
+  static Word Put(Word word, uint32_t bits) { return (word & 0xffff) | bits; }
+};
+
+inline float Value(float x) { return x; }
+inline float Value(BFloat16 x) { return FloatOf(BFloat16s::Get(x)); }
 
 // A comparison with a NaN is false, so a NaN stays.
 inline float Clip(float x, float low, float high) {
@@ -47,8 +83,18 @@ inline float Clip(float x, float low, float high) {
 #undef TARGET
 #endif
 
-#define LOOPS(level) \
-  {#level, level::Add, level::AddBFloat16, level::Step, level::Widen, level::Round}
+#define CODEC(level, Code) \
+  {level::Widen<Code>, level::Round<Code>, level::RoundWith<Code>}
+#define LOOPS(level)             \
+  {#level,                       \
+   level::Add<float>,            \
+   level::Add<BFloat16>,         \
+   level::Step,                  \
+   {{},                          \
+    CODEC(level, BFloat16s),     \
+    CODEC(level, WidenedFloats), \
+    CODEC(level, LowHalves),     \
+    CODEC(level, HighHalves)}}
 
 constexpr Loops kLoops[] = {
     LOOPS(baseline),

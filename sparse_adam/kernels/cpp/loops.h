@@ -13,6 +13,20 @@ namespace sparse_adam {
 
 using BFloat16 = uint16_t;  // the upper half of a float32
 
+// How numbers are stored; the values are those of `cpu.ENCODINGS`.
+enum class Encoding : int32_t {
+  kFloat32,
+  kBFloat16,  // one after the other
+  kWidened,   // a bfloat16 as the float32 of the same value
+  kLowHalf,   // a bfloat16 in the lower half of a word, ...
+  kHighHalf,  // and another array's in its upper half
+};
+constexpr int32_t kEncodings = 5;
+
+inline int64_t ItemSize(Encoding encoding) {
+  return encoding == Encoding::kBFloat16 ? 2 : 4;
+}
+
 // The numbers of an update. An open side of a clip is an infinity.
 struct Formula {
   float learning_rate;
@@ -27,17 +41,31 @@ struct Formula {
   float weight_max;
 };
 
+// Random bits for stochastic rounding, those of `kernels/rounding.py`.
+struct Noise {
+  uint32_t seed;     // of the array
+  uint32_t element;  // the number of the first element in its table, modulo 2**32
+};
+
+// An encoding other than float32.
+struct Codec {
+  void (*widen)(float* to, const void* from, int64_t size);
+  // To the nearest, ties to even; a NaN stays a NaN.
+  void (*round)(void* to, const float* from, int64_t size);
+  // Up or down with the odds that make the mean exact.
+  void (*round_with)(void* to, const float* from, int64_t size, Noise noise);
+};
+
 struct Loops {
   const char* name;
-  // sum[i] += gain * x[i]
-  void (*add)(float* sum, const float* x, float gain, int64_t size);
-  void (*add_bfloat16)(float* sum, const BFloat16* x, float gain, int64_t size);
+  // sum[i] += gain * x[i], from 0 if the sum is a fresh one
+  void (*add)(float* sum, const float* x, float gain, int64_t size, bool fresh);
+  void (*add_bfloat16)(float* sum, const BFloat16* x, float gain, int64_t size,
+                       bool fresh);
   // One Adam step of `size` weights; the four arrays do not overlap.
   void (*step)(float* w, float* m, float* v, const float* gradient, int64_t size,
                const Formula& formula);
-  void (*widen)(float* to, const BFloat16* from, int64_t size);
-  // To the nearest, ties to even; a NaN stays a NaN.
-  void (*round)(BFloat16* to, const float* from, int64_t size);
+  Codec codecs[kEncodings];  // by encoding; that of float32 is empty
 };
 
 // What the processor can run: the i-th, the best last; null beyond.

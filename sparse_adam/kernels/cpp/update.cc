@@ -25,18 +25,18 @@ constexpr int64_t kBlock = 128;             // occurrences
 constexpr int64_t kSweepBlock = 1 << 16;    // weights, about
 constexpr int64_t kSweepPiece = 1024;       // weights that pass the buffers at a time
 constexpr int64_t kCacheLine = 64;          // bytes
-constexpr int64_t kLinesAhead = 256;        // lines that may be under way
-constexpr int64_t kMostLinesOfRow = 16;     // the processor sees the others coming
-constexpr int64_t kLeastAhead = 2, kMostAhead = 32;  // occurrences
-
-int64_t ItemSize(const Matrix& x) { return x.is_bfloat16 ? 2 : 4; }
-
-char* At(const Matrix& x, int64_t element) {
-  return static_cast<char*>(x.data) + element * ItemSize(x);
-}
+constexpr int64_t kMostLinesOfRow = 8;      // the processor sees others coming
+constexpr int64_t kLinesOfNarrow = 8;       // of an occurrence of narrow rows
 
 int64_t LinesOfRow(const Matrix& x, int64_t dim) {
-  return (dim * ItemSize(x) + kCacheLine - 1) / kCacheLine;
+  return (dim * ItemSize(x.encoding) + kCacheLine - 1) / kCacheLine;
+}
+
+// All that one occurrence needs.
+int64_t LinesOfOccurrence(const Update& u) {
+  int64_t lines = LinesOfRow(u.grads, u.dim);
+  for (const Matrix& x : u.state.arrays) lines += LinesOfRow(x, u.dim);
+  return lines;
 }
 
 // Float32 scratch of one worker.
@@ -44,6 +44,9 @@ struct Buffers {
   float *sum, *w, *m, *v;
 };
 
+// Memory is asked for ahead: that of narrow rows into the first-level cache, which has
+// few misses under way at a time, that of others, and more of it, into the second.
+template <bool kNarrow>
 class Updater {
  public:
   Updater(const Update& update, Pool& pool, const Loops& loops)
@@ -53,7 +56,7 @@ class Updater {
         occurrences_(u_.ids, u_.num_ids, u_.num_rows, pool),
         blocks_((occurrences_.size() + kBlock - 1) / kBlock),
         workers_(WorkersFor(Traffic(), pool)),
-        ahead_(std::clamp(kLinesAhead / LinesOfOccurrence(), kLeastAhead, kMostAhead)),
+        ahead_(std::clamp(kLinesAhead / LinesOfOccurrence(u_), kLeast, kMost)),
         piece_(u_.lazy ? u_.dim : std::max(u_.dim, kSweepPiece)),
         buffers_(new float[workers_ * 4 * piece_]),
         partial_sums_(new float[u_.accumulate ? blocks_ * 2 * u_.dim : 0]) {}
@@ -74,6 +77,10 @@ class Updater {
   }
 
  private:
+  static constexpr int kLocality = kNarrow ? 3 : 2;
+  static constexpr int64_t kLinesAhead = kNarrow ? 48 : 256;
+  static constexpr int64_t kLeast = 2, kMost = 32;  // occurrences ahead
+
   template <typename Body>
   void ForEach(int64_t parts, const Body& body) {
     ParallelFor(pool_, workers_, parts, [&](int64_t worker, int64_t part) {
@@ -85,15 +92,7 @@ class Updater {
   // Bytes, about: the lines of every occurrence, or of the whole table.
   int64_t Traffic() const {
     const int64_t rows = u_.lazy ? 0 : u_.num_rows;
-    return (occurrences_.size() + rows) * LinesOfOccurrence() * kCacheLine;
-  }
-
-  int64_t LinesOfOccurrence() const {
-    int64_t lines = 0;
-    for (const Matrix& x : {u_.grads, u_.table, u_.momenta, u_.velocities}) {
-      lines += std::min(LinesOfRow(x, u_.dim), kMostLinesOfRow);
-    }
-    return lines;
+    return (occurrences_.size() + rows) * LinesOfOccurrence(u_) * kCacheLine;
   }
 
   uint32_t row(int64_t i) const { return occurrences_[i].row; }
@@ -117,9 +116,8 @@ class Updater {
       const bool whole = BeginsRun(first) && EndsRun(last);
       float* sum = own.sum;
       if (!whole) sum = BeginsRun(first) ? tail(block) : head(block);
-      std::fill_n(sum, u_.dim, 0.0f);
-      for (int64_t i = first; i <= last; ++i) AddGradient(i, sum);
-      if (whole) StepRow(own, row(first), sum);
+      for (int64_t i = first; i <= last; ++i) AddGradient(i, sum, i == first);
+      if (whole) Step(own, StretchOf(row(first), 1), sum);
     }
   }
 
@@ -131,42 +129,49 @@ class Updater {
     if (EndsRun(last) || !begins_here) return;
     float* sum = tail(block);
     while (++block < blocks_ && row(begin(block)) == shared) {
-      loops_.add(sum, head(block), 1, u_.dim);
+      loops_.add(sum, head(block), 1, u_.dim, false);
     }
-    StepRow(own, shared, sum);
+    Step(own, StretchOf(shared, 1), sum);
   }
 
   // Passes 1 and 2 without accumulation.
   void StepEach(const Buffers& own, int64_t block) {
     for (int64_t first = begin(block); first < end(block); ++first) {
       if (!BeginsRun(first)) continue;
-      const int64_t element = row(first) * u_.dim;
-      const Row floats = Open(own, element, u_.dim);
+      const Stretch stretch = StretchOf(row(first), 1);
+      const Row floats = Open(own, stretch);
       for (int64_t i = first;; ++i) {
-        std::fill_n(own.sum, u_.dim, 0.0f);
-        AddGradient(i, own.sum);
+        AddGradient(i, own.sum, true);
         loops_.step(floats.w, floats.m, floats.v, own.sum, u_.dim, u_.formula);
         if (EndsRun(i)) break;
       }
-      Close(floats, element, u_.dim);
+      Close(floats, stretch);
     }
   }
 
-  // Pass 3: the rows in [row, end) that no occurrence names. What lies between two that
-  // are named is one stretch of memory.
+  // Pass 3: the rows in [row, end) that no occurrence names.
   void Sweep(const Buffers& own, int64_t row, int64_t end) {
     std::fill_n(own.sum, piece_, 0.0f);
     int64_t i = FirstAtOrAfter(row);
     while (row < end) {
       const bool more = i < occurrences_.size() && this->row(i) < end;
       const int64_t named = more ? this->row(i) : end;
-      const int64_t stop = named * u_.dim;
-      for (int64_t element = row * u_.dim; element < stop; element += piece_) {
-        StepWeights(own, element, std::min(piece_, stop - element), own.sum);
+      while (row < named) {
+        const int64_t rows = std::min(named - row, RowsInOneStretch(row));
+        Step(own, StretchOf(row, rows), own.sum);
+        row += rows;
       }
       row = named + 1;
       while (i < occurrences_.size() && this->row(i) < row) ++i;
     }
+  }
+
+  // How many rows, this one and those behind it, are one stretch of memory that the
+  // buffers hold.
+  int64_t RowsInOneStretch(int64_t row) const {
+    if (u_.state.stride != u_.dim) return 1;
+    const int64_t in_group = u_.state.rows_per_group - row % u_.state.rows_per_group;
+    return std::min(in_group, std::max<int64_t>(1, piece_ / u_.dim));
   }
 
   int64_t FirstAtOrAfter(int64_t row) const {
@@ -182,18 +187,22 @@ class Updater {
     return low;
   }
 
-  void AddGradient(int64_t i, float* sum) {
+  void AddGradient(int64_t i, float* sum, bool fresh) {
     Prefetch(i + ahead_);
     const int64_t position = occurrences_[i].position;
     const int64_t source = u_.sources[position];
-    if (source < 0 || source >= u_.num_grads) return;
+    if (source < 0 || source >= u_.num_grads) {
+      if (fresh) std::fill_n(sum, u_.dim, 0.0f);
+      return;
+    }
     const float gain = u_.gains == nullptr ? 1 : u_.gains[position];
-    const char* gradient = At(u_.grads, source * u_.dim);
-    if (u_.grads.is_bfloat16) {
-      const auto* x = reinterpret_cast<const BFloat16*>(gradient);
-      loops_.add_bfloat16(sum, x, gain, u_.dim);
+    const char* gradient = u_.grads.At(source * u_.dim);
+    if (u_.grads.encoding == Encoding::kFloat32) {
+      const auto* x = reinterpret_cast<const float*>(gradient);
+      loops_.add(sum, x, gain, u_.dim, fresh);
     } else {
-      loops_.add(sum, reinterpret_cast<const float*>(gradient), gain, u_.dim);
+      const auto* x = reinterpret_cast<const BFloat16*>(gradient);
+      loops_.add_bfloat16(sum, x, gain, u_.dim, fresh);
     }
   }
 
@@ -202,29 +211,44 @@ class Updater {
   [[gnu::always_inline]] void Prefetch(int64_t i) const {
     if (i >= occurrences_.size()) return;
     const int64_t source = u_.sources[occurrences_[i].position];
-    if (source >= 0 && source < u_.num_grads) PrefetchRow(u_.grads, source);
+    if (source >= 0 && source < u_.num_grads) PrefetchRow(u_.grads, source * u_.dim);
     if (!BeginsRun(i)) return;
-    PrefetchRow(u_.table, row(i));
-    PrefetchRow(u_.momenta, row(i));
-    PrefetchRow(u_.velocities, row(i));
+    const int64_t place = u_.state.Place(row(i));
+    for (int t = 0; t < 3; ++t) {
+      if (!SeenComing(t)) PrefetchRow(u_.state.arrays[t], place);
+    }
   }
 
-  // Into the second-level cache: the first has too few misses under way at a time.
-  [[gnu::always_inline]] void PrefetchRow(const Matrix& x, int64_t row) const {
-    const char* line = At(x, row * u_.dim);
+  // Whether the rows of array t are the same lines as those of another, or follow them:
+  // a group of one row is one stretch of memory.
+  bool SeenComing(int t) const {
+    const bool follows = t > 0 && u_.state.rows_per_group == 1 && u_.state.group_stride;
+    return follows || u_.state.arrays[t].encoding == Encoding::kHighHalf;
+  }
+
+  [[gnu::always_inline]] void PrefetchRow(const Matrix& x, int64_t place) const {
+    const char* line = x.At(place);
     const int64_t lines = std::min(LinesOfRow(x, u_.dim), kMostLinesOfRow);
-    for (int64_t i = 0; i < lines; ++i) __builtin_prefetch(line + i * kCacheLine, 0, 2);
+    for (int64_t i = 0; i < lines; ++i) {
+      __builtin_prefetch(line + i * kCacheLine, 0, kLocality);
+    }
   }
 
-  void StepRow(const Buffers& own, int64_t row, const float* gradient) {
-    StepWeights(own, row * u_.dim, u_.dim, gradient);
+  // Weights that stand together, those of one row or of several.
+  struct Stretch {
+    int64_t place;
+    int64_t size;
+    uint32_t element;  // of the noise
+  };
+
+  Stretch StretchOf(int64_t row, int64_t rows) const {
+    return {u_.state.Place(row), rows * u_.dim, static_cast<uint32_t>(row * u_.dim)};
   }
 
-  void StepWeights(const Buffers& own, int64_t element, int64_t size,
-                   const float* gradient) {
-    const Row row = Open(own, element, size);
-    loops_.step(row.w, row.m, row.v, gradient, size, u_.formula);
-    Close(row, element, size);
+  void Step(const Buffers& own, const Stretch& stretch, const float* gradient) {
+    const Row row = Open(own, stretch);
+    loops_.step(row.w, row.m, row.v, gradient, stretch.size, u_.formula);
+    Close(row, stretch);
   }
 
   // Weights and slots as float32: the tables' own memory where they are float32.
@@ -232,28 +256,39 @@ class Updater {
     float *w, *m, *v;
   };
 
-  Row Open(const Buffers& own, int64_t element, int64_t size) {
-    return {OpenOne(u_.table, own.w, element, size),
-            OpenOne(u_.momenta, own.m, element, size),
-            OpenOne(u_.velocities, own.v, element, size)};
+  Row Open(const Buffers& own, const Stretch& stretch) {
+    return {OpenOne(0, own.w, stretch), OpenOne(1, own.m, stretch),
+            OpenOne(2, own.v, stretch)};
   }
 
-  float* OpenOne(const Matrix& x, float* buffer, int64_t element, int64_t size) {
-    char* stored = At(x, element);
-    if (!x.is_bfloat16) return reinterpret_cast<float*>(stored);
-    loops_.widen(buffer, reinterpret_cast<const BFloat16*>(stored), size);
+  float* OpenOne(int i, float* buffer, const Stretch& stretch) {
+    const Matrix& x = u_.state.arrays[i];
+    char* stored = x.At(stretch.place);
+    if (x.encoding == Encoding::kFloat32) return reinterpret_cast<float*>(stored);
+    CodecOf(x).widen(buffer, stored, stretch.size);
     return buffer;
   }
 
-  void Close(const Row& row, int64_t element, int64_t size) {
-    CloseOne(u_.table, row.w, element, size);
-    CloseOne(u_.momenta, row.m, element, size);
-    CloseOne(u_.velocities, row.v, element, size);
+  void Close(const Row& row, const Stretch& stretch) {
+    CloseOne(0, row.w, stretch);
+    CloseOne(1, row.m, stretch);
+    CloseOne(2, row.v, stretch);
   }
 
-  void CloseOne(const Matrix& x, const float* floats, int64_t element, int64_t size) {
-    if (!x.is_bfloat16) return;
-    loops_.round(reinterpret_cast<BFloat16*>(At(x, element)), floats, size);
+  void CloseOne(int i, const float* floats, const Stretch& stretch) {
+    const Matrix& x = u_.state.arrays[i];
+    if (x.encoding == Encoding::kFloat32) return;
+    char* stored = x.At(stretch.place);
+    if (u_.seeds == nullptr) {
+      CodecOf(x).round(stored, floats, stretch.size);
+    } else {
+      const Noise noise = {static_cast<uint32_t>(u_.seeds[i]), stretch.element};
+      CodecOf(x).round_with(stored, floats, stretch.size, noise);
+    }
+  }
+
+  const Codec& CodecOf(const Matrix& x) const {
+    return loops_.codecs[static_cast<int>(x.encoding)];
   }
 
   const Update& u_;
@@ -271,7 +306,11 @@ class Updater {
 }  // namespace
 
 void Run(const Update& update, Pool& pool, const Loops& loops) {
-  Updater(update, pool, loops).Run();
+  if (LinesOfOccurrence(update) <= kLinesOfNarrow) {
+    Updater<true>(update, pool, loops).Run();
+  } else {
+    Updater<false>(update, pool, loops).Run();
+  }
 }
 
 }  // namespace sparse_adam

@@ -1,4 +1,4 @@
-// The update of three tables, whatever calls it.
+// The update of a table, whatever calls it.
 
 #ifndef SPARSE_ADAM_UPDATE_H_
 #define SPARSE_ADAM_UPDATE_H_
@@ -7,29 +7,25 @@
 
 #include "loops.h"
 #include "parallel.h"
+#include "storage.h"
 
 namespace sparse_adam {
-
-// A row-major matrix of float32 or bfloat16.
-struct Matrix {
-  void* data;
-  bool is_bfloat16;
-};
 
 // One update. The caller has checked that the arrays are as large as this says; what
 // is in them (ids, sources) is checked here.
 struct Update {
-  Matrix table, momenta, velocities;  // [V, D], changed in place
-  Matrix grads;                       // [B, D]
-  const int32_t* ids;                 // [N]; one outside [0, V) is ignored
-  const int32_t* sources;             // [N]; one outside [0, B) adds zero
-  const float* gains;                 // [N], or null: 1
-  int64_t num_rows;                   // V, below 2**31
-  int64_t dim;                        // D
-  int64_t num_ids;                    // N, below 2**31
-  int64_t num_grads;                  // B
-  bool lazy;                          // false: step every row of the table
-  bool accumulate;                    // false: one step for each occurrence
+  Storage state;           // [V, D] each, changed in place
+  Matrix grads;            // [B, D], float32 or bfloat16
+  const int32_t* ids;      // [N]; one outside [0, V) is ignored
+  const int32_t* sources;  // [N]; one outside [0, B) adds zero
+  const float* gains;      // [N], or null: 1
+  const int32_t* seeds;    // [3], of the noise; or null: round to the nearest
+  int64_t num_rows;        // V, below 2**31
+  int64_t dim;             // D
+  int64_t num_ids;         // N, below 2**31
+  int64_t num_grads;       // B
+  bool lazy;               // false: step every row of the table
+  bool accumulate;         // false: one step for each occurrence
   Formula formula;
 };
 

@@ -6,11 +6,19 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from sparse_adam.kernels.config import LANES, SLOTS
+from sparse_adam.kernels.problem import Problem
+from sparse_adam.kernels.sparsecore.records import Storage
 
 WINDOW = 16  # words that a scalar is read with: the most lanes of any generation
 MARGIN = 8  # ids before and after a chunk's own; the alignment of slices
-TILE = 8  # rows that lie together in a table of more than 128 lanes
 WORD_SLOTS = SLOTS + 1  # one more: a chunk's words arrive before its rows
+# Vectors to a loop over rows that draws random bits or carries rows: for more of them
+# there are not the registers to overlap its iterations, which costs up to half again.
+FEW = 4
+GRANULE = 8  # words that a stream moves at least
+# So that the lists of indices are as short as any that is known to work, and that a
+# subcore's share of 65,536 ids is still 16 chunks.
+MAX_CHUNK = 128
 MAX_DIM = 1024
 MAX_BYTES = 2**34  # of an array; the compiler refuses more
 
@@ -45,35 +53,69 @@ class Config:
         """The vector subcores of the device."""
         return self.cores * self.subcores
 
-    def vmem_words(self, dim: int) -> int:
-        """Words of a subcore's memory that the kernel takes."""
-        buffers = SLOTS * 4 * self.chunk * LANES  # gradient, w, m, v of every slot
+    @property
+    def share_words(self) -> int:
+        """Words for one number of each worker and one more, read a window at a time."""
+        return MARGIN * pl.cdiv(self.workers + WINDOW, MARGIN)
+
+    def vmem_bytes(self, problem: Problem) -> int:
+        """What the kernel keeps in the memory of each subcore."""
+        storage = Storage.of(problem)
+        buffers = (1 + storage.planes) * SLOTS * self.chunk * storage.width
         words = WORD_SLOTS * (5 * self.chunk + 3 * WINDOW)
-        return buffers + words + dim + 4 * WINDOW
+        opened = (1 if problem.accumulate else 3) * storage.blocks * storage.width
+        return 4 * (buffers + words + opened + 3 * self.share_words + 5 * WINDOW)
 
     @classmethod
     def interpreted(cls, num_ids: int) -> "Config":
-        """Whole lines as vectors, which is quick; few workers, but more than one."""
+        """Whole records as vectors, which is quick; few workers, but more than one."""
         chunk = 16 if num_ids <= 1024 else 64
         return cls(cores=1, subcores=4, lanes=LANES, chunk=chunk, streams=1)
 
     @classmethod
-    def choose(cls, num_ids: int, dim: int) -> "Config":
+    def choose(cls, problem: Problem) -> "Config":
         """The largest chunk that each subcore's share of N fills and its memory holds.
 
         A long chunk costs less: what happens once a chunk is spread over more rows.
-        That makes 40 rows on v6e, and 80 on v5p and 7x, which have twice the memory.
+        For rows of 128 words that makes 40 on v6e, and 80 on v5p and 7x, which have
+        twice the memory.
         """
         info = pltpu.get_tpu_info().sparse_core
         assert info is not None
         step = max(info.num_lanes, MARGIN)
         workers = info.num_cores * info.num_subcores
-        chunk = step * pl.cdiv(max(pl.cdiv(num_ids, workers), WINDOW), step)
+        chunk = step * pl.cdiv(max(pl.cdiv(problem.num_ids, workers), WINDOW), step)
+        chunk = min(chunk, MAX_CHUNK)
         while True:
             config = cls(info.num_cores, info.num_subcores, info.num_lanes, chunk)
-            if 4 * config.vmem_words(dim) <= info.vmem_capacity_bytes - 1024:
+            if config.vmem_bytes(problem) <= _capacity():
                 return config
             chunk -= step
+
+    def check(self, problem: Problem) -> None:
+        """Raises a ValueError if a chunk does not fit a subcore of the TPU in scope."""
+        needed, there_is = self.vmem_bytes(problem), _capacity()
+        if needed > there_is:
+            raise ValueError(
+                f"chunk={self.chunk} needs {needed:,} bytes of each subcore, which has "
+                f"{there_is:,}: pass chunk={type(self).choose(problem).chunk}, or no "
+                "config"
+            )
+
+
+def _capacity() -> int:
+    """Bytes of a subcore of the TPU in scope; the compiler wants some for itself."""
+    info = pltpu.get_tpu_info().sparse_core
+    assert info is not None
+    return info.vmem_capacity_bytes - 1024
+
+
+def least_width() -> int:
+    """Words of the narrowest record: a vector, and never less than a stream moves."""
+    if not pltpu.is_tpu_device():
+        return GRANULE
+    info = pltpu.get_tpu_info().sparse_core
+    return GRANULE if info is None else max(GRANULE, info.num_lanes)
 
 
 def absent() -> str | None:

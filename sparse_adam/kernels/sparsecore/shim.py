@@ -16,6 +16,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import tpu_sc as plsc
 
+from sparse_adam.kernels.rounding import round_to_bfloat16
+
 NONE = -1  # as the index of a line
 Refs = Sequence[Any]
 
@@ -45,6 +47,11 @@ class Native:
     def count(self, mask: jax.Array) -> jax.Array:
         """How many are True, in every lane."""
         return plsc.all_reduce_population_count(mask)
+
+    def pack(self, low: jax.Array, high: jax.Array) -> jax.Array:
+        """Both rounded to bfloat16, to the nearest, in the halves of int32 words."""
+        halves = plsc.pack(low, high, format=plsc.PackFormat.INTERLEAVED)
+        return plsc.bitcast(halves, jnp.int32)
 
     def gather(self, tables: Refs, indices: Any, tiles: Refs, done: Any) -> list[Any]:
         """Indirect streams of these lines of each table, but not of line `NONE`."""
@@ -94,6 +101,11 @@ class Interpreted:
     def count(self, mask: jax.Array) -> jax.Array:
         """How many are True, in every lane."""
         return jnp.broadcast_to(jnp.sum(mask, dtype=jnp.int32), mask.shape)
+
+    def pack(self, low: jax.Array, high: jax.Array) -> jax.Array:
+        """Both rounded to bfloat16, to the nearest, in the halves of int32 words."""
+        low, high = round_to_bfloat16(low), round_to_bfloat16(high)
+        return lax.shift_right_logical(low, 16) | high
 
     def gather(self, tables: Refs, indices: Any, tiles: Refs, done: Any) -> list[Any]:
         """Copies of single lines."""

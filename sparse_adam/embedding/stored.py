@@ -1,0 +1,42 @@
+"""A table with its slots, as it is stored: three arrays, or one packed one.
+
+Everything outside sees logical arrays `[V, D]`; here is the only place that knows both.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sparse_adam.ops.packed import PackedTable
+
+
+def rows(stored: Any, ids: jax.Array) -> jax.Array:
+    """Returns the weights of rows: `[N, D]`, of any row where an id is below 0."""
+    if isinstance(stored, PackedTable):
+        return stored.lookup(ids)
+    return stored[0].at[jnp.maximum(ids, 0)].get(mode="promise_in_bounds")
+
+
+def arrays(stored: Any) -> tuple[jax.Array, ...]:
+    """Returns the table and its slots, `[V, D]` each."""
+    return stored.unpack() if isinstance(stored, PackedTable) else tuple(stored)
+
+
+def weights(stored: Any) -> jax.Array:
+    """Returns the table alone."""
+    return arrays(stored)[0]
+
+
+def with_arrays(stored: Any, new: Sequence[jax.Array]) -> Any:
+    """Returns the like of `stored` with these arrays, sharded as it is."""
+    if isinstance(stored, PackedTable):
+        packed = PackedTable.pack(*new)
+        return PackedTable(
+            jax.device_put(packed.lines, stored.lines.sharding), packed.layout
+        )
+    placed = [
+        jax.device_put(x, old.sharding) for x, old in zip(new, stored, strict=True)
+    ]
+    return type(stored)(*placed)

@@ -1,0 +1,175 @@
+"""Looking up rows of a packed table, on one TPU TensorCore.
+
+Why: XLA's gather of rows fetches a block of them, waits, copies and writes, one after
+the other, and of rows that share lines it would have to shift each one into place
+afterwards. This kernel reads of a row only the lines that hold its weights, by one DMA,
+while it puts the rows fetched before into place (`bytes_moved`).
+
+Data flow: ids come in chunks of C, in the order of the batch. Grid step k starts the
+DMAs of chunk k, then finishes chunk k-1: waits, takes the weights out of the words,
+rolls each row of a shared line to lane 0, and leaves the chunk to Pallas, which writes
+it back while the next one is computed.
+
+Order: none is needed, since nothing is written that is read.
+
+Limits: `lookup` says what must hold of the ids.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from sparse_adam._types import Indices
+from sparse_adam.kernels.config import LANES, SUBLANES, VMEM_BUDGET
+from sparse_adam.kernels.layout import PackedLayout
+from sparse_adam.kernels.loops import for_each, for_each_tile
+from sparse_adam.kernels.runs import spread
+
+_SLOTS = 2  # of chunk buffers: one arrives, one is read
+_UNROLL = 16  # DMAs per iteration of a loop
+_TILE = 2 * SUBLANES  # rows; bfloat16 is stored 16 rows at a time
+
+
+def bytes_moved(num_ids: int, layout: PackedLayout) -> int:
+    """HBM bytes of one lookup: a plane in, the weights out, two indices."""
+    width = layout.blocks * LANES
+    return num_ids * (width * (4 + layout.table_dtype.itemsize) + 8)
+
+
+def rows_per_chunk(num_ids: int, layout: PackedLayout) -> int:
+    """The largest chunk up to 256 rows that N fills and the budget holds."""
+    line = 4 * LANES
+    # Lines that arrive, weights that leave, and a place for each row.
+    row = (2 * _SLOTS * layout.blocks + 1) * line
+    rows = 256
+    while rows > _TILE and (rows >= 2 * num_ids or rows * row > VMEM_BUDGET):
+        rows //= 2
+    return rows
+
+
+class _Scratch(NamedTuple):
+    lines: Any  # VMEM [SLOTS, C * blocks, 128]
+    places: Any  # VMEM [C, 128]
+    arrived: Any  # DMA semaphores, one a slot
+
+
+def lookup(
+    lines: jax.Array, rows: Indices, layout: PackedLayout, interpret: bool = False
+) -> jax.Array:
+    """The weights of rows: `[N, D]`; zeros for a row of -1.
+
+    rows: in `[0, V)`, or -1, as must be proven: bounds are not checked.
+    """
+    size = rows_per_chunk(rows.size, layout)
+    num_chunks, width = pl.cdiv(rows.size, size), layout.blocks * LANES
+
+    def split(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, (0, num_chunks * size - x.size))
+        return x.reshape(num_chunks, 1, size)
+
+    def block(lag: int, memory_space: Any) -> pl.BlockSpec:
+        def index(k: jax.Array) -> tuple[jax.Array, int, int]:
+            return jnp.clip(k - lag, 0, num_chunks - 1), 0, 0
+
+        return pl.BlockSpec((None, None, size), index, memory_space=memory_space)
+
+    # Without an id the first group is fetched, so that all chunks are alike.
+    found, shared = jnp.maximum(rows, 0), jnp.int32(layout.rows_per_group)
+    groups, places = lax.div(found, shared), lax.rem(found, shared)
+    weights = pl.pallas_call(
+        functools.partial(_kernel, layout=layout),
+        name="sparse_adam_lookup",
+        grid=(num_chunks + 1,),
+        in_specs=(
+            block(0, pltpu.SMEM),
+            block(1, pltpu.VMEM),
+            pl.BlockSpec(memory_space=pltpu.HBM),
+        ),
+        out_specs=pl.BlockSpec(
+            (size, width), lambda k: (jnp.clip(k - 1, 0, num_chunks - 1), 0)
+        ),
+        out_shape=jax.ShapeDtypeStruct((num_chunks * size, width), layout.table_dtype),
+        scratch_shapes=(
+            _Scratch(
+                lines=pltpu.VMEM((_SLOTS, size * layout.blocks, LANES), jnp.int32),
+                places=pltpu.VMEM((size, LANES), jnp.int32),
+                arrived=pltpu.SemaphoreType.DMA((_SLOTS,)),
+            ),
+        ),
+        cost_estimate=pl.CostEstimate(
+            flops=0,
+            transcendentals=0,
+            bytes_accessed=bytes_moved(num_chunks * size, layout),
+        ),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("arbitrary",),
+            disable_bounds_checks=True,
+            disable_semaphore_checks=True,
+        ),
+        interpret=interpret,
+    )(split(groups), split(jnp.where(rows < 0, -1, places)), lines)
+    return weights[: rows.size, : layout.dim]
+
+
+def _kernel(
+    groups: Any,  # SMEM [C], of chunk k
+    places: Any,  # VMEM [C], of chunk k-1: which row of its group; -1 for none
+    lines: Any,  # HBM
+    weights: Any,  # VMEM [C, W], of chunk k-1
+    scratch: _Scratch,
+    *,
+    layout: PackedLayout,
+) -> None:
+    k, size = pl.program_id(0), weights.shape[0]
+
+    @pl.when(k < pl.num_programs(0) - 1)
+    def start():
+        slot = lax.rem(k, _SLOTS)
+
+        def fetch(i: jax.Array) -> None:
+            first = groups[i] * layout.lines_per_group
+            pltpu.make_async_copy(
+                lines.at[pl.ds(first + layout.line(_plane(layout), 0), layout.blocks)],
+                scratch.lines.at[slot, pl.ds(i * layout.blocks, layout.blocks)],
+                scratch.arrived.at[slot],
+            ).start()
+
+        for_each(size, fetch, _UNROLL)
+
+    @pl.when(k > 0)
+    def finish():
+        slot = lax.rem(k - 1, _SLOTS)
+        arrived = scratch.lines.at[slot]
+        spread(places, scratch.places)
+        pltpu.make_async_copy(arrived, arrived, scratch.arrived.at[slot]).wait()
+
+        def put(rows: pl.Slice) -> None:
+            place = scratch.places[rows]
+            for block in range(layout.blocks):
+                first = rows.start * layout.blocks + block
+                words = arrived[pl.ds(first, rows.size, stride=layout.blocks)]
+                words = jnp.where(place < 0, 0, _to_front(words, place, layout.stride))
+                weights[rows, pl.ds(block * LANES, LANES)] = layout.weights(words)
+
+        for_each_tile(size, put, _TILE)
+
+
+def _plane(layout: PackedLayout) -> int:
+    """The plane that holds the weights."""
+    return next(p for p, arrays in enumerate(layout.planes) if 0 in arrays)
+
+
+def _to_front(words: jax.Array, place: jax.Array, stride: int) -> jax.Array:
+    """Rolls each row to the left by its place times `stride`, bit by bit."""
+    shift = stride
+    while shift < LANES:
+        rolled = pltpu.roll(words, LANES - shift, 1)
+        words = jnp.where((place & np.int32(shift // stride)) != 0, rolled, words)
+        shift *= 2
+    return words

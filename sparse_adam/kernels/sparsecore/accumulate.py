@@ -1,0 +1,133 @@
+"""One step for each row: the gradients of a run of equal ids are summed first."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from sparse_adam.kernels.adam_tile import adam_tile
+from sparse_adam.kernels.sparsecore.config import FEW, MARGIN
+from sparse_adam.kernels.sparsecore.memory import Share, Unit
+from sparse_adam.kernels.sparsecore.pipeline import Pipeline
+from sparse_adam.kernels.sparsecore.shim import NONE
+
+
+class Accumulate(Pipeline):
+    """Applies the runs that begin and end in the worker's range; hands over others."""
+
+    def lists(self) -> tuple[int, int]:
+        """What is fetched is written."""
+        return self.at.fetched, self.at.fetched
+
+    def list_rows(self, unit: Unit, share: Share) -> None:
+        """Lists the runs that end in the chunk, but not the head: records, places."""
+        words, window, storage = self.scratch.words, self.window, self.storage
+        ids = unit.words + self.at.ids + MARGIN
+        rows, ends = unit.words + self.at.fetched, unit.words + self.at.second
+        none = jnp.full((window,), NONE, jnp.int32)
+        for place in range(0, self.config.chunk, window):
+            words[pl.ds(rows + place, window)] = none
+
+        def append(i: jax.Array, count: jax.Array) -> jax.Array:
+            place = i * window
+            id_ = self.vector(words, ids + place)
+            following = self.vector(words, ids + place + 1)
+            ending = (id_ != following) & (id_ < storage.num_rows) & (id_ != share.head)
+            rank = count + jnp.cumsum(ending.astype(jnp.int32)) - 1
+            places = lax.iota(jnp.int32, window) + (unit.row + place)
+            record = storage.state.index(id_, unit.block)
+            self.on.store_where(words, rows + rank, record, ending)
+            self.on.store_where(words, ends + rank, places, ending)
+            return count + self.on.count(ending)
+
+        count = jnp.zeros_like(none)
+        count = self.on.parallel_loop(self.config.chunk // window, append, count)
+        words[pl.ds(unit.words + self.at.count, window)] = count
+
+    def compute(self, unit: Unit, share: Share) -> None:
+        """Sums runs, updates rows."""
+        words = self.scratch.words
+        count = self.vector(words, unit.words + self.at.count)[0]
+        continues = self.same_as_previous(unit, 0)
+        if self.operands.work.gains:
+            self._sum_runs(unit)
+        else:
+            # Otherwise every gradient is a run of its own, and so its own sum.
+            pl.when((count < self.config.chunk) | continues)(
+                lambda: self._sum_runs(unit)
+            )
+        is_last = unit.chunk + 1 == share.chunks
+        first_id = self.vector(words, unit.words + self.at.ids + MARGIN)[0]
+
+        @pl.when(is_last | (first_id == share.head))
+        def range_may_split_a_run():
+            self._hand_over(unit, share, is_last)
+
+        self._update_rows(unit, count)
+
+    def _sum_runs(self, unit: Unit) -> None:
+        """Puts the sum of each run, as far as this worker has it, where it ends."""
+        scratch = self.scratch
+
+        def add(i: jax.Array, sums: tuple) -> tuple:
+            goes_on = self.same_as_previous(unit, i)
+            new = []
+            for lanes, total in zip(self.slices, sums, strict=True):
+                gradient = self.gradient(unit, i, lanes)
+                # A select: a run's NaN must not reach the next one.
+                total = jnp.where(goes_on, total + gradient, gradient)
+                scratch.grads[unit.row + i, lanes] = total
+                new.append(total)
+            return tuple(new)
+
+        opened = self.opened(unit, self.slices)
+        sums = tuple(scratch.opened[lanes] for lanes in opened)
+        sums = self.on.parallel_loop(self.config.chunk, add, sums)
+        for lanes, total in zip(opened, sums, strict=True):
+            scratch.opened[lanes] = total
+
+    def _hand_over(self, unit: Unit, share: Share, is_last: jax.Array) -> None:
+        """Writes the partial sum of the head, where it ends, and of the tail."""
+        words, window, chunk = self.scratch.words, self.window, self.config.chunk
+        ids, head = unit.words + self.at.ids + MARGIN, share.head
+        in_head = jnp.zeros((window,), jnp.int32)
+        for place in range(0, chunk, window):
+            in_head += self.on.count(self.vector(words, ids + place) == head)
+        length = in_head[0]  # they come first
+        last = self.vector(words, ids + chunk - 1)[0]
+        following = self.vector(words, ids + chunk)[0]
+        goes_on = (last == following) & (last < self.storage.num_rows)
+        ends_here = (length < chunk) | (following != head) | is_last
+        row = 2 * share.worker
+        self._write_sum(unit, row, length - 1, (length > 0) & ends_here)
+        is_tail = is_last & goes_on & (last != head)
+        self._write_sum(unit, row + 1, chunk - 1, is_tail)
+
+    def _write_sum(self, unit: Unit, row: Any, i: Any, needed: jax.Array) -> None:
+        @pl.when(needed)
+        def write():
+            width = self.storage.width
+            at = self.storage.grads.index(row, unit.block) * width
+            target = self.operands.sums.at[pl.ds(pl.multiple_of(at, width), width)]
+            pltpu.sync_copy(self.scratch.grads.at[unit.row + i], target)
+
+    def _update_rows(self, unit: Unit, count: jax.Array) -> None:
+        scratch = self.scratch
+        rate = self.vector(scratch.rate, 0)[0]
+
+        def update(slices: list[Any], i: jax.Array) -> None:
+            end = self.vector(scratch.words, unit.words + self.at.second + i)[0]
+            noises = self.noises(unit, end - unit.row)
+            for lanes in slices:
+                w, m, v = self.stored(unit.row + i, lanes)
+                gradient = scratch.grads[end, lanes]
+                new = adam_tile(w, m, v, gradient, rate, self.hyper)
+                self.store(unit.row + i, lanes, new, noises(lanes))
+
+        few = FEW if self.operands.seeds else len(self.slices)
+        for slices in self.parts(few):
+            self.on.parallel_loop(count, functools.partial(update, slices))

@@ -1,0 +1,130 @@
+"""The call of the kernel: compiled for a TPU's vector subcores, or interpreted."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.experimental.pallas import tpu_sc as plsc
+
+from sparse_adam.kernels.problem import Hyperparams, State
+from sparse_adam.kernels.sparsecore.accumulate import Accumulate
+from sparse_adam.kernels.sparsecore.config import Config
+from sparse_adam.kernels.sparsecore.math import ensure_roots
+from sparse_adam.kernels.sparsecore.memory import Operands, Scratch
+from sparse_adam.kernels.sparsecore.occurrences import EachOccurrence
+from sparse_adam.kernels.sparsecore.records import TILE, Storage
+from sparse_adam.kernels.sparsecore.shim import Interpreted, Native
+from sparse_adam.kernels.sparsecore.work import Work
+
+
+class Inputs(NamedTuple):
+    """Arrays that are only read; `Operands` says what they are."""
+
+    work: Work
+    rate: jax.Array
+    seeds: tuple[jax.Array, ...]
+    grads: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Kernel:
+    """What is static in a call."""
+
+    storage: Storage
+    hyper: Hyperparams
+    accumulate: bool
+    config: Config
+    cost: pl.CostEstimate
+    interpret: bool
+
+    def __call__(
+        self, inputs: Inputs, state: State, *, name: str
+    ) -> tuple[State, jax.Array]:
+        """Updates records of the state; returns them and the sums of split runs."""
+        run = self._interpreted if self.interpret else self._compiled
+        return run(inputs, state, name)
+
+    def _body(self, on: Native | Interpreted, operands: Operands, scratch: Any) -> None:
+        """The program of one subcore."""
+        kind = Accumulate if self.accumulate else EachOccurrence
+        kind(on, operands, scratch, self.storage, self.hyper, self.config).run()
+
+    @property
+    def _scratch(self) -> Scratch:
+        return Scratch.types(self.config, self.storage, self.accumulate)
+
+    def _no_sums(self, state: State) -> jax.Array:
+        rows = pl.cdiv(2 * self.config.workers, TILE) * TILE
+        size = rows * self.storage.blocks * self.storage.width
+        return jnp.zeros_like(state[0], jnp.float32, shape=(size,))
+
+    def _compiled(
+        self, inputs: Inputs, state: State, name: str
+    ) -> tuple[State, jax.Array]:
+        ensure_roots()
+        types, structure = jax.tree.flatten(self._scratch)
+
+        def subcore(*refs: Any) -> None:
+            operands, scratch = refs[: -len(types)], refs[-len(types) :]
+            self._body(
+                Native(self.config.cores),
+                Operands(*operands),
+                jax.tree.unflatten(structure, scratch),
+            )
+
+        call: Callable[..., Any] = pl.kernel(
+            subcore,
+            name=name,
+            mesh=plsc.VectorSubcoreMesh(
+                core_axis_name="core",
+                subcore_axis_name="subcore",
+                num_cores=self.config.cores,
+                num_subcores=self.config.subcores,
+            ),
+            scratch_types=types,
+            cost_estimate=self.cost,
+            # The vectors are of the size of a register, and the ids proven in range.
+            compiler_params=pltpu.CompilerParams(
+                needs_layout_passes=False,
+                disable_bounds_checks=True,
+                use_tc_tiling_on_sc=self.storage.layout is None,
+            ),
+        )
+        # Not `jax.new_ref`: references that are open outside of the call do not pass
+        # through `custom_vmap`.
+        return pl.run_state(lambda refs: call(*inputs, *refs))(
+            (state, self._no_sums(state))
+        )
+
+    def _interpreted(
+        self, inputs: Inputs, state: State, name: str
+    ) -> tuple[State, jax.Array]:
+        """An ordinary Pallas call, in which each subcore is a grid step."""
+
+        def subcore(inputs: Any, state_in: Any, *refs: Any) -> None:
+            del state_in  # the same memory as the state that goes out
+            (work, rate, seeds, grads), (state, sums, scratch) = inputs, refs
+            operands = Operands(work, rate, seeds, grads, state, sums)
+            self._body(Interpreted(), operands, scratch)
+
+        operands = (inputs, state)
+        count = len(jax.tree.leaves(inputs))
+        hbm = pl.BlockSpec(memory_space=pl.ANY)
+        state, sums = pl.pallas_call(
+            subcore,
+            name=name,
+            grid=(self.config.workers,),
+            in_specs=jax.tree.map(lambda _: hbm, operands),
+            out_specs=((hbm,) * len(state), hbm),
+            # Not plain shapes: inside `shard_map` an output varies as the state does.
+            out_shape=jax.eval_shape(lambda *x: (x, self._no_sums(x)), *state),
+            input_output_aliases={count + i: i for i in range(len(state))},
+            cost_estimate=self.cost,
+            scratch_shapes=(self._scratch,),
+            interpret=True,
+        )(*operands)
+        return state, sums

@@ -1,0 +1,124 @@
+"""What the program of a vector subcore works on: in HBM, and in its own memory."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
+
+from sparse_adam.kernels.config import SLOTS
+from sparse_adam.kernels.sparsecore.config import MARGIN, WINDOW, WORD_SLOTS, Config
+from sparse_adam.kernels.sparsecore.records import Storage
+from sparse_adam.kernels.sparsecore.work import Work
+
+
+class Operands(NamedTuple):
+    """Refs in HBM."""
+
+    work: Work
+    rate: Any  # [WINDOW]: the learning rate, repeated
+    seeds: tuple[Any, ...]  # () or [WINDOW] int32: of w, m, v
+    grads: Any  # records of gradients
+    state: tuple[Any, ...]  # records of the state, updated in place
+    sums: Any  # flat: records of each worker's head and tail
+
+
+class Scratch(NamedTuple):
+    """Refs in the subcore's own memory. A slot's words lie together, as `Words` says.
+
+    Rows are as wide as a record: a wider row is handled in blocks.
+    """
+
+    words: Any  # [WORD_SLOTS * words] int32
+    gains: Any  # [WORD_SLOTS * C + WINDOW] float32
+    shares: Any  # [3 * share_words] int32
+    edge: Any  # [2 * WINDOW] int32: ids around this worker's first one
+    rate: Any  # [WINDOW] float32
+    seeds: Any  # [WINDOW] int32
+    opened: Any  # float32, of the run with which the last chunk ended: see `types`
+    grads: Any  # [SLOTS * C, width] float32
+    state: tuple[Any, ...]  # [SLOTS * C, width] for each plane
+    words_arrived: Any  # DMA semaphores, one a slot
+    rows_arrived: Any
+    rows_left: Any
+
+    @classmethod
+    def types(cls, config: Config, storage: Storage, accumulate: bool) -> "Scratch":
+        """What to allocate.
+
+        Of an open run the sum is kept, or else the three rows that its steps advance.
+        """
+        shape = SLOTS * config.chunk, storage.width
+        words = WORD_SLOTS * Words(config.chunk).size
+        row = storage.blocks * storage.width
+        return cls(
+            words=pltpu.VMEM((words,), jnp.int32),
+            gains=pltpu.VMEM((WORD_SLOTS * config.chunk + WINDOW,), jnp.float32),
+            shares=pltpu.VMEM((3 * config.share_words,), jnp.int32),
+            edge=pltpu.VMEM((2 * WINDOW,), jnp.int32),
+            rate=pltpu.VMEM((WINDOW,), jnp.float32),
+            seeds=pltpu.VMEM((WINDOW,), jnp.int32),
+            opened=pltpu.VMEM((row if accumulate else 3 * row,), jnp.float32),
+            grads=pltpu.VMEM(shape, jnp.float32),
+            state=(pltpu.VMEM(shape, storage.dtype),) * storage.planes,
+            words_arrived=pltpu.SemaphoreType.DMA((WORD_SLOTS,)),
+            rows_arrived=pltpu.SemaphoreType.DMA((SLOTS,)),
+            rows_left=pltpu.SemaphoreType.DMA((SLOTS,)),
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Words:
+    """Where the int32 words of a chunk of C occurrences stand in their slot."""
+
+    chunk: int
+
+    ids = 0  # MARGIN earlier ids, C ids, MARGIN later ids
+
+    @property
+    def sources(self) -> int:
+        """C records of gradients."""
+        return self.chunk + 2 * MARGIN
+
+    @property
+    def fetched(self) -> int:
+        """C records of the state to fetch."""
+        return self.sources + self.chunk
+
+    @property
+    def second(self) -> int:
+        """C more: what goes with each of those, as the kind of kernel says."""
+        return self.fetched + self.chunk
+
+    @property
+    def count(self) -> int:
+        """WINDOW words, all the same: how many of them there are."""
+        return self.second + self.chunk
+
+    @property
+    def size(self) -> int:
+        """Of a slot."""
+        return self.count + WINDOW
+
+
+class Share(NamedTuple):
+    """What this worker has to do."""
+
+    worker: Any
+    begin: Any  # its first occurrence
+    end: Any  # the one after its last
+    first: Any  # its first chunk
+    chunks: Any  # how many
+    head: Any  # id of a run that began in an earlier range; NO_ID: none
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Unit:
+    """One block of the rows of one chunk: what a subcore does at a time."""
+
+    chunk: Any  # number in the worker's range
+    block: Any  # which part of the row
+    words: Any  # where its slot of words begins
+    word_slot: Any
+    row: Any  # first row of its slot of rows
+    row_slot: Any

@@ -1,0 +1,78 @@
+"""One step for each occurrence, in the order of the batch."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from sparse_adam.kernels.adam_tile import adam_tile
+from sparse_adam.kernels.layout import Values
+from sparse_adam.kernels.sparsecore.config import FEW, MARGIN
+from sparse_adam.kernels.sparsecore.memory import Share, Unit
+from sparse_adam.kernels.sparsecore.pipeline import Pipeline
+from sparse_adam.kernels.sparsecore.shim import NONE
+
+
+class EachOccurrence(Pipeline):
+    """Applies the runs of the worker's range, which holds whole ones.
+
+    A row is fetched to the place of its first occurrence, stays in registers from one
+    to the next, and is written from the place of its last.
+    """
+
+    def lists(self) -> tuple[int, int]:
+        """They are fetched and written at different places."""
+        return self.at.fetched, self.at.second
+
+    def list_rows(self, unit: Unit, share: Share) -> None:
+        """Lists where runs of the range begin, and where they end."""
+        words, window, at = self.scratch.words, self.window, self.at
+        first = (share.first + unit.chunk) * self.config.chunk
+        for place in range(0, self.config.chunk, window):
+            here = unit.words + at.ids + MARGIN + place
+            id_ = self.vector(words, here)
+            number = lax.iota(jnp.int32, window) + (first + place)
+            mine = (number >= share.begin) & (number < share.end)
+            mine = mine & (id_ < self.storage.num_rows)
+            record = self.storage.state.index(id_, unit.block)
+            for neighbour, begin in ((-1, at.fetched), (1, at.second)):
+                other = self.vector(words, here + neighbour)
+                listed = jnp.where(mine & (id_ != other), record, NONE)
+                words[pl.ds(unit.words + begin + place, window)] = listed
+
+    def compute(self, unit: Unit, share: Share) -> None:
+        """Steps."""
+        del share
+        for slices in self.parts(FEW):
+            self._step(unit, slices)
+
+    def _step(self, unit: Unit, slices: list[Any]) -> None:
+        opened, rate = self.scratch.opened, self.vector(self.scratch.rate, 0)[0]
+        size = self.storage.blocks * self.storage.width
+
+        def step(i: jax.Array, rows: tuple[Values, ...]) -> tuple[Values, ...]:
+            goes_on, new = self.same_as_previous(unit, i), []
+            noises = self.noises(unit, i)
+            for lanes, row in zip(slices, rows, strict=True):
+                fetched = self.stored(unit.row + i, lanes)
+                # A select: a row's NaN must not reach the next one.
+                w, m, v = (
+                    jnp.where(goes_on, x, y) for x, y in zip(row, fetched, strict=True)
+                )
+                gradient = self.gradient(unit, i, lanes)
+                row = adam_tile(w, m, v, gradient, rate, self.hyper)
+                self.store(unit.row + i, lanes, row, noises(lanes))
+                new.append(row)
+            return tuple(new)
+
+        places = [
+            [pl.ds(t * size + s.start, s.size) for t in range(3)]
+            for s in self.opened(unit, slices)
+        ]
+        rows = tuple(tuple(opened[at] for at in three) for three in places)
+        rows = self.on.parallel_loop(self.config.chunk, step, rows)
+        for three, row in zip(places, rows, strict=True):
+            for at, value in zip(three, row, strict=True):
+                opened[at] = value

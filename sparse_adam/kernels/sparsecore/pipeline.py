@@ -1,0 +1,290 @@
+"""The program of one vector subcore: its share, chunk by chunk, through four stages.
+
+What is done with a chunk once it is there is left to `accumulate` and `occurrences`.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from sparse_adam.kernels import rounding
+from sparse_adam.kernels.config import SLOTS
+from sparse_adam.kernels.layout import NO_NOISE, Noises, Values
+from sparse_adam.kernels.problem import Hyperparams
+from sparse_adam.kernels.sparsecore.config import (
+    MARGIN,
+    WINDOW,
+    WORD_SLOTS,
+    Config,
+)
+from sparse_adam.kernels.sparsecore.memory import (
+    Operands,
+    Scratch,
+    Share,
+    Unit,
+    Words,
+)
+from sparse_adam.kernels.sparsecore.records import Storage
+from sparse_adam.kernels.sparsecore.shim import NONE, Interpreted, Native
+
+NO_ID = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline(abc.ABC):
+    """One worker, and all that its steps share."""
+
+    on: Native | Interpreted
+    operands: Operands
+    scratch: Scratch
+    storage: Storage
+    hyper: Hyperparams
+    config: Config
+
+    @abc.abstractmethod
+    def list_rows(self, unit: Unit, share: Share) -> None:
+        """The words are there: lists the records to fetch and to write."""
+
+    @abc.abstractmethod
+    def compute(self, unit: Unit, share: Share) -> None:
+        """The rows are there."""
+
+    @abc.abstractmethod
+    def lists(self) -> tuple[int, int]:
+        """Where in a slot of words the lists stand: to fetch, to write."""
+
+    @property
+    def at(self) -> Words:
+        """Of a slot of words."""
+        return Words(self.config.chunk)
+
+    @property
+    def window(self) -> int:
+        """Words of the vectors that scalars are read with."""
+        return min(self.config.lanes, self.config.chunk, WINDOW)
+
+    @property
+    def slices(self) -> list[Any]:
+        """The vectors of a record; what lies behind a narrow row is left alone."""
+        lanes = min(self.config.lanes, self.storage.width)
+        used = min(self.storage.dim, self.storage.width)
+        return [pl.ds(lane, lanes) for lane in range(0, used, lanes)]
+
+    def parts(self, size: int) -> list[list[Any]]:
+        """The vectors, so many to each loop over rows."""
+        starts = range(0, len(self.slices), size)
+        return [self.slices[at : at + size] for at in starts]
+
+    def run(self) -> None:
+        """Takes every unit through four stages, each a step apart.
+
+        In a step the stores of an old unit are waited for, which frees its slots; the
+        words of a new one and the rows of the one before it begin to arrive; and the
+        one before that is computed and its rows begin to leave.
+        """
+        share = self._share()
+        units = share.chunks * self.storage.blocks
+        lanes = min(self.config.lanes, self.storage.width)
+        for lane in range(0, self.scratch.opened.shape[0], lanes):
+            self.scratch.opened[pl.ds(lane, lanes)] = jnp.zeros((lanes,), jnp.float32)
+
+        def step(s: jax.Array, _: None) -> None:
+            def stage(age: int, body: Callable[[Unit, Share], None]) -> None:
+                @pl.when((s >= age) & (s - age < units))
+                def _():
+                    body(self._unit(s - age), share)
+
+            stage(4, self.leave)
+            stage(0, self.announce)
+            stage(1, self.fetch)
+            stage(2, self.finish)
+
+        lax.fori_loop(0, jnp.where(units > 0, units + 4, 0), step, None)
+
+    def announce(self, unit: Unit, share: Share) -> None:
+        """The words begin to arrive."""
+        for copy in self._words(unit, share):
+            copy.start()
+
+    def fetch(self, unit: Unit, share: Share) -> None:
+        """The words are there; the rows begin to arrive."""
+        for copy in self._words(unit, share):
+            copy.wait()
+        self.list_rows(unit, share)
+        self._list_gradients(unit)
+        for copy in self._arriving(unit):
+            copy.start()
+
+    def finish(self, unit: Unit, share: Share) -> None:
+        """The rows are there, are computed, and begin to leave."""
+        for copy in self._arriving(unit):
+            copy.wait()
+        self.compute(unit, share)
+        for copy in self._leaving(unit):
+            copy.start()
+
+    def leave(self, unit: Unit, share: Share) -> None:
+        """The rows have left."""
+        del share
+        for copy in self._leaving(unit):
+            copy.wait()
+
+    def _share(self) -> Share:
+        scratch, work, chunk = self.scratch, self.operands.work, self.config.chunk
+        copies = [(work.shares, scratch.shares), (self.operands.rate, scratch.rate)]
+        copies += [(seeds, scratch.seeds) for seeds in self.operands.seeds]
+        for source, target in copies:
+            pltpu.sync_copy(source, target)
+        worker = self.on.worker()
+        bounds, first, chunks = (
+            self.vector(scratch.shares, at * self.config.share_words + worker)
+            for at in range(3)
+        )
+        begin, end, first, chunks = bounds[0], bounds[1], first[0], chunks[0]
+
+        at = pl.multiple_of(first * chunk, MARGIN)
+        pltpu.sync_copy(
+            work.ids.at[pl.ds(at, WINDOW)], scratch.edge.at[pl.ds(0, WINDOW)]
+        )
+        before = self.vector(scratch.edge, MARGIN - 1)[0]
+        head = jnp.where(before == self.vector(scratch.edge, MARGIN)[0], before, NO_ID)
+        return Share(worker, begin, end, first, chunks, head)
+
+    def _unit(self, number: jax.Array) -> Unit:
+        chunk, block, blocks = number, 0, self.storage.blocks
+        if blocks > 1:
+            chunk = lax.div(number, blocks)
+            block = number - chunk * blocks
+        word_slot, row_slot = lax.rem(number, WORD_SLOTS), lax.rem(number, SLOTS)
+        return Unit(
+            chunk=chunk,
+            block=block,
+            words=pl.multiple_of(word_slot * self.at.size, MARGIN),
+            word_slot=word_slot,
+            row=pl.multiple_of(row_slot * self.config.chunk, MARGIN),
+            row_slot=row_slot,
+        )
+
+    def _list_gradients(self, unit: Unit) -> None:
+        """Turns rows of gradients into records of them."""
+        if self.storage.blocks == 1:
+            return
+        for place in range(0, self.config.chunk, self.window):
+            here = pl.ds(unit.words + self.at.sources + place, self.window)
+            source = self.scratch.words[here]
+            record = self.storage.grads.index(source, unit.block)
+            self.scratch.words[here] = jnp.where(source == NONE, source, record)
+
+    def _words(self, unit: Unit, share: Share) -> list[Any]:
+        work, chunk = self.operands.work, self.config.chunk
+        begin = pl.multiple_of((share.first + unit.chunk) * chunk, MARGIN)
+        gains = pl.ds(pl.multiple_of(unit.word_slot * chunk, MARGIN), chunk)
+        ids = self._section(unit, self.at.ids, chunk + 2 * MARGIN)
+        sources = self._section(unit, self.at.sources, chunk)
+        arrived = self.scratch.words_arrived.at[unit.word_slot]
+        moves = [(work.ids, ids), (work.sources, sources)]
+        moves += [(x, self.scratch.gains.at[gains]) for x in work.gains]
+        return [
+            pltpu.make_async_copy(x.at[pl.ds(begin, target.shape[0])], target, arrived)
+            for x, target in moves
+        ]
+
+    def _arriving(self, unit: Unit) -> list[Any]:
+        operands, scratch = self.operands, self.scratch
+        arrived = scratch.rows_arrived.at[unit.row_slot]
+        planes, copies = self.storage.plane_refs(operands.state), []
+        for here, fetched, _, sources in self._streams(unit):
+            tile = scratch.grads.at[here]
+            copies += self.on.gather([operands.grads], sources, [tile], arrived)
+            tiles = [x.at[here] for x in scratch.state]
+            copies += self.on.gather(planes, fetched, tiles, arrived)
+        return copies
+
+    def _leaving(self, unit: Unit) -> list[Any]:
+        left = self.scratch.rows_left.at[unit.row_slot]
+        planes, copies = self.storage.plane_refs(self.operands.state), []
+        for here, _, written, _ in self._streams(unit):
+            tiles = [x.at[here] for x in self.scratch.state]
+            copies += self.on.scatter(tiles, planes, written, left)
+        return copies
+
+    def _streams(self, unit: Unit) -> Iterator[tuple[Any, Any, Any, Any]]:
+        """A chunk in equal parts: rows of buffers; records to get, to put, to add."""
+        chunk = self.config.chunk
+        fetched, written = self.lists()
+        length = MARGIN * pl.cdiv(chunk, MARGIN * self.config.streams)
+        for at in range(0, chunk, length):
+            size = min(length, chunk - at)
+            yield (
+                pl.ds(pl.multiple_of(unit.row + at, MARGIN), size),
+                self._section(unit, fetched + at, size),
+                self._section(unit, written + at, size),
+                self._section(unit, self.at.sources + at, size),
+            )
+
+    def _section(self, unit: Unit, begin: int, length: int) -> Any:
+        at = pl.multiple_of(unit.words + begin, MARGIN)
+        return self.scratch.words.at[pl.ds(at, length)]
+
+    def opened(self, unit: Unit, slices: list[Any]) -> list[Any]:
+        """Where vectors of this unit stand in what is kept of an open run."""
+        first = unit.block * self.storage.width
+        return [pl.ds(first + s.start, s.size) for s in slices]
+
+    def vector(self, ref: Any, at: Any) -> jax.Array:
+        """What begins with the scalar that is wanted."""
+        return ref[pl.ds(at, self.window)]
+
+    def same_as_previous(self, unit: Unit, i: Any) -> jax.Array:
+        """Whether occurrence i has the id of the one before it."""
+        at = unit.words + self.at.ids + MARGIN + i
+        words = self.scratch.words
+        same = self.vector(words, at) == self.vector(words, at - 1)
+        return same.astype(jnp.int32)[0] != 0
+
+    def gradient(self, unit: Unit, i: jax.Array, lanes: Any) -> jax.Array:
+        """Of occurrence i, weighed."""
+        gradient = self.scratch.grads[unit.row + i, lanes]
+        if not self.operands.work.gains:
+            return gradient
+        gains, chunk = self.scratch.gains, self.config.chunk
+        gain = self.vector(gains, unit.word_slot * chunk + i)[0]
+        source = self.vector(self.scratch.words, unit.words + self.at.sources + i)[0]
+        return jnp.where(source != NONE, gain * gradient, 0.0)
+
+    def stored(self, row: Any, lanes: Any) -> Values:
+        """What the buffers hold: float32 `w`, `m`, `v`."""
+        return self.storage.values(tuple(x[row, lanes] for x in self.scratch.state))
+
+    def store(self, row: Any, lanes: Any, values: Values, noises: Noises) -> None:
+        """Rounds and puts back."""
+        words = self.storage.words(values, noises, self.on.pack)
+        for x, word in zip(self.scratch.state, words, strict=True):
+            x[row, lanes] = word
+
+    def noises(self, unit: Unit, i: Any) -> Callable[[Any], Noises]:
+        """Random bits for vectors of the row of occurrence i."""
+        layout = self.storage.layout
+        if not self.operands.seeds or layout is None:
+            return lambda lanes: NO_NOISE
+        seeds = self.vector(self.scratch.seeds, 0)
+        row = self.vector(self.scratch.words, unit.words + self.at.ids + MARGIN + i)[0]
+
+        def of(lanes: Any) -> Noises:
+            first = unit.block * self.storage.width + lanes.start
+            columns = lax.iota(jnp.int32, lanes.size) + first
+            elements = rounding.element(row, columns, self.storage.dim)
+            w, m, v = (
+                rounding.noise(seeds[t], elements) if dtype == jnp.bfloat16 else None
+                for t, dtype in enumerate(layout.dtypes)
+            )
+            return w, m, v
+
+        return of

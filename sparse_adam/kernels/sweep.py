@@ -1,0 +1,222 @@
+"""Adam on a whole table, plain or packed, streamed once through a TPU TensorCore.
+
+Why: a row kernel is limited by how fast DMAs are issued. Where a batch touches much of
+a table, or `lazy_adam=False` all of it, moving the table in large blocks is faster:
+every byte is read once and written once, in place, at the speed of the memory. Each
+gradient row is read once, straight through the sort's permutation, and added where it
+falls; nothing is materialised in between (`bytes_moved`).
+
+Data flow: grid step k starts the DMAs of table block k, then finishes block k - 1: adds
+the gradients of its rows to a block of sums in VMEM, waits for the block, updates it
+and starts its way back. Three slots, so that one block arrives while another is updated
+and a third one leaves. Occurrences are sorted by id, so those of a block stand
+together. They are added in batches of 16, out of a chunk of C gradient rows that were
+fetched, by one DMA each, while the chunk before it was added.
+
+Order: a block is written only by its own grid step, and its slot is fetched into only
+when it has left. A row's gradients are added one after the other, in the order of the
+batch, whatever the block sizes: same call, same bits.
+
+Numerics: float32 between one read and one rounding. A sum starts from -0, which adds
+nothing, and is never left there: so -0 marks what the batch did not touch, and where a
+lazy update finds it, the old words stay. No other number could do: a sum may be 0, and
+a row whose gradients sum to 0 is updated. A gradient is added to its own row, in packed
+storage to its own lanes, so a NaN stays in them.
+
+Needs: what `unsupported` says. Ids must be grouped, equal ones side by side, ascending
+but for those that are V, which may stand anywhere.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from sparse_adam.kernels.config import LANES, SUBLANES
+from sparse_adam.kernels.layout import MAX_DIM
+from sparse_adam.kernels.problem import Batch, Problem, State, Step
+from sparse_adam.kernels.sweep_config import (
+    BATCH,
+    GRADIENT_SLOTS,
+    INDEX_SLOTS,
+    STATE_SLOTS,
+    Config,
+)
+from sparse_adam.kernels.sweep_cost import crossover as crossover
+from sparse_adam.kernels.sweep_kernel import Indices, Scalars, Scratch, Sweep, kernel
+from sparse_adam.kernels.sweep_storage import lay_out, storage_of
+
+_NONE = 2**31 - 1  # a group that no table has
+
+
+def unsupported(problem: Problem) -> str | None:
+    """Says why this kernel cannot do `problem`, or None when it can."""
+    if not problem.accumulate:
+        return (
+            "use_gradient_accumulation=False needs a step for each occurrence; this "
+            "kernel makes one step on each row"
+        )
+    if not problem.packed and problem.dim % LANES:
+        return (
+            f"D={problem.dim} is not a multiple of {LANES}: a TPU does not store such "
+            "a table row by row; pack it"
+        )
+    if problem.dim > MAX_DIM:
+        return f"D={problem.dim} is above {MAX_DIM}: a block of rows must fit in VMEM"
+    return None
+
+
+def bytes_moved(problem: Problem) -> int:
+    """HBM bytes of one update: the table in and out, each gradient row and index."""
+    layout = problem.layout
+    row = sum(dtype.itemsize for dtype in problem.dtypes) * problem.dim
+    table = layout.num_bytes if problem.packed else problem.num_rows * row
+    indices = 2 + (layout.rows_per_group > 1) + problem.weighted
+    gradient = layout.blocks * LANES
+    return 2 * table + 4 * problem.num_ids * (gradient + indices)
+
+
+def sweep_update(
+    state: State,
+    batch: Batch,
+    step: Step,
+    problem: Problem,
+    config: Config | None = None,
+) -> State:
+    """Updates the rows `batch.ids` (sorted; V for none), or all rows, in place."""
+    if config is not None:
+        config.check(problem)
+    stored = storage_of(problem)
+    sweep = Sweep(problem, stored, config or Config.choose(problem))
+    active, indices = _split(batch, sweep)
+    seeds = () if step.seeds is None else (step.seeds,)
+    call = functools.partial(_call, sweep=sweep)
+    padded = functools.partial(_padded_call, sweep=sweep)
+    # Unrolling buys an interpreter nothing and doubles the time to compile.
+    rolled = config or dataclasses.replace(sweep.config, unroll=1)
+    interpreted = functools.partial(
+        _padded_call, sweep=dataclasses.replace(sweep, config=rolled), interpret=True
+    )
+    return lax.platform_dependent(
+        Scalars(active, step.learning_rate[None], seeds),
+        indices,
+        lay_out(batch.grads, stored),
+        state,
+        # A TPU stores tables in tiles of 8 rows, but not those with fewer rows.
+        tpu=padded if state[0].shape[0] < SUBLANES else call,
+        default=interpreted,
+    )
+
+
+def _padded_call(
+    scalars: Scalars,
+    indices: Indices,
+    grads: jax.Array,
+    state: State,
+    *,
+    sweep: Sweep,
+    interpret: bool = False,
+) -> State:
+    """Fills the last tile of rows where the storage of the arrays does not."""
+    rows = state[0].shape[0]
+    filling = ((0, -rows % SUBLANES), (0, 0))
+    filled = tuple(jnp.pad(x, filling) for x in state)
+    updated = _call(scalars, indices, grads, filled, sweep=sweep, interpret=interpret)
+    return tuple(x[:rows] for x in updated)
+
+
+def _split(batch: Batch, sweep: Sweep) -> tuple[jax.Array, Indices]:
+    """Cuts occurrences into chunks, one at least; counts those with a valid id."""
+    size, line = sweep.config.occurrences_per_chunk, sweep.config.index_line
+    num_chunks = max(1, pl.cdiv(batch.ids.size, size))
+    per_group = sweep.stored.rows_per_group
+
+    def fill(x: jax.Array, filling: int) -> jax.Array:
+        return jnp.pad(x, (0, num_chunks * size - x.size), constant_values=filling)
+
+    def cut(x: jax.Array) -> jax.Array:
+        x = x.reshape(num_chunks, 1, size)
+        return jnp.pad(x, ((0, 0), (0, 0), (0, line - size)))
+
+    ids = fill(batch.ids, _NONE)
+    valid = ids < sweep.problem.num_rows
+    groups = jnp.where(valid, lax.div(ids, per_group), _NONE).reshape(-1, BATCH)
+    # An occurrence of no row says, by a complement, where the batches after it go on.
+    following = lax.cummin(groups.min(axis=1), reverse=True)
+    after = jnp.append(following[1:], _NONE)[:, None]
+    groups = jnp.where(groups < _NONE, groups, ~after)
+    lanes = ()
+    if per_group > 1:
+        place = jnp.where(valid, lax.rem(ids, per_group), 0)
+        lanes = (cut(place * sweep.stored.stride),)
+    active = (following[:: size // BATCH] < _NONE).sum(dtype=jnp.int32)
+    return active[None], Indices(
+        groups=cut(groups.reshape(-1)),
+        sources=cut(fill(batch.sources, 0)),
+        lanes=lanes,
+        gains=() if batch.gains is None else (cut(fill(batch.gains, 0)),),
+    )
+
+
+def _call(
+    scalars: Scalars,
+    indices: Indices,
+    grads: jax.Array,
+    state: State,
+    *,
+    sweep: Sweep,
+    interpret: bool = False,
+) -> State:
+    config, stored = sweep.config, sweep.stored
+    groups, size = config.groups_per_block, config.occurrences_per_chunk
+    operands = (scalars, indices, grads, state)
+    smem, hbm = pl.BlockSpec(memory_space=pltpu.SMEM), pl.BlockSpec(memory_space=pl.ANY)
+    specs = (
+        jax.tree.map(lambda _: smem, scalars),
+        *jax.tree.map(lambda _: hbm, (indices, grads, state)),
+    )
+    first_array = len(jax.tree.leaves(operands)) - len(state)
+    elements = stored.num_groups * stored.width
+    (updated,) = pl.pallas_call(
+        functools.partial(kernel, sweep=sweep),
+        name="sparse_adam_sweep",
+        grid=(sweep.num_blocks + 1,),
+        in_specs=specs,
+        out_specs=(specs[3],),
+        out_shape=(jax.eval_shape(lambda *x: x, *state),),
+        input_output_aliases={first_array + i: i for i in range(len(state))},
+        scratch_shapes=(
+            Scratch(
+                state=stored.buffers(STATE_SLOTS, groups),
+                sums=pltpu.VMEM((groups + SUBLANES, stored.width), jnp.float32),
+                grads=pltpu.VMEM((GRADIENT_SLOTS, size, stored.width), jnp.float32),
+                indices=jax.tree.map(
+                    lambda x: pltpu.SMEM((INDEX_SLOTS * x.shape[2],), x.dtype), indices
+                ),
+                place=pltpu.SMEM((2,), jnp.int32),
+                state_arrived=pltpu.SemaphoreType.DMA((STATE_SLOTS,)),
+                state_left=pltpu.SemaphoreType.DMA((STATE_SLOTS,)),
+                grads_arrived=pltpu.SemaphoreType.DMA((GRADIENT_SLOTS,)),
+                indices_arrived=pltpu.SemaphoreType.DMA((INDEX_SLOTS,)),
+            ),
+        ),
+        cost_estimate=pl.CostEstimate(
+            flops=24 * elements,
+            transcendentals=elements,
+            bytes_accessed=bytes_moved(sweep.problem),
+        ),
+        # The ids are proven in range before the call; the checks would cost ten
+        # instruction bundles a DMA.
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("arbitrary",),
+            disable_bounds_checks=True,
+            disable_semaphore_checks=True,
+            vmem_limit_bytes=config.vmem_limit(sweep.problem),
+        ),
+        interpret=interpret,
+    )(*operands)
+    return updated

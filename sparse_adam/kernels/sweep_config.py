@@ -1,0 +1,104 @@
+"""Block sizes of the sweep kernel, and why they are what they are."""
+
+import dataclasses
+
+from sparse_adam.kernels import chips
+from sparse_adam.kernels.config import LANES, SUBLANES
+from sparse_adam.kernels.problem import Problem
+
+STATE_SLOTS = 3  # of table blocks: one arrives, one is updated, one leaves
+GRADIENT_SLOTS = 2  # of gradient chunks: one arrives, one is added
+INDEX_SLOTS = 3  # of their indices: one arrives, one says what to fetch, one where to
+TILE = 8 * SUBLANES  # groups updated at a time; of 4 * SUBLANES each costs 50 % more
+BATCH = 2 * SUBLANES  # occurrences added at a time; 1 * SUBLANES costs 20 % more
+_BLOCK_BYTES = 3 * 2**19  # of all arrays of a block
+_CHUNK_BYTES = 2**17  # of the gradients of a chunk
+_COMPILER_BYTES = 2**20  # what the compiler may want for itself
+_COMPILER_LIMIT = 2**24  # what it allows a kernel on every TPU
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Config:
+    """Block sizes. They change speed and nothing else: not one bit of the result.
+
+    A group is a row of plain arrays, or the rows of a packed table that share lines.
+
+    Attributes:
+        groups_per_block: a power of two from 16 on.
+        occurrences_per_chunk: gradients fetched ahead, a power of two from 16 on.
+        unroll: occurrences in one iteration of a loop over them, up to 16.
+    """
+
+    groups_per_block: int = 1024
+    occurrences_per_chunk: int = 256
+    unroll: int = BATCH
+
+    def __post_init__(self) -> None:
+        for name in ("groups_per_block", "occurrences_per_chunk"):
+            size = getattr(self, name)
+            if size < BATCH or size & (size - 1):
+                raise ValueError(f"{name}={size} must be a power of two >= {BATCH}")
+        if not 1 <= self.unroll <= BATCH:
+            raise ValueError(f"unroll={self.unroll} must be 1 to {BATCH}")
+
+    @property
+    def index_line(self) -> int:
+        """Places for the indices of a chunk: a DMA moves whole lines of 128 words."""
+        return max(self.occurrences_per_chunk, LANES)
+
+    def vmem_bytes(self, problem: Problem) -> int:
+        """What the kernel keeps in VMEM."""
+        groups, chunk = self.groups_per_block, self.occurrences_per_chunk
+        state = STATE_SLOTS * groups * _bytes_per_group(problem)
+        # The sums of a block and a row for what is of other blocks; gradients.
+        rows = groups + SUBLANES + GRADIENT_SLOTS * chunk
+        return state + 4 * rows * _width(problem)
+
+    def needed_bytes(self, problem: Problem) -> int:
+        """That, and what the compiler wants for itself."""
+        return self.vmem_bytes(problem) + _COMPILER_BYTES
+
+    def vmem_limit(self, problem: Problem) -> int | None:
+        """What the compiler must be told to allow for, if its own limit is too low."""
+        needed = self.needed_bytes(problem)
+        return needed if needed > _COMPILER_LIMIT else None
+
+    def check(self, problem: Problem) -> None:
+        """Raises a ValueError if a block does not fit the TPU in scope."""
+        chip, needed = chips.in_scope(), self.needed_bytes(problem)
+        if needed > chip.vmem_bytes:
+            raise ValueError(
+                f"{self} needs {needed:,} bytes of VMEM, but {chip.name} has "
+                f"{chip.vmem_bytes:,}: pass {type(self).choose(problem)}, or no config"
+            )
+
+    @classmethod
+    def choose(cls, problem: Problem) -> "Config":
+        """Blocks of up to 1.5 MiB and chunks of up to 128 KiB, none larger than needed.
+
+        A block arrives while the one before it leaves: 3 MiB in flight. Half a
+        microsecond of latency at 7x's 3,690 GB/s asks for 1.8 MB.
+        """
+        layout = problem.layout
+        groups = layout.num_groups if problem.packed else problem.num_rows
+        block = _BLOCK_BYTES // _bytes_per_group(problem)
+        chunk = _CHUNK_BYTES // (4 * _width(problem))
+        return cls(
+            _power_of_two(min(block, 2 * groups - 1)),
+            _power_of_two(min(chunk, 2 * problem.num_ids - 1)),
+        )
+
+
+def _bytes_per_group(problem: Problem) -> int:
+    if problem.packed:
+        return 4 * LANES * problem.layout.lines_per_group
+    return problem.dim * sum(dtype.itemsize for dtype in problem.dtypes)
+
+
+def _width(problem: Problem) -> int:
+    return problem.layout.blocks * LANES
+
+
+def _power_of_two(bound: int) -> int:
+    """The largest up to `bound`, but not less than a batch."""
+    return max(BATCH, 1 << (max(bound, 1).bit_length() - 1))

@@ -1,0 +1,340 @@
+"""The body of the sweep kernel; `sweep` says what it does and why."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from sparse_adam.kernels.adam_tile import adam_tile
+from sparse_adam.kernels.config import LANES
+from sparse_adam.kernels.loops import for_each
+from sparse_adam.kernels.problem import Problem
+from sparse_adam.kernels.sweep_config import (
+    BATCH,
+    GRADIENT_SLOTS,
+    INDEX_SLOTS,
+    STATE_SLOTS,
+    TILE,
+    Config,
+)
+from sparse_adam.kernels.sweep_storage import Refs, Storage
+from sparse_adam.kernels.tensorcore_storage import noises_of, select
+
+# The sum of no gradients at all. No sum is ever left at -0, so this both marks what the
+# batch did not touch and is a gradient of zero.
+_NOTHING = np.float32(-0.0)
+_NOTHING_BITS = np.int32(-(2**31))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sweep:
+    """What the kernel knows when it is compiled."""
+
+    problem: Problem
+    stored: Storage
+    config: Config
+
+    @property
+    def num_blocks(self) -> int:
+        """Of the table, the last one perhaps not full."""
+        return pl.cdiv(self.stored.num_groups, self.config.groups_per_block)
+
+
+class Scalars(NamedTuple):
+    """Refs in SMEM, whole."""
+
+    active: Any  # [1]: chunks up to the last one that holds a valid id
+    learning_rate: Any  # [1]
+    seeds: Refs  # () or [3]
+
+
+class Indices(NamedTuple):
+    """The occurrences, C to a chunk: HBM [chunks, 1, C]; in SMEM chunk by chunk."""
+
+    groups: Any  # of the table, ascending; complements of such are passed over
+    sources: Any  # gradient row of each; -1 adds nothing, where there are gains
+    lanes: Refs  # (), or the first one of each row in its group's lines
+    gains: Refs  # () or float32
+
+
+class Scratch(NamedTuple):
+    """What is kept from one grid step to the next."""
+
+    state: Refs  # VMEM, blocks of the table
+    sums: Any  # VMEM [groups + 8, W]: of a block; one more row for those of others
+    grads: Any  # VMEM [GRADIENT_SLOTS, C, W]
+    indices: Indices  # SMEM [INDEX_SLOTS * C]
+    place: Any  # SMEM [2]: the batch to be added next, chunks fetched so far
+    state_arrived: Any  # DMA semaphores, one a slot
+    state_left: Any
+    grads_arrived: Any
+    indices_arrived: Any
+
+
+def kernel(
+    scalars: Scalars,
+    indices: Indices,
+    grads: jax.Ref,  # ANY [B, W]
+    state_in: Refs,  # ANY, the arrays of the table
+    state_out: Refs,  # the same memory
+    scratch: Scratch,
+    *,
+    sweep: Sweep,
+) -> None:
+    """Grid step k starts the arrival of block k, then finishes block k - 1."""
+    k, num_blocks = pl.program_id(0), sweep.num_blocks
+    fetch = functools.partial(_move, sweep, state_in, scratch, arrives=True)
+    write_back = functools.partial(_move, sweep, state_out, scratch, arrives=False)
+
+    @pl.when(k == 0)
+    def begin():
+        _forget(scratch.sums)
+        scratch.place[0] = scratch.place[1] = 0
+        pl.when(scalars.active[0] > 0)(
+            lambda: _fetch_indices(indices, scratch, jnp.int32(0))
+        )
+
+    @pl.when(k < num_blocks)
+    def start():
+        pl.when(k >= STATE_SLOTS)(lambda: write_back(k - STATE_SLOTS, _wait))
+        fetch(k, _start)
+
+    @pl.when(k > 0)
+    def finish():
+        block = k - 1
+        _add_gradients(block, scalars, indices, grads, scratch, sweep)
+        fetch(block, _wait)
+        _update(block, scalars, scratch, sweep)
+        write_back(block, _start)
+
+    @pl.when(k == num_blocks)
+    def drain():
+        for block in range(max(num_blocks - STATE_SLOTS, 0), num_blocks):
+            write_back(jnp.int32(block), _wait)
+
+
+def _start(copy: Any) -> None:
+    copy.start()
+
+
+def _wait(copy: Any) -> None:
+    copy.wait()
+
+
+def _move(
+    sweep: Sweep,
+    state: Refs,
+    scratch: Scratch,
+    block: jax.Array,
+    do: Callable[[Any], None],
+    *,
+    arrives: bool,
+) -> None:
+    """Starts the DMAs of a block, or waits for them: one for each array."""
+    slot, last = lax.rem(block, STATE_SLOTS), sweep.num_blocks - 1
+    size = sweep.config.groups_per_block * sweep.stored.lines_per_group
+    rest = sweep.stored.num_groups * sweep.stored.lines_per_group - last * size
+    semaphores = scratch.state_arrived if arrives else scratch.state_left
+
+    def move(rows: int) -> None:
+        for array, buffer in zip(state, scratch.state, strict=True):
+            table = array.at[pl.ds(pl.multiple_of(block * size, size), rows)]
+            here = buffer.at[slot, pl.ds(0, rows)]
+            ends = (table, here) if arrives else (here, table)
+            do(pltpu.make_async_copy(*ends, semaphores.at[slot]))
+
+    if last == 0 or rest == size:
+        move(rest)
+    else:
+        pl.when(block < last)(functools.partial(move, size))
+        pl.when(block == last)(functools.partial(move, rest))
+
+
+def _add_gradients(
+    block: jax.Array,
+    scalars: Scalars,
+    indices: Indices,
+    grads: jax.Ref,
+    scratch: Scratch,
+    sweep: Sweep,
+) -> None:
+    """Adds all gradients of a block, batch after batch, to `scratch.sums`.
+
+    1. `place` says which batch comes next, over all chunks; what is before it is added.
+    2. A batch is added whole: what it holds for other blocks goes to a row that nobody
+       reads. If it holds any for a later block, that block begins with it again.
+    3. A chunk is waited for when its first batch comes, and the one after it is then
+       started: so each is fetched once, and all have arrived in the end.
+    """
+    size = sweep.config.occurrences_per_chunk
+    per_chunk = size // BATCH
+    batches = scalars.active[0] * per_chunk
+    base = block * sweep.config.groups_per_block
+    end = base + sweep.config.groups_per_block
+
+    def more(state: tuple[jax.Array, ...]) -> jax.Array:
+        batch, _, following = state
+        return (batch < batches) & (following < end)
+
+    def add_chunk(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        batch, fetched, following = state
+        chunk = lax.div(batch, per_chunk)
+
+        def fetch_next(i: jax.Array, _: None) -> None:
+            _fetch_gradients(i, scalars, indices, grads, scratch, sweep)
+
+        lax.fori_loop(fetched, chunk + 2, fetch_next, None)
+
+        ids = lax.rem(chunk, INDEX_SLOTS) * sweep.config.index_line
+        into = lax.rem(chunk, GRADIENT_SLOTS)
+
+        def more_here(state: tuple[jax.Array, jax.Array]) -> jax.Array:
+            batch, following = state
+            return (batch < (chunk + 1) * per_chunk) & (following < end)
+
+        def add(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            batch, _ = state
+            first = (batch - chunk * per_chunk) * BATCH
+            following = _add_batch(ids + first, into, first, base, scratch, sweep)
+            return batch + (following < end).astype(jnp.int32), following
+
+        batch, following = lax.while_loop(more_here, add, (batch, following))
+        return batch, chunk + 2, following
+
+    begin = scratch.place[0], scratch.place[1], jnp.int32(0)
+    batch, fetched, _ = lax.while_loop(more, add_chunk, begin)
+    scratch.place[0], scratch.place[1] = batch, fetched
+
+
+def _fetch_gradients(
+    chunk: jax.Array,
+    scalars: Scalars,
+    indices: Indices,
+    grads: jax.Ref,
+    scratch: Scratch,
+    sweep: Sweep,
+) -> None:
+    """Starts the gradients of a chunk and the indices of the next one; waits for those
+    of the chunk before.
+    """
+    active, size = scalars.active[0], scratch.grads.shape[1]
+
+    @pl.when(chunk < active)
+    def start():
+        slot, into = lax.rem(chunk, INDEX_SLOTS), lax.rem(chunk, GRADIENT_SLOTS)
+        for index in jax.tree.leaves(scratch.indices):
+            there = index.at[_chunk_of(index, slot)]
+            arrived = scratch.indices_arrived.at[slot]
+            pltpu.make_async_copy(there, there, arrived).wait()
+        pl.when(chunk + 1 < active)(lambda: _fetch_indices(indices, scratch, chunk + 1))
+
+        sources = scratch.indices.sources
+        line = sources.shape[0] // INDEX_SLOTS
+
+        def fetch(i: jax.Array) -> None:
+            source = sources[slot * line + i]
+            if indices.gains:
+                source = jnp.maximum(source, 0)
+            pltpu.make_async_copy(
+                grads.at[pl.ds(source, 1)],
+                scratch.grads.at[into, pl.ds(i, 1)],
+                scratch.grads_arrived.at[into],
+            ).start()
+
+        for_each(size, fetch, sweep.config.unroll)
+
+    @pl.when(chunk > 0)
+    def wait():
+        slot = lax.rem(chunk - 1, GRADIENT_SLOTS)
+        there = scratch.grads.at[slot]
+        pltpu.make_async_copy(there, there, scratch.grads_arrived.at[slot]).wait()
+
+
+def _fetch_indices(indices: Indices, scratch: Scratch, chunk: jax.Array) -> None:
+    slot = lax.rem(chunk, INDEX_SLOTS)
+    pairs = zip(jax.tree.leaves(indices), jax.tree.leaves(scratch.indices), strict=True)
+    for array, index in pairs:
+        there = index.at[_chunk_of(index, slot)]
+        arrived = scratch.indices_arrived.at[slot]
+        pltpu.make_async_copy(array.at[chunk, 0], there, arrived).start()
+
+
+def _chunk_of(index: Any, slot: jax.Array) -> Any:
+    size = index.shape[0] // INDEX_SLOTS
+    return pl.ds(pl.multiple_of(slot * size, size), size)
+
+
+def _add_batch(
+    at: jax.Array,
+    into: jax.Array,
+    first: jax.Array,
+    base: jax.Array,
+    scratch: Scratch,
+    sweep: Sweep,
+) -> jax.Array:
+    """Adds `BATCH` gradients in their order; returns the group of the last one."""
+    ids, others = scratch.indices, jnp.uint32(sweep.config.groups_per_block)
+
+    def add(j: jax.Array) -> None:
+        # Of an earlier block it is negative, of a later one too large, and of none a
+        # complement: as an unsigned number all the same.
+        row = jnp.minimum((ids.groups[at + j] - base).astype(jnp.uint32), others)
+        here = pl.ds(row.astype(jnp.int32), 1)
+        gradient = scratch.grads[into, pl.ds(first + j, 1)]
+        if ids.gains:
+            weighed = ids.gains[0][at + j] * gradient
+            gradient = jnp.where(ids.sources[at + j] < 0, np.float32(0), weighed)
+        before = scratch.sums[here]
+        total = before + gradient
+        total = jnp.where(_is_nothing(total), np.float32(0), total)
+        if ids.lanes:
+            lane = lax.broadcasted_iota(jnp.int32, total.shape, 1)
+            lane = (lane - ids.lanes[0][at + j]).astype(jnp.uint32)
+            total = jnp.where(lane < jnp.uint32(sweep.stored.stride), total, before)
+        scratch.sums[here] = total
+
+    for_each(BATCH, add, sweep.config.unroll)
+    last = ids.groups[at + (BATCH - 1)]
+    return jnp.where(last < 0, ~last, last)
+
+
+def _is_nothing(sums: jax.Array) -> jax.Array:
+    return lax.bitcast_convert_type(sums, jnp.int32) == _NOTHING_BITS
+
+
+def _forget(sums: Any) -> None:
+    """Makes sums the sums of nothing."""
+    sums[...] = jnp.full(sums.shape, _NOTHING)
+
+
+def _update(block: jax.Array, scalars: Scalars, scratch: Scratch, sweep: Sweep) -> None:
+    """Adam on a block in VMEM; leaves the sums of nothing for the next one."""
+    problem, stored = sweep.problem, sweep.stored
+    slot, rate = lax.rem(block, STATE_SLOTS), scalars.learning_rate[0]
+    state = tuple(buffer.at[slot] for buffer in scratch.state)
+    size = sweep.config.groups_per_block
+    tile = min(TILE, size)
+
+    def update_tile(j: jax.Array, _: None) -> None:
+        groups = pl.Slice(pl.multiple_of(j * tile, tile), tile)
+        for lane in range(0, stored.width, LANES):
+            sums = scratch.sums[groups, pl.ds(lane, LANES)]
+            _forget(scratch.sums.at[groups, pl.ds(lane, LANES)])
+            old = stored.read(state, groups, lane)
+            new = adam_tile(*stored.values(old), sums, rate, problem.hyper)
+            first = block * size + groups.start
+            numbers = first + lax.broadcasted_iota(jnp.int32, sums.shape, 0)
+            noises = noises_of(scalars.seeds, numbers, lane // LANES, problem)
+            words = stored.words(new, noises)
+            if problem.lazy:
+                words = select(_is_nothing(sums), old, words)
+            stored.write(state, groups, lane, words)
+
+    lax.fori_loop(0, size // tile, update_tile, None)

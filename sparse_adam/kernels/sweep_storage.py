@@ -1,0 +1,170 @@
+"""The two storages of a table, as the sweep kernel moves and reads them in blocks.
+
+A *group* is a row of three plain arrays, or the rows of a packed table that share lines
+(`layout`). A *tile* is 128 lanes of some groups in VMEM: its *words* are as they are
+stored, one array for each plain array or packed plane, `[n, 128]` for n groups; as
+*values* they are float32 w, m, v of that shape.
+"""
+
+import dataclasses
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from sparse_adam._types import Grads
+from sparse_adam.kernels import rounding
+from sparse_adam.kernels.config import LANES, SUBLANES
+from sparse_adam.kernels.layout import Noises, PackedLayout, Values, Words
+from sparse_adam.kernels.problem import Problem
+
+Refs: TypeAlias = tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plain:
+    """Three arrays `[V, D]`, float32 or bfloat16 each, D a multiple of 128."""
+
+    num_rows: int
+    dim: int
+    dtypes: tuple[np.dtype, np.dtype, np.dtype]
+    lines_per_group: int = 1  # rows of each array
+    rows_per_group: int = 1
+
+    @property
+    def num_groups(self) -> int:
+        """Rows that a TPU keeps room for: it stores whole tiles, and moves no less."""
+        return SUBLANES * -(-self.num_rows // SUBLANES)
+
+    @property
+    def stride(self) -> int:
+        """Lanes of a row."""
+        return self.dim
+
+    @property
+    def width(self) -> int:
+        """Lanes of the gradient of a group."""
+        return self.dim
+
+    def buffers(self, slots: int, groups: int) -> Refs:
+        """Room in VMEM for blocks."""
+        return tuple(
+            pltpu.VMEM((slots, groups, self.dim), dtype) for dtype in self.dtypes
+        )
+
+    def read(self, block: Refs, groups: pl.Slice, first_lane: int) -> Words:
+        """The words of a tile."""
+        lanes = pl.ds(first_lane, LANES)
+        return tuple(array[groups, lanes] for array in block)
+
+    def write(
+        self, block: Refs, groups: pl.Slice, first_lane: int, words: Words
+    ) -> None:
+        """Puts them back."""
+        lanes = pl.ds(first_lane, LANES)
+        for array, word in zip(block, words, strict=True):
+            array[groups, lanes] = word
+
+    def values(self, words: Words) -> Values:
+        """Reads words."""
+        w, m, v = (word.astype(jnp.float32) for word in words)
+        return w, m, v
+
+    def words(self, values: Values, noises: Noises) -> Words:
+        """Rounds to the dtypes of the arrays."""
+        return tuple(
+            rounding.store(value, dtype, noise)
+            for value, dtype, noise in zip(values, self.dtypes, noises, strict=True)
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Packed:
+    """One array of lines."""
+
+    layout: PackedLayout
+
+    @property
+    def num_groups(self) -> int:
+        """Those that fill the last tile of lines included."""
+        return self.layout.num_groups
+
+    @property
+    def lines_per_group(self) -> int:
+        """Lines that stand together."""
+        return self.layout.lines_per_group
+
+    @property
+    def rows_per_group(self) -> int:
+        """Rows that share lines."""
+        return self.layout.rows_per_group
+
+    @property
+    def stride(self) -> int:
+        """Lanes from a row of a line to the next one."""
+        return self.layout.stride
+
+    @property
+    def width(self) -> int:
+        """Lanes of the gradient of a group."""
+        return self.layout.blocks * LANES
+
+    def buffers(self, slots: int, groups: int) -> Refs:
+        """Room in VMEM for blocks."""
+        return (pltpu.VMEM((slots, groups * self.lines_per_group, LANES), jnp.int32),)
+
+    def read(self, block: Refs, groups: pl.Slice, first_lane: int) -> Words:
+        """The words of a tile."""
+        return tuple(block[0][lines] for lines in self._lines(groups, first_lane))
+
+    def write(
+        self, block: Refs, groups: pl.Slice, first_lane: int, words: Words
+    ) -> None:
+        """Puts them back."""
+        for lines, word in zip(self._lines(groups, first_lane), words, strict=True):
+            block[0][lines] = word
+
+    def _lines(self, groups: pl.Slice, first_lane: int) -> list[pl.Slice]:
+        """Of each plane: every n-th line, where a group has n."""
+        stride, layout = self.lines_per_group, self.layout
+        lines = [
+            layout.line(plane, first_lane // LANES)
+            for plane in range(len(layout.planes))
+        ]
+        first = groups.start * stride
+        return [pl.Slice(first + line, groups.size, stride) for line in lines]
+
+    def values(self, words: Words) -> Values:
+        """Reads words."""
+        return self.layout.values(words)
+
+    def words(self, values: Values, noises: Noises) -> Words:
+        """Rounds to the dtypes of the table."""
+        return self.layout.words(values, noises)
+
+
+Storage: TypeAlias = Plain | Packed
+
+
+def storage_of(problem: Problem) -> Storage:
+    """Of the problem's state."""
+    if problem.packed:
+        return Packed(problem.layout)
+    return Plain(problem.num_rows, problem.dim, problem.dtypes)
+
+
+def lay_out(grads: Grads, stored: Storage) -> jax.Array:
+    """Gradients as rows of float32 lines, at least one; each in every place of a line
+    where its row may stand.
+    """
+    grads = grads.astype(jnp.float32)
+    missing = (0, int(grads.shape[0] == 0))
+    if stored.rows_per_group > 1:
+        unused = stored.stride - grads.shape[1]
+        grads = jnp.pad(grads, (missing, (0, unused)))
+        grads = jnp.tile(grads, (1, stored.rows_per_group))
+        missing = (0, 0)
+    return jnp.pad(grads, (missing, (0, stored.width - grads.shape[1])))

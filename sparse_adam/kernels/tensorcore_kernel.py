@@ -1,0 +1,297 @@
+"""The body of the TensorCore's row kernel. `tensorcore` says what it does and why."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from sparse_adam.kernels.adam_tile import adam_tile
+from sparse_adam.kernels.chunks import Moved, moved
+from sparse_adam.kernels.config import LANES, SLOTS, SUBLANES, Config
+from sparse_adam.kernels.loops import for_each, for_each_tile
+from sparse_adam.kernels.problem import Problem
+from sparse_adam.kernels.runs import (
+    Columns,
+    OpenRun,
+    close_run,
+    mark_rows,
+    spread,
+    sum_runs,
+    weigh,
+)
+from sparse_adam.kernels.tensorcore_steps import Occurrences, Resident, step_each
+from sparse_adam.kernels.tensorcore_storage import (
+    Refs,
+    Storage,
+    noises_of,
+    select,
+    storage_of,
+)
+
+
+class Scalars(NamedTuple):
+    """Refs in SMEM, whole."""
+
+    active: Any  # [1]
+    counts: Any  # [chunks]
+    continues: Any  # [chunks + 1]
+    learning_rate: Any  # [1]
+    seeds: Refs  # (), or [3]
+
+
+class Arriving(NamedTuple):
+    """Refs of chunk k, whose DMAs a grid step starts: SMEM [C] each."""
+
+    groups: Any
+    sources: Any
+
+
+class Finishing(NamedTuple):
+    """Refs of chunk k-1, which the same step computes: [C] each.
+
+    What is in a tuple is there only where it is needed.
+    """
+
+    groups: Any  # SMEM
+    marks: Any  # SMEM
+    owners: Refs  # VMEM; of sums
+    places: Refs  # VMEM of sums, else SMEM; of rows that share lines
+    listed: Refs  # VMEM: the groups once more, for the noise of sums
+    weights: Refs  # VMEM: gains, and 1 where a gradient counts
+
+
+class Scratch(NamedTuple):
+    """Refs in VMEM, and DMA semaphores, one a slot."""
+
+    grads: Any  # [SLOTS, C, W]
+    touched: Refs  # [C, 128]: gradients for each lane; of sums of rows that share lines
+    state: Any  # [SLOTS, ...]
+    columns: Columns
+    carried: Any  # OpenRun or Resident: from chunk to chunk
+    grads_arrived: Any
+    state_arrived: Any
+    state_left: Any
+
+    @classmethod
+    def shapes(cls, problem: Problem, size: int) -> "Scratch":
+        """Of chunks of `size`."""
+        stored = storage_of(problem)
+        width = stored.blocks * stored.width
+        widths, carried = (width,), Resident.scratch(stored)
+        if problem.accumulate:
+            widths = (width, LANES) if stored.rows_per_group > 1 else (width,)
+            carried = OpenRun.scratch(*widths)
+        semaphores = pltpu.SemaphoreType.DMA((SLOTS,))
+        return cls(
+            grads=pltpu.VMEM((SLOTS, size, width), jnp.float32),
+            touched=tuple(pltpu.VMEM((size, w), jnp.float32) for w in widths[1:]),
+            state=stored.buffer(SLOTS, size),
+            columns=Columns.scratch(size),
+            carried=carried,
+            grads_arrived=semaphores,
+            state_arrived=semaphores,
+            state_left=semaphores,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """What all parts of the kernel know."""
+
+    problem: Problem
+    config: Config
+    scalars: Scalars
+    scratch: Scratch
+
+    @property
+    def stored(self) -> Storage:
+        return storage_of(self.problem)
+
+    def moved(self, chunk: jax.Array) -> Moved:
+        counts, continues = self.scalars.counts, self.scalars.continues
+        return moved(counts, continues, chunk, self.problem.accumulate)
+
+    def for_each(self, count: Any, body: Callable[[jax.Array], None]) -> None:
+        for_each(count, body, self.config.dma_unroll)
+
+
+def kernel(
+    scalars: Scalars,
+    arriving: Arriving,
+    finishing: Finishing,
+    grads: Any,  # ANY [B, W]
+    state_in: Refs,  # ANY
+    state_out: Refs,  # the same memory
+    scratch: Scratch,
+    *,
+    problem: Problem,
+    config: Config,
+) -> None:
+    """Starts the DMAs of chunk k and finishes chunk k-1."""
+    work = _Work(problem, config, scalars, scratch)
+    k, active = pl.program_id(0), scalars.active[0]
+
+    def wait_until_left(chunk: jax.Array) -> None:
+        slot = lax.rem(chunk, SLOTS)
+        _wait(work, scratch.state_left, slot, work.moved(chunk).written)
+
+    @pl.when(k < active)
+    def start():
+        @pl.when(k >= SLOTS)
+        def slot_is_free():
+            wait_until_left(k - SLOTS)
+
+        _fetch(work, arriving, grads, state_in, lax.rem(k, SLOTS), work.moved(k))
+
+    @pl.when((k > 0) & (k <= active))
+    def finish():
+        slot, these = lax.rem(k - 1, SLOTS), work.moved(k - 1)
+        _take_gradients(work, finishing, slot)
+        if problem.accumulate:
+            _sum(work, finishing, slot, k - 1)
+            _wait(work, scratch.state_arrived, slot, these.count)
+            _update(work, finishing, slot, these.count)
+        else:
+            _wait(work, scratch.state_arrived, slot, these.count - these.first)
+            _step(work, finishing, slot, k - 1)
+        _write_back(work, finishing, state_out, slot, these.written)
+
+    @pl.when(k == pl.num_programs(0) - 1)
+    def drain():
+        def chunk_has_left(chunk: jax.Array, _: None) -> None:
+            wait_until_left(chunk)
+
+        lax.fori_loop(jnp.maximum(active - SLOTS, 0), active, chunk_has_left, None)
+
+
+def _fetch(
+    work: _Work,
+    arriving: Arriving,
+    grads: Any,
+    state: Refs,
+    slot: jax.Array,
+    these: Moved,
+) -> None:
+    scratch = work.scratch
+    buffer, arrived = scratch.state.at[slot], scratch.state_arrived.at[slot]
+
+    def fetch_gradient(i: jax.Array) -> None:
+        pltpu.make_async_copy(
+            grads.at[pl.ds(arriving.sources[i], 1)],
+            scratch.grads.at[slot, pl.ds(i, 1)],
+            scratch.grads_arrived.at[slot],
+        ).start()
+
+    def fetch_group(i: jax.Array) -> None:
+        i = these.first + i
+        group = arriving.groups[i]
+        for there, here in work.stored.copies(state, buffer, group, i):
+            pltpu.make_async_copy(there, here, arrived).start()
+
+    work.for_each(work.config.rows_per_chunk, fetch_gradient)
+    work.for_each(these.count - these.first, fetch_group)
+
+
+def _write_back(
+    work: _Work, finishing: Finishing, state: Refs, slot: jax.Array, count: Any
+) -> None:
+    buffer, left = work.scratch.state.at[slot], work.scratch.state_left.at[slot]
+
+    def write_group(i: jax.Array) -> None:
+        group = finishing.groups[i]
+        for there, here in work.stored.copies(state, buffer, group, i):
+            pltpu.make_async_copy(here, there, left).start()
+
+    work.for_each(count, write_group)
+
+
+def _wait(work: _Work, semaphores: Any, slot: jax.Array, count: Any) -> None:
+    """Waits for all DMAs of `count` groups: once for a full chunk.
+
+    Equal DMAs on one semaphore add up, but the size of a wait is static: so one wait
+    for each binary digit of `count`.
+    """
+
+    def wait(groups: int) -> None:
+        words = work.stored.moved(work.scratch.state.at[slot], groups)
+        pltpu.make_async_copy(words, words, semaphores.at[slot]).wait()
+
+    for digit in range(work.config.rows_per_chunk.bit_length()):
+        pl.when((count >> digit) & 1 == 1)(functools.partial(wait, 1 << digit))
+
+
+def _take_gradients(work: _Work, finishing: Finishing, slot: jax.Array) -> None:
+    scratch = work.scratch
+    arrived = scratch.grads.at[slot]
+    pltpu.make_async_copy(arrived, arrived, scratch.grads_arrived.at[slot]).wait()
+    if finishing.weights:
+        gains, counted = finishing.weights
+        weigh(arrived, gains, counted, scratch.columns)
+
+
+def _sum(work: _Work, finishing: Finishing, slot: jax.Array, chunk: jax.Array) -> None:
+    """Sums the runs, and for rows that share lines finds those that are touched."""
+    scratch, scalars = work.scratch, work.scalars
+    grads, open_run, columns = scratch.grads.at[slot], scratch.carried, scratch.columns
+    count = scalars.counts[chunk]
+    for places, touched in zip(finishing.places, scratch.touched, strict=True):
+        mark_rows(grads, touched, places, work.stored.stride, columns)
+
+    @pl.when(chunk == 0)
+    def no_run_is_open():
+        close_run(open_run)
+
+    @pl.when((count < grads.shape[0]) | (scalars.continues[chunk] != 0))
+    def some_group_has_several():
+        arrays, owners = (grads, *scratch.touched), finishing.owners[0]
+        sum_runs(arrays, owners, finishing.marks, count, columns, open_run)
+
+
+def _update(work: _Work, finishing: Finishing, slot: jax.Array, count: Any) -> None:
+    """Steps the groups listed, the i-th by the i-th row of sums."""
+    stored, problem, scalars = work.stored, work.problem, work.scalars
+    grads, buffer = work.scratch.grads.at[slot], work.scratch.state.at[slot]
+    numbers = work.scratch.columns.integers
+    learning_rate = scalars.learning_rate[0]
+    for groups in finishing.listed:
+        spread(groups, numbers)
+
+    def update(rows: pl.Slice) -> None:
+        groups = numbers[rows] if finishing.listed else None
+        for block in range(stored.blocks):
+            old = stored.read(buffer, rows, block)
+            gradient = grads[rows, pl.ds(block * stored.width, stored.width)]
+            w, m, v = stored.values(old)
+            values = adam_tile(w, m, v, gradient, learning_rate, problem.hyper)
+            noises = noises_of(scalars.seeds, groups, block, problem)
+            new = stored.words(values, noises)
+            for touched in work.scratch.touched:
+                new = select(touched[rows] > 0, new, old)
+            stored.write(buffer, rows, block, new)
+
+    for_each_tile(count, update, min(2 * SUBLANES, grads.shape[0]))
+
+
+def _step(work: _Work, finishing: Finishing, slot: jax.Array, chunk: jax.Array) -> None:
+    """Steps the groups listed, once for each occurrence."""
+    scratch, scalars = work.scratch, work.scalars
+    step_each(
+        Occurrences(
+            scratch.grads.at[slot],
+            finishing.marks,
+            finishing.groups,
+            finishing.places,
+            scalars.continues[chunk] != 0,
+        ),
+        scratch.state.at[slot],
+        scratch.carried,
+        scalars.learning_rate[0],
+        scalars.seeds,
+        work.problem,
+    )

@@ -1,0 +1,74 @@
+"""Looking up rows of a packed table."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+from jax.typing import ArrayLike
+
+from sparse_adam._types import Indices
+from sparse_adam.kernels import lookup
+from sparse_adam.kernels.layout import PackedLayout
+from sparse_adam.ops import storage, validate
+from sparse_adam.ops.plan import indices_or
+
+
+def lookup_rows(lines: jax.Array, ids: ArrayLike, layout: PackedLayout) -> jax.Array:
+    """The weights of rows, `ids.shape + (D,)`; zeros where an id is out of range."""
+    shape = validate.integers("ids", ids)
+    rows = indices_or(ids, layout.num_rows, fill=-1)
+    return _lookup(lines, rows, layout=layout).reshape(*shape, layout.dim)
+
+
+@functools.partial(jax.jit, static_argnames="layout")
+def _lookup(lines: jax.Array, rows: Indices, *, layout: PackedLayout) -> jax.Array:
+    if rows.size == 0:
+        return jnp.zeros((0, layout.dim), layout.table_dtype)
+    return lax.platform_dependent(
+        *(lines, rows),
+        tpu=functools.partial(by_kernel, layout=layout),
+        default=functools.partial(by_gather, layout=layout),
+    )
+
+
+def by_gather(lines: jax.Array, rows: Indices, *, layout: PackedLayout) -> jax.Array:
+    """By XLA; a row of -1 gives zeros."""
+    stored = storage.Packed(layout)
+    plane = next(p for p, arrays in enumerate(layout.planes) if 0 in arrays)
+    weights = layout.weights(stored.plane((lines,), rows, plane))
+    return jnp.where((rows >= 0)[:, None], weights, 0)
+
+
+def by_kernel(
+    lines: jax.Array, rows: Indices, *, layout: PackedLayout, interpret: bool = False
+) -> jax.Array:
+    """By the TPU's kernel. Under `jax.vmap` too it runs once: T tables are a tall one.
+
+    As in `vmap`, there is no batching rule for a kernel that moves rows by hand.
+    """
+
+    @custom_vmap
+    def one_table(lines: jax.Array, rows: Indices) -> jax.Array:
+        return lookup.lookup(lines, rows, layout, interpret)
+
+    @one_table.def_vmap
+    def many_tables(
+        size: int, batched: list[bool], lines: jax.Array, rows: Indices
+    ) -> tuple[jax.Array, bool]:
+        is_tall, has_rows = batched
+        if not has_rows:
+            rows = jnp.broadcast_to(rows, (size, *rows.shape))
+        tall = layout
+        if is_tall:
+            room = layout.num_groups * layout.rows_per_group
+            tall = dataclasses.replace(layout, num_rows=size * room)
+            number = lax.broadcasted_iota(jnp.int32, rows.shape, 0)
+            rows = jnp.where(rows < 0, -1, rows + number * room)
+            lines = lines.reshape(-1, lines.shape[-1])
+        found = by_kernel(lines, rows.reshape(-1), layout=tall, interpret=interpret)
+        return found.reshape(*rows.shape, layout.dim), True
+
+    return one_table(lines, rows)

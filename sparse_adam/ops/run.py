@@ -1,0 +1,107 @@
+"""Runs a validated update: in both storages, by whichever implementation was chosen."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from sparse_adam._types import Gains, Grads, Indices
+from sparse_adam.kernels.problem import Batch, Problem, State, Step
+from sparse_adam.ops import dispatch, validate
+from sparse_adam.ops.plan import UpdatePlan, indices_or, plan_update
+
+
+class Occurrences(NamedTuple):
+    """What a user says of a batch, checked."""
+
+    ids: ArrayLike
+    grads: ArrayLike
+    sample_ids: ArrayLike | None
+    gains: ArrayLike | None
+    plan: UpdatePlan | None
+
+
+class _Batch(NamedTuple):
+    """Occurrences: as they came, or by `order`, which a plan has made."""
+
+    ids: Indices
+    order: Indices | None
+    grads: Grads
+    sample_ids: Indices | None
+    gains: Gains | None
+
+
+def make_step(
+    learning_rate: ArrayLike, key: jax.Array | None, problem: Problem
+) -> Step:
+    """The traced numbers of an update; one seed for each array that is rounded."""
+    seeds = None
+    if problem.stochastic and key is not None:
+        bits = jax.random.bits(key, (3,), jnp.uint32)
+        seeds = lax.bitcast_convert_type(bits, jnp.int32)
+    return Step(validate.learning_rate(learning_rate), seeds)
+
+
+def update_rows(
+    state: tuple[ArrayLike, ...],
+    occurrences: Occurrences,
+    step: Step,
+    problem: Problem,
+    chosen: dispatch.Choices,
+) -> State:
+    """Updates the arrays of a storage; returns as many."""
+    arrays = tuple(map(jnp.asarray, state))
+    if problem.num_ids == 0 and problem.lazy:
+        return arrays
+    ids, grads, sample_ids, gains, plan = occurrences
+    if plan is None:
+        ids, order = indices_or(ids, problem.num_rows, fill=problem.num_rows), None
+    else:
+        ids, order = plan.ids, plan.order
+    if sample_ids is not None:
+        sample_ids = indices_or(sample_ids, problem.num_grads, fill=-1)
+    if gains is not None:
+        gains = jnp.asarray(gains, jnp.float32).reshape(-1)
+    grads = jnp.asarray(grads).reshape(problem.num_grads, problem.dim)
+    batch = _Batch(ids, order, grads, sample_ids, gains)
+    return _update(arrays, batch, step, problem=problem, chosen=chosen)
+
+
+@functools.partial(jax.jit, static_argnames=("problem", "chosen"))
+def _update(
+    state: State,
+    batch: _Batch,
+    step: Step,
+    *,
+    problem: Problem,
+    chosen: dispatch.Choices,
+) -> State:
+    def run(choice: dispatch.Choice) -> Callable[..., State]:
+        def update(state: State, batch: _Batch, step: Step) -> State:
+            ids, order, grads, sources, gains = batch
+            if problem.weighted and gains is None:
+                gains = jnp.ones(ids.shape, jnp.float32)
+            if order is None and not choice.implementation.sorts:
+                plan = plan_update(ids, problem.num_rows)
+                ids, order = plan.ids, plan.order
+            if order is not None:
+                sources = order if sources is None else sources[order]
+                gains = None if gains is None else gains[order]
+            elif sources is None:
+                sources = lax.iota(jnp.int32, ids.size)
+            return choice.update(
+                state, Batch(grads, ids, sources, gains), step, problem
+            )
+
+        return update
+
+    on_tpu, on_cpu, elsewhere = chosen
+    if on_tpu == on_cpu == elsewhere:
+        return run(elsewhere)(state, batch, step)
+    return lax.platform_dependent(
+        *(state, batch, step), tpu=run(on_tpu), cpu=run(on_cpu), default=run(elsewhere)
+    )

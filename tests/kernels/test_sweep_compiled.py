@@ -1,0 +1,171 @@
+"""The sweep as libtpu compiles it, for every generation: in place, and how fast.
+
+No TPU is needed; libtpu compiles on any host. The counts are exact for the libtpu they
+were read with and do not drift; another libtpu must stay within the limits.
+"""
+
+import re
+from importlib.metadata import version
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.static import Case, count_all
+from benchmarks.static.chips import CHIPS
+from sparse_adam import UpdatePlan, sparse_adam_update
+from sparse_adam.kernels.problem import Hyperparams, Problem
+from sparse_adam.kernels.sweep import Config
+
+V, N = 2**20, 65_536
+# Of 1,000,003 rows the last block is not full, nor its last tile.
+ODD = 1_000_003
+PLAIN_BFLOAT16 = f"{__name__}:plain_bfloat16"
+COUNTED = [
+    ("sweep", V, 128, N),
+    ("packed_sweep", V, 16, N),
+    ("packed_sweep", V, 128, N),
+    ("packed_sweep_bfloat16", V, 128, N),
+]
+ALSO = [
+    ("sweep", ODD, 256, 1000),
+    ("packed_sweep", ODD, 100, 1),
+    ("packed_sweep_bfloat16", ODD, 3, 1000),
+    (PLAIN_BFLOAT16, ODD, 128, 1000),
+    (PLAIN_BFLOAT16, ODD, 384, 1000),
+    ("sweep", 50_000, 4096, 100),
+]
+TINY = [("sweep", 1, 128, 1), ("sweep", 13, 256, 1), (PLAIN_BFLOAT16, 3, 128, 5)]
+BYTES_PER_ROW = (3 * 512, 3 * 64, 3 * 512, 2 * 512)  # of the tables of COUNTED
+
+# Bundles at D = 128: to fetch and to add a gradient, and to add one of D = 16 to a line
+# that 8 rows share; to update a row of plain float32, of packed float32, of packed
+# bfloat16. Limits for any libtpu, counts for the one named.
+COUNTED_WITH = "0.0.42.1"
+COUNTS = {
+    "v4": (3.75, 8.31, 10.31, 1.78, 1.88, 3.42),
+    "v5e": (4.94, 7.31, 9.94, 1.03, 1.05, 1.83),
+    "v5p": (5.0, 7.38, 9.5, 1.02, 1.05, 1.81),
+    "v6e": (5.0, 7.38, 9.38, 0.66, 0.66, 1.58),
+    "7x": (4.88, 7.38, 9.31, 0.67, 0.67, 1.56),
+}
+LIMITS = {
+    "v4": (6, 10, 13, 2.3, 2.4, 4.2),
+    "v5e": (6, 9, 12, 1.4, 1.4, 2.3),
+    "v5p": (6, 9, 12, 1.4, 1.4, 2.3),
+    "v6e": (6, 9, 12, 0.9, 0.9, 2.0),
+    "7x": (6, 9, 12, 0.9, 0.9, 2.0),
+}
+# The time of those updates by their bundles over that of the DMAs at full bandwidth.
+# For float32 memory is the limit. For bfloat16 rounding is, where memory is fast or, on
+# v4, the clock slow.
+SHARES = {
+    "v4": (0.68, 0.71, 1.95),
+    "v5e": (0.18, 0.19, 0.49),
+    "v5p": (0.52, 0.54, 1.4),
+    "v6e": (0.2, 0.2, 0.72),
+    "7x": (0.37, 0.37, 1.28),
+}
+
+
+def plain_bfloat16(rows, dim, ids):
+    """A program for `benchmarks.static`."""
+
+    def update(table, momenta, velocities, ids, grads, order, rate):
+        state = (table, momenta, velocities)
+        plan = UpdatePlan(ids, order, rows)
+        options = {"plan": plan, "learning_rate": rate, "implementation": "sweep"}
+        return sparse_adam_update(*state, ids, grads, **options)
+
+    table = jax.ShapeDtypeStruct((rows, dim), jnp.bfloat16)
+    batch = jax.ShapeDtypeStruct((ids,), jnp.int32)
+    grads = jax.ShapeDtypeStruct((ids, dim), jnp.float32)
+    rate = jax.ShapeDtypeStruct((), jnp.float32)
+    return update, (table, table, table, batch, grads, batch, rate), (0, 1, 2)
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_in_place_at_the_speed_of_memory(chip, tmp_path):
+    cases = [Case(program, chip, *sizes) for program, *sizes in COUNTED + ALSO + TINY]
+    reports = list(count_all(cases, keep_dumps=tmp_path / "dumps"))
+    for case, report in zip(cases, reports, strict=True):
+        assert report.error is None, f"{case}: {report.error}"
+        assert report.checks == 0, f"{case}: bounds checks in a loop"
+    for case, report in zip(cases[: -len(TINY)], reports, strict=False):
+        # All that goes out but the tuple that holds it.
+        assert report.memory.output - report.memory.alias <= 512, case
+        assert report.memory.alias >= report.table_bytes, case
+        # Besides the table: gradients as lines, made in two steps, and their indices.
+        lines = max(case.dim, 128) * 4 * case.ids
+        assert report.memory.temp < 2.1 * lines + 2**21 < report.table_bytes, case
+        assert report.table_copies == (), case
+    problem = Problem(
+        *(V, 128, N, N, *(np.dtype("float32"),) * 4),
+        weighted=False,
+        lazy=True,
+        accumulate=True,
+        hyper=Hyperparams(),
+    )
+    config = Config.choose(problem)
+    config.check(problem)
+    assert 0 <= reports[0].counted[0].vmem_bytes - config.vmem_bytes(problem) < 2**20
+    counted = list(zip(reports, BYTES_PER_ROW, strict=False))
+    for number, (report, bytes_per_row) in enumerate(counted):
+        check_pipeline(tmp_path / "dumps" / f"case_{number}", report, bytes_per_row)
+    check_counts(chip, counted)
+
+
+def check_pipeline(dumps, report, bytes_per_row):
+    """A grid step starts the next block, updates its own, and only then writes it."""
+    dump = next(
+        path.read_text()
+        for path in dumps.glob("*-sparse_adam_sweep*-final_bundles.txt")
+        if "schedule-analysis" not in path.name
+    )
+    # In the order of the program: DMAs with their sizes, and roots.
+    found = re.findall(
+        r"= dma\.(\w+_to_\w+)|size_in_granules=\*/(\d+)|= (vrsqrt)", dump
+    )
+    events = []
+    for route, granules, root in found:
+        if route or root:
+            events.append([route or root, 0])
+        elif not events[-1][1]:
+            events[-1][1] = int(granules) * CHIPS[report.chip].granule
+    # A block is 1,024 groups, so its arrays are larger than anything else that moves.
+    block = bytes_per_row * 1024 * (8 if report.dim == 16 else 1)
+    events = [
+        (name, size) for name, size in events if size >= block // 3 or name == "vrsqrt"
+    ]
+    names = [name for name, _ in events]
+    assert names == sorted(names, key=["hbm_to_vmem", "vrsqrt", "vmem_to_hbm"].index)
+    # Each once, so all of the table once: well within 1.25 times that.
+    for route in ("hbm_to_vmem", "vmem_to_hbm"):
+        assert sum(size for name, size in events if name == route) == block, route
+
+
+def check_counts(chip, counted):
+    (plain, _), (shared, _), (packed, _), (bfloat16, _) = counted
+    counts = (
+        *(plain.phases["gradients"], plain.phases["add"], shared.phases["add"]),
+        *(report.phases["update"] for report in (plain, packed, bfloat16)),
+    )
+    for count, limit in zip(counts, LIMITS[chip], strict=True):
+        assert count <= limit, counts
+    of = CHIPS[chip]
+    shares = [
+        report.phases["update"] / of.clock / (2 * size / of.bandwidth)
+        for report, size in counted
+        if report.dim == 128
+    ]
+    assert max(shares[:2]) < 0.8, "the arithmetic of float32 must hide behind memory"
+    counts, shares = (tuple(round(x, 2) for x in y) for y in (counts, shares))
+    if version("libtpu") == COUNTED_WITH:
+        assert counts == COUNTS[chip]
+        assert shares == SHARES[chip]
+    else:
+        print(
+            f"{chip}: {counts} bundles, {shares} of the DMAs' time with libtpu "
+            f"{version('libtpu')}; {COUNTS[chip]}, {SHARES[chip]} with {COUNTED_WITH}"
+        )

@@ -1,0 +1,55 @@
+"""The sweep in the interpreter that models a TPU's memories and DMAs.
+
+The plain interpreter runs a DMA at its start and so cannot see a missing wait, a buffer
+read too early or two DMAs that race. Blocks and chunks are tiny here.
+"""
+
+import numpy as np
+import pytest
+
+from sparse_adam.kernels.sweep import Config, sweep_update
+from tests import cases, helpers
+from tests.cases import BFLOAT16, Case
+from tests.kernels import row_kernels
+
+SMALL = Config(groups_per_block=16, occurrences_per_chunk=16, unroll=16)
+ROLLED = Config(groups_per_block=16, occurrences_per_chunk=32, unroll=3)
+
+
+def check(run, case, ids=None, config=SMALL, packed=False):
+    row_kernels.check_kernel(sweep_update, run, case, ids, config, packed)
+
+
+# More blocks than slots, the last one not full; more chunks than slots.
+@pytest.mark.parametrize("config", [SMALL, ROLLED])
+def test_more_blocks_and_chunks_than_slots(run_in_tpu_interpreter, config):
+    check(run_in_tpu_interpreter, Case("", 70, 128, 70, "distinct"), config=config)
+
+
+@pytest.mark.parametrize("distribution", ["equal", "padded"])
+def test_distributions(run_in_tpu_interpreter, distribution):
+    check(run_in_tpu_interpreter, Case("", 40, 128, 40, distribution))
+
+
+def test_no_valid_id(run_in_tpu_interpreter):
+    check(run_in_tpu_interpreter, Case("", 40, 128, 20), np.full(20, -1))
+
+
+def test_every_row(run_in_tpu_interpreter):
+    case = Case("", 40, 128, 0, options={"lazy_adam": False})
+    arrays = cases.arrays(case)
+    new, expected = row_kernels.run_kernel(
+        sweep_update, run_in_tpu_interpreter, arrays, case, SMALL
+    )
+    rate = row_kernels.RATE
+    helpers.assert_close_states(new, arrays.state, expected, learning_rate=rate)
+
+
+def test_wide_weighted_bfloat16(run_in_tpu_interpreter):
+    check(run_in_tpu_interpreter, Case("", 20, 256, 20, "zipf", BFLOAT16, True))
+
+
+@pytest.mark.parametrize(("dim", "num_rows"), [(16, 300), (64, 70), (200, 20)])
+def test_packed(run_in_tpu_interpreter, dim, num_rows):
+    case = Case("", num_rows, dim, 40, "zipf")
+    check(run_in_tpu_interpreter, case, packed=True)
