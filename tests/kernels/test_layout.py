@@ -21,15 +21,13 @@ def test_every_number_has_a_place_of_its_own(dim, dtypes):
     assert lines % 8 == 0
     assert layout.num_groups * layout.rows_per_group >= 11
     taken = np.zeros((lines, lanes, 2), int)  # halves of words
-    for row, column in itertools.product(range(11), range(dim)):
-        group, place = divmod(row, layout.rows_per_group)
-        block, lane = divmod(column, 128)
-        for plane, arrays in enumerate(layout.planes):
-            line = group * layout.lines_per_group + layout.line(plane, block)
-            at = place * layout.stride + lane
-            taken[
-                line, at, slice(0, 2) if len(arrays) == 1 else slice(0, len(arrays))
-            ] += 1
+    row, column = (x.reshape(-1) for x in np.indices((11, dim)))
+    group, place = np.divmod(row, layout.rows_per_group)
+    block, lane = np.divmod(column, 128)
+    for plane, arrays in enumerate(layout.planes):
+        line = group * layout.lines_per_group + layout.line(plane, block)
+        np.add.at(taken, (line, place * layout.stride + lane), 1)
+        assert len(arrays) <= 2
     assert taken.max() == 1
 
 
