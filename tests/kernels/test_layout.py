@@ -25,7 +25,9 @@ def test_every_number_has_a_place_of_its_own(dim, dtypes):
     group, place = np.divmod(row, layout.rows_per_group)
     block, lane = np.divmod(column, 128)
     for plane, arrays in enumerate(layout.planes):
-        line = group * layout.lines_per_group + layout.line(plane, block)
+        line = group * layout.lines_per_group + np.array(
+            [layout.line(plane, int(k)) for k in block]
+        )
         np.add.at(taken, (line, place * layout.stride + lane), 1)
         assert len(arrays) <= 2
     assert taken.max() == 1
