@@ -8,6 +8,7 @@ import pytest
 from benchmarks import contenders
 from benchmarks.check import check
 from benchmarks.contenders import CONTENDERS
+from benchmarks.timing import measure
 from benchmarks.workload import Workload
 from tests.cases import BFLOAT16, Case
 
@@ -18,22 +19,32 @@ NEEDS = {
     "fbgemm": "fbgemm_gpu",
     "fbgemm_rows": "fbgemm_gpu",
 }
+ABSENT = {
+    name: module
+    for name, module in NEEDS.items()
+    if importlib.util.find_spec(module) is None
+}
 UPDATES = [name for name, each in CONTENDERS.items() if each.expected is not None]
-CASE = Case("small", 300, 8, 200, "zipf")
+CASES = [
+    Case(distribution, 300, 8, 200, distribution)
+    for distribution in ("zipf", "padded", "equal")
+]
+CASE = CASES[0]
 
 
 @pytest.mark.filterwarnings("ignore")  # FBGEMM warns when it is imported
-@pytest.mark.parametrize("distribution", ["zipf", "padded", "equal"])
-@pytest.mark.parametrize("name", UPDATES)
-def test_a_first_update_is_the_references(name, distribution, monkeypatch):
-    if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
-        pytest.skip(f"{NEEDS[name]} is not installed")
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        pytest.param(name, case, id=f"{name}-{case.name}")
+        for name in UPDATES
+        for case in CASES
+        if name not in ABSENT and CONTENDERS[name].unsupported(case) is None
+    ],
+)
+def test_a_first_update_is_the_references(name, case, monkeypatch):
     monkeypatch.setattr("benchmarks.workload.ROTATED", 30_000)  # two or three states
-    case = Case("small", 300, 8, 200, distribution)
     contender = CONTENDERS[name]
-    reason = contender.unsupported(case)
-    if reason is not None:
-        pytest.skip(reason)
     workload = Workload.of(case)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         running = contender.start(workload)
@@ -41,6 +52,14 @@ def test_a_first_update_is_the_references(name, distribution, monkeypatch):
         for turn in range(1, 5):  # the states take turns, and none is lost
             running.step(turn)()
     assert running.compile_seconds >= 0
+
+
+def test_one_that_is_not_installed_is_a_row_that_says_so():
+    rows = measure(CASE, [CONTENDERS[name] for name in ABSENT], rounds=1)
+    for row, (name, module) in zip(rows, ABSENT.items(), strict=True):
+        assert (row.impl, row.status) == (name, "skipped")
+        assert module in row.reason or "torch" in row.reason
+        assert "is not installed" in row.reason
 
 
 def test_reasons_to_leave_a_case_out():
