@@ -14,6 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from sparse_adam.kernels.adam_tile import adam_tile
 from sparse_adam.kernels.config import LANES
+from sparse_adam.kernels.lines import Refs, noises_of, select
 from sparse_adam.kernels.loops import for_each
 from sparse_adam.kernels.problem import Problem
 from sparse_adam.kernels.sweep_config import (
@@ -24,8 +25,7 @@ from sparse_adam.kernels.sweep_config import (
     TILE,
     Config,
 )
-from sparse_adam.kernels.sweep_storage import Refs, Storage
-from sparse_adam.kernels.tensorcore_storage import noises_of, select
+from sparse_adam.kernels.sweep_storage import Storage
 
 # The sum of no gradients at all. No sum is ever left at -0, so this both marks what the
 # batch did not touch and is a gradient of zero.
@@ -324,17 +324,18 @@ def _update(block: jax.Array, scalars: Scalars, scratch: Scratch, sweep: Sweep) 
 
     def update_tile(j: jax.Array, _: None) -> None:
         groups = pl.Slice(pl.multiple_of(j * tile, tile), tile)
-        for lane in range(0, stored.width, LANES):
-            sums = scratch.sums[groups, pl.ds(lane, LANES)]
-            _forget(scratch.sums.at[groups, pl.ds(lane, LANES)])
-            old = stored.read(state, groups, lane)
+        for lines in range(stored.width // LANES):
+            here = groups, pl.ds(lines * LANES, LANES)
+            sums = scratch.sums[here]
+            _forget(scratch.sums.at[here])
+            old = stored.read(state, groups, lines)
             new = adam_tile(*stored.values(old), sums, rate, problem.hyper)
             first = block * size + groups.start
             numbers = first + lax.broadcasted_iota(jnp.int32, sums.shape, 0)
-            noises = noises_of(scalars.seeds, numbers, lane // LANES, problem)
+            noises = noises_of(scalars.seeds, numbers, lines, problem)
             words = stored.words(new, noises)
             if problem.lazy:
                 words = select(_is_nothing(sums), old, words)
-            stored.write(state, groups, lane, words)
+            stored.write(state, groups, lines, words)
 
     lax.fori_loop(0, size // tile, update_tile, None)

@@ -7,7 +7,7 @@ stored, one array for each plain array or packed plane, `[n, 128]` for n groups;
 """
 
 import dataclasses
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,9 @@ from jax.experimental.pallas import tpu as pltpu
 from sparse_adam._types import Grads
 from sparse_adam.kernels import rounding
 from sparse_adam.kernels.config import LANES, SUBLANES
-from sparse_adam.kernels.layout import Noises, PackedLayout, Values, Words
+from sparse_adam.kernels.layout import Noises, Values, Words
+from sparse_adam.kernels.lines import Lines, Refs
 from sparse_adam.kernels.problem import Problem
-
-Refs: TypeAlias = tuple[Any, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,17 +54,15 @@ class Plain:
             pltpu.VMEM((slots, groups, self.dim), dtype) for dtype in self.dtypes
         )
 
-    def read(self, block: Refs, groups: pl.Slice, first_lane: int) -> Words:
+    def read(self, buffer: Refs, groups: pl.Slice, block: int) -> Words:
         """The words of a tile."""
-        lanes = pl.ds(first_lane, LANES)
-        return tuple(array[groups, lanes] for array in block)
+        lanes = pl.ds(block * LANES, LANES)
+        return tuple(array[groups, lanes] for array in buffer)
 
-    def write(
-        self, block: Refs, groups: pl.Slice, first_lane: int, words: Words
-    ) -> None:
+    def write(self, buffer: Refs, groups: pl.Slice, block: int, words: Words) -> None:
         """Puts them back."""
-        lanes = pl.ds(first_lane, LANES)
-        for array, word in zip(block, words, strict=True):
+        lanes = pl.ds(block * LANES, LANES)
+        for array, word in zip(buffer, words, strict=True):
             array[groups, lanes] = word
 
     def values(self, words: Words) -> Values:
@@ -82,10 +79,8 @@ class Plain:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Packed:
+class Packed(Lines):
     """One array of lines."""
-
-    layout: PackedLayout
 
     @property
     def num_groups(self) -> int:
@@ -93,57 +88,21 @@ class Packed:
         return self.layout.num_groups
 
     @property
-    def lines_per_group(self) -> int:
-        """Lines that stand together."""
-        return self.layout.lines_per_group
-
-    @property
-    def rows_per_group(self) -> int:
-        """Rows that share lines."""
-        return self.layout.rows_per_group
-
-    @property
-    def stride(self) -> int:
-        """Lanes from a row of a line to the next one."""
-        return self.layout.stride
-
-    @property
     def width(self) -> int:
         """Lanes of the gradient of a group."""
-        return self.layout.blocks * LANES
+        return self.blocks * LANES
 
     def buffers(self, slots: int, groups: int) -> Refs:
         """Room in VMEM for blocks."""
         return (pltpu.VMEM((slots, groups * self.lines_per_group, LANES), jnp.int32),)
 
-    def read(self, block: Refs, groups: pl.Slice, first_lane: int) -> Words:
+    def read(self, buffer: Refs, groups: pl.Slice, block: int) -> Words:
         """The words of a tile."""
-        return tuple(block[0][lines] for lines in self._lines(groups, first_lane))
+        return Lines.read(self, buffer[0], groups, block)
 
-    def write(
-        self, block: Refs, groups: pl.Slice, first_lane: int, words: Words
-    ) -> None:
+    def write(self, buffer: Refs, groups: pl.Slice, block: int, words: Words) -> None:
         """Puts them back."""
-        for lines, word in zip(self._lines(groups, first_lane), words, strict=True):
-            block[0][lines] = word
-
-    def _lines(self, groups: pl.Slice, first_lane: int) -> list[pl.Slice]:
-        """Of each plane: every n-th line, where a group has n."""
-        stride, layout = self.lines_per_group, self.layout
-        lines = [
-            layout.line(plane, first_lane // LANES)
-            for plane in range(len(layout.planes))
-        ]
-        first = groups.start * stride
-        return [pl.Slice(first + line, groups.size, stride) for line in lines]
-
-    def values(self, words: Words) -> Values:
-        """Reads words."""
-        return self.layout.values(words)
-
-    def words(self, values: Values, noises: Noises) -> Words:
-        """Rounds to the dtypes of the table."""
-        return self.layout.words(values, noises)
+        Lines.write(self, buffer[0], groups, block, words)
 
 
 Storage: TypeAlias = Plain | Packed

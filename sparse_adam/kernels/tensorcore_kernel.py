@@ -14,6 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 from sparse_adam.kernels.adam_tile import adam_tile
 from sparse_adam.kernels.chunks import Moved, moved
 from sparse_adam.kernels.config import LANES, SLOTS, SUBLANES, Config
+from sparse_adam.kernels.lines import Refs, noises_of, select
 from sparse_adam.kernels.loops import for_each, for_each_tile
 from sparse_adam.kernels.problem import Problem
 from sparse_adam.kernels.runs import (
@@ -26,13 +27,7 @@ from sparse_adam.kernels.runs import (
     weigh,
 )
 from sparse_adam.kernels.tensorcore_steps import Occurrences, Resident, step_each
-from sparse_adam.kernels.tensorcore_storage import (
-    Refs,
-    Storage,
-    noises_of,
-    select,
-    storage_of,
-)
+from sparse_adam.kernels.tensorcore_storage import Storage, storage_of
 
 
 class Scalars(NamedTuple):

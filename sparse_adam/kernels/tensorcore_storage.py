@@ -11,17 +11,15 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from sparse_adam._types import Grads, Tile
-from sparse_adam.kernels import rounding
 from sparse_adam.kernels.config import LANES
-from sparse_adam.kernels.layout import NO_NOISE, Noises, PackedLayout, Values, Words
+from sparse_adam.kernels.layout import NO_NOISE, Noises, Values, Words
+from sparse_adam.kernels.lines import Lines, Refs
 from sparse_adam.kernels.problem import Problem
 
-Refs: TypeAlias = tuple[Any, ...]
 Copies: TypeAlias = list[tuple[Any, Any]]  # slices of Refs: in HBM, in VMEM
 
 
@@ -83,72 +81,25 @@ class Plain:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Packed:
+class Packed(Lines):
     """One array of lines."""
 
-    layout: PackedLayout
     dtype: Any = jnp.int32
     width: int = LANES
 
-    @property
-    def rows_per_group(self) -> int:
-        """Rows that share lines."""
-        return self.layout.rows_per_group
-
-    @property
-    def stride(self) -> int:
-        """Lanes from a row of a line to the next one."""
-        return self.layout.stride
-
-    @property
-    def blocks(self) -> int:
-        """Of 128 lanes: lines of a plane."""
-        return self.layout.blocks
-
-    @property
-    def planes(self) -> int:
-        """Arrays of words."""
-        return len(self.layout.planes)
-
     def buffer(self, slots: int, groups: int) -> Any:
         """Room in VMEM."""
-        return pltpu.VMEM(
-            (slots, groups * self.layout.lines_per_group, LANES), self.dtype
-        )
+        return pltpu.VMEM((slots, groups * self.lines_per_group, LANES), self.dtype)
 
     def copies(self, state: Refs, buffer: Any, group: jax.Array, i: Any) -> Copies:
         """A group of the table, and the i-th one in the buffer of a slot."""
-        lines = self.layout.lines_per_group
+        lines = self.lines_per_group
         here = buffer.at[pl.ds(i * lines, lines)]
         return [(state[0].at[pl.ds(group * lines, lines)], here)]
 
     def moved(self, buffer: Any, groups: int) -> Any:
         """As many words as the DMAs of `groups` groups move."""
-        return buffer.at[pl.ds(0, groups * self.layout.lines_per_group)]
-
-    def read(self, buffer: Any, groups: pl.Slice, block: int) -> Words:
-        """The words of a block of some groups in the buffer of a slot."""
-        return tuple(
-            buffer[self._lines(groups, plane, block)] for plane in range(self.planes)
-        )
-
-    def write(self, buffer: Any, groups: pl.Slice, block: int, words: Words) -> None:
-        """Puts them back."""
-        for plane, word in enumerate(words):
-            buffer[self._lines(groups, plane, block)] = word
-
-    def _lines(self, groups: pl.Slice, plane: int, block: int) -> pl.Slice:
-        lines = self.layout.lines_per_group
-        start = groups.start * lines + self.layout.line(plane, block)
-        return pl.Slice(start, groups.size, lines if groups.size > 1 else 1)
-
-    def values(self, words: Words) -> Values:
-        """What they say."""
-        return self.layout.values(words)
-
-    def words(self, values: Values, noises: Noises = NO_NOISE) -> Words:
-        """Rounds to the table's dtypes."""
-        return self.layout.words(values, noises)
+        return buffer.at[pl.ds(0, groups * self.lines_per_group)]
 
 
 Storage: TypeAlias = Plain | Packed
@@ -165,28 +116,3 @@ def in_lines(grads: Grads, stored: Storage) -> Tile:
     """Gradients in float32, and in whole lines."""
     missing = stored.blocks * stored.width - grads.shape[1]
     return jnp.pad(grads.astype(jnp.float32), ((0, 0), (0, missing)))
-
-
-def select(where: jax.Array, new: Words, old: Words) -> Words:
-    """Of each array, the new where it changes, and the old bits elsewhere."""
-    return tuple(jnp.where(where, n, o) for n, o in zip(new, old, strict=True))
-
-
-def noises_of(seeds: Refs, groups: Any, block: int, problem: Problem) -> Noises:
-    """Random bits for a block of some groups, as many lines; none to round to nearest.
-
-    seeds: () or SMEM [3]; groups: their numbers, one, or `[n, 128]`.
-    """
-    if not seeds:
-        return NO_NOISE
-    layout, dim = problem.layout, problem.dim
-    lane = lax.broadcasted_iota(jnp.int32, (1, LANES), 1)
-    stride = jnp.int32(layout.stride)
-    column = lax.rem(lane, stride) + block * LANES
-    within = rounding.element(lax.div(lane, stride), column, dim)
-    elements = groups * (layout.rows_per_group * dim) + within
-    w, m, v = (
-        rounding.noise(seeds[0][t], elements) if dtype == jnp.bfloat16 else None
-        for t, dtype in enumerate(problem.dtypes)
-    )
-    return w, m, v
