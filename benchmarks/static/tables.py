@@ -16,6 +16,8 @@ TITLES = {
     "tensorcore": "sparse_adam, TensorCore",
     "packed_sparsecore": "sparse_adam, SparseCore, packed",
     "packed_tensorcore": "sparse_adam, TensorCore, packed",
+    "sweep": "sparse_adam, sweep of all rows",
+    "packed_sweep": "sparse_adam, sweep of all rows, packed",
     "benchmarks.static.jte:PROGRAM": "jax-tpu-embedding, Adam",
     "xla_sorted": "XLA, sorted ids",
     "xla_unsorted": "XLA, unsorted ids",
