@@ -11,6 +11,10 @@ BIN := $(VENV)/bin
 # libtpu may be installed to compile kernels ahead of time; no TPU is to be looked for.
 export JAX_PLATFORMS ?= cpu
 
+# An editable package is compiled when it is installed.
+COMPILED := pyproject.toml hatch_build.py \
+    $(foreach kind,cc h inc,$(wildcard sparse_adam/kernels/cpu/*.$(kind)))
+
 .PHONY: demo test lint types check bench static clean
 
 demo: $(VENV)/.demo
@@ -41,17 +45,17 @@ bench: $(VENV)/.bench
 static: $(VENV)/.test
 	$(BIN)/python -m benchmarks static
 
-$(VENV)/.demo: pyproject.toml
+$(VENV)/.demo: $(COMPILED)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable '.[bench,examples]'
 	touch $@
 
-$(VENV)/.bench: pyproject.toml
+$(VENV)/.bench: $(COMPILED)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable '.[bench,peers,tpu]'
 	touch $@
 
-$(VENV)/.test: pyproject.toml
+$(VENV)/.test: $(COMPILED)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@

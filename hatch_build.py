@@ -18,7 +18,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCES = Path("sparse_adam", "kernels", "cpp")  # from the root of the repository
+SOURCES = Path("sparse_adam", "kernels", "cpu")  # from the root of the repository
 LIBRARY = SOURCES / "sparse_adam_cpu.so"
 HEADERS = "jaxlib>=0.10.2"  # all that it needs, in `jaxlib/include`
 # Without errno and traps, a root and a comparison become vector instructions; results

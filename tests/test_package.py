@@ -47,19 +47,19 @@ def test_reference_knows_numpy_only():
             assert module.startswith(allowed) or module in sys.stdlib_module_names
 
 
-def test_files_are_short_and_kernel_bodies_too():
+def test_files_are_short_and_so_is_what_is_in_a_kernel():
     for file in FILES:
         source = file.read_text()
         assert len(source.splitlines()) <= 400, file
-        if file.parent.name != "kernels":
+        if PACKAGE / "kernels" not in file.parents:
             continue
         for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.FunctionDef) and node.name.startswith("_kernel"):
-                assert node.end_lineno - node.lineno <= 60, f"{file}: {node.name}"
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{file}: {node.name}"
 
 
 def test_kernels_do_not_ask_how_they_are_run():
-    for file in (PACKAGE / "kernels").glob("*.py"):
+    for file in (PACKAGE / "kernels").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.FunctionDef) and "kernel" in node.name:
                 names = [a.arg for a in node.args.args + node.args.kwonlyargs]

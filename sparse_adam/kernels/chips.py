@@ -28,6 +28,7 @@ CHIPS: dict[object, Chip] = {
     pltpu.ChipVersion.TPU_V6E: Chip("v6e", 128 * _MIB, 1638, 1.75),
     pltpu.ChipVersion.TPU_7X: Chip("7x", 64 * _MIB, 3690, 2.2),
 }
+VMEM_BUDGET = 8 * _MIB  # of a row kernel: half of what v4, the smallest, has
 # For a program that is traced for a TPU nobody has named: the least of each.
 UNKNOWN = Chip("unknown", 16 * _MIB, 819, 1.05)
 

@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from sparse_adam.kernels.config import LANES
 from sparse_adam.kernels.rounding import round_to_bfloat16
+from sparse_adam.kernels.tiles import LANES
 
 MAX_DIM = 4096
 _GRANULE = 8  # words: SparseCore moves no less

@@ -15,9 +15,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from sparse_adam.kernels import rounding
-from sparse_adam.kernels.config import LANES
 from sparse_adam.kernels.layout import NO_NOISE, Noises, PackedLayout, Values, Words
 from sparse_adam.kernels.problem import Problem
+from sparse_adam.kernels.tiles import LANES
 
 Refs: TypeAlias = tuple[Any, ...]
 

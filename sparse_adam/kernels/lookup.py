@@ -26,10 +26,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from sparse_adam._types import Indices
-from sparse_adam.kernels.config import LANES, SUBLANES, VMEM_BUDGET
+from sparse_adam.kernels.chips import VMEM_BUDGET
 from sparse_adam.kernels.layout import PackedLayout
-from sparse_adam.kernels.loops import for_each, for_each_tile
-from sparse_adam.kernels.runs import spread
+from sparse_adam.kernels.tiles import LANES, SUBLANES, for_each, for_each_tile, spread
 
 _SLOTS = 2  # of chunk buffers: one arrives, one is read
 _UNROLL = 16  # DMAs per iteration of a loop

@@ -15,9 +15,9 @@ from jax import lax
 
 from sparse_adam._types import Indices, Tile
 from sparse_adam.kernels import rounding
-from sparse_adam.kernels.config import LANES
 from sparse_adam.kernels.layout import NO_NOISE, Noises, PackedLayout
 from sparse_adam.kernels.problem import Problem, State
+from sparse_adam.kernels.tiles import LANES
 
 Rows: TypeAlias = tuple[Tile, Tile, Tile]  # w, m, v
 

@@ -6,8 +6,8 @@ What no weight stands in is full of noise, which no update may read or change.
 
 import numpy as np
 
-from sparse_adam.kernels.config import LANES
 from sparse_adam.kernels.layout import PackedLayout
+from sparse_adam.kernels.tiles import LANES
 
 
 def pack(state: tuple[np.ndarray, ...], seed: int = 0) -> np.ndarray:

@@ -5,10 +5,11 @@ import dataclasses
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sparse_adam.kernels.config import LANES, SLOTS
 from sparse_adam.kernels.problem import Problem
 from sparse_adam.kernels.sparsecore.records import Storage
+from sparse_adam.kernels.tiles import LANES
 
+SLOTS = 3  # of rows of a chunk: they arrive, are computed, leave
 WINDOW = 16  # words that a scalar is read with: the most lanes of any generation
 MARGIN = 8  # ids before and after a chunk's own; the alignment of slices
 WORD_SLOTS = SLOTS + 1  # one more: a chunk's words arrive before its rows

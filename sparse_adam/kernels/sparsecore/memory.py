@@ -6,8 +6,13 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
-from sparse_adam.kernels.config import SLOTS
-from sparse_adam.kernels.sparsecore.config import MARGIN, WINDOW, WORD_SLOTS, Config
+from sparse_adam.kernels.sparsecore.config import (
+    MARGIN,
+    SLOTS,
+    WINDOW,
+    WORD_SLOTS,
+    Config,
+)
 from sparse_adam.kernels.sparsecore.records import Storage
 from sparse_adam.kernels.sparsecore.work import Work
 

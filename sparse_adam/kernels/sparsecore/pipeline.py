@@ -15,11 +15,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from sparse_adam.kernels import rounding
-from sparse_adam.kernels.config import SLOTS
 from sparse_adam.kernels.layout import NO_NOISE, Noises, Values
 from sparse_adam.kernels.problem import Hyperparams
 from sparse_adam.kernels.sparsecore.config import (
     MARGIN,
+    SLOTS,
     WINDOW,
     WORD_SLOTS,
     Config,

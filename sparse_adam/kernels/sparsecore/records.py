@@ -9,9 +9,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from sparse_adam._types import Grads, Indices
-from sparse_adam.kernels.config import LANES
 from sparse_adam.kernels.layout import Noises, PackedLayout, Pair, Values, Words
 from sparse_adam.kernels.problem import Problem, State
+from sparse_adam.kernels.tiles import LANES
 
 TILE = 8  # rows that lie together in a plain array of more than 128 lanes
 

@@ -7,7 +7,6 @@ import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 
-from sparse_adam.kernels.config import LANES
 from sparse_adam.kernels.problem import Batch, Problem, State, Step
 from sparse_adam.kernels.sparsecore.call import Inputs, Kernel
 from sparse_adam.kernels.sparsecore.config import (
@@ -21,6 +20,7 @@ from sparse_adam.kernels.sparsecore.config import (
 )
 from sparse_adam.kernels.sparsecore.records import TILE, Storage
 from sparse_adam.kernels.sparsecore.work import share_out, split_runs
+from sparse_adam.kernels.tiles import LANES
 
 _NAME = "sparse_adam_sparsecore"
 _NAME_OF_SECOND_CALL = "sparse_adam_split_runs"

@@ -1,17 +1,13 @@
 """Block sizes of the TensorCore kernel, and why they are what they are."""
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 from sparse_adam.kernels import chips
+from sparse_adam.kernels.chips import VMEM_BUDGET
+from sparse_adam.kernels.problem import Problem
+from sparse_adam.kernels.tiles import LANES, SUBLANES
 
-if TYPE_CHECKING:  # it imports this module
-    from sparse_adam.kernels.problem import Problem
-
-LANES = 128
-SUBLANES = 8
 SLOTS = 3  # of chunk buffers: one arrives, one is computed, one leaves
-VMEM_BUDGET = 8 * 2**20  # bytes; half of what v4, the smallest generation, has
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,7 +29,7 @@ class Config:
         if unroll < 1:
             raise ValueError(f"dma_unroll={unroll} must be at least 1")
 
-    def vmem_bytes(self, problem: "Problem") -> int:
+    def vmem_bytes(self, problem: Problem) -> int:
         """What the kernel keeps in VMEM."""
         rows = self.rows_per_chunk
         gradient, state = problem.dim, 3 * problem.dim
@@ -47,7 +43,7 @@ class Config:
         carried = SUBLANES * (3 * gradient + state)  # a run that chunks share, at most
         return 4 * (rows * buffers + carried)
 
-    def check(self, problem: "Problem") -> None:
+    def check(self, problem: Problem) -> None:
         """Raises a ValueError if a chunk does not fit the TPU in scope."""
         chip, needed = chips.in_scope(), self.vmem_bytes(problem)
         if needed > chip.vmem_bytes:
@@ -58,7 +54,7 @@ class Config:
             )
 
     @classmethod
-    def choose(cls, problem: "Problem") -> "Config":
+    def choose(cls, problem: Problem) -> "Config":
         """The largest chunk up to 256 rows that N fills and the budget holds.
 
         A chunk of 256 keeps 1,792 row DMAs of three plain tables in flight, or 512 of

@@ -10,7 +10,7 @@ of ids for each, it is the larger of what has to be issued and what has to be mo
 Of ids drawn at random, t = (1 - exp(-s P)) / P groups of P rows are met.
 
 Instructions are bundles of the compiled programs over the clock; those of the tests
-`test_tensorcore_compiled.py` and `test_sweep_compiled.py`, which pin most of them.
+`tests/kernels/*/test_compiled.py`, which pin most of them.
 Bytes are divided by what a stream through the core attains of the bandwidth. No TPU was
 at hand to measure a time.
 """
@@ -19,8 +19,8 @@ import math
 from typing import NamedTuple
 
 from sparse_adam.kernels import chips
-from sparse_adam.kernels.config import LANES
 from sparse_adam.kernels.problem import Problem
+from sparse_adam.kernels.tiles import LANES
 
 _ATTAINABLE = 0.8  # of the peak, in XLA's own estimates of such streams
 

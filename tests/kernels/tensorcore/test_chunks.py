@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 
-from sparse_adam.kernels.chunks import moved, split_into_chunks
 from sparse_adam.kernels.problem import Batch
+from sparse_adam.kernels.tensorcore.chunks import moved, split_into_chunks
 from tests import cases, helpers
 from tests.cases import Case
 

@@ -13,11 +13,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from sparse_adam.kernels.adam_tile import adam_tile
-from sparse_adam.kernels.config import LANES
 from sparse_adam.kernels.lines import Refs, noises_of, select
-from sparse_adam.kernels.loops import for_each
 from sparse_adam.kernels.problem import Problem
-from sparse_adam.kernels.sweep_config import (
+from sparse_adam.kernels.sweep.config import (
     BATCH,
     GRADIENT_SLOTS,
     INDEX_SLOTS,
@@ -25,7 +23,8 @@ from sparse_adam.kernels.sweep_config import (
     TILE,
     Config,
 )
-from sparse_adam.kernels.sweep_storage import Storage
+from sparse_adam.kernels.sweep.storage import Storage
+from sparse_adam.kernels.tiles import LANES, for_each
 
 # The sum of no gradients at all. No sum is ever left at -0, so this both marks what the
 # batch did not touch and is a gradient of zero.

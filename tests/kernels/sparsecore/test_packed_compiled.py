@@ -6,7 +6,7 @@ No TPU is needed. The counts are exact for one libtpu; others stay within the li
 import pytest
 
 from benchmarks.static import Case, count_all
-from tests.kernels.subcore_loops import (
+from tests.kernels.sparsecore.subcore_loops import (
     Loops,
     assert_in_place,
     check_counts,

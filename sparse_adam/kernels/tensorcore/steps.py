@@ -16,8 +16,8 @@ from jax.experimental.pallas import tpu as pltpu
 from sparse_adam.kernels.adam_tile import adam_tile
 from sparse_adam.kernels.lines import Refs, noises_of, select
 from sparse_adam.kernels.problem import Problem
-from sparse_adam.kernels.runs import along_line, place_of_lane
-from sparse_adam.kernels.tensorcore_storage import Storage, storage_of
+from sparse_adam.kernels.tensorcore.runs import along_line, place_of_lane
+from sparse_adam.kernels.tensorcore.storage import Storage, storage_of
 
 
 class Resident(NamedTuple):

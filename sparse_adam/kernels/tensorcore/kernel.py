@@ -12,12 +12,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from sparse_adam.kernels.adam_tile import adam_tile
-from sparse_adam.kernels.chunks import Moved, moved
-from sparse_adam.kernels.config import LANES, SLOTS, SUBLANES, Config
 from sparse_adam.kernels.lines import Refs, noises_of, select
-from sparse_adam.kernels.loops import for_each, for_each_tile
 from sparse_adam.kernels.problem import Problem
-from sparse_adam.kernels.runs import (
+from sparse_adam.kernels.tensorcore.chunks import Moved, moved
+from sparse_adam.kernels.tensorcore.config import SLOTS, Config
+from sparse_adam.kernels.tensorcore.runs import (
     Columns,
     OpenRun,
     close_run,
@@ -26,8 +25,9 @@ from sparse_adam.kernels.runs import (
     sum_runs,
     weigh,
 )
-from sparse_adam.kernels.tensorcore_steps import Occurrences, Resident, step_each
-from sparse_adam.kernels.tensorcore_storage import Storage, storage_of
+from sparse_adam.kernels.tensorcore.steps import Occurrences, Resident, step_each
+from sparse_adam.kernels.tensorcore.storage import Storage, storage_of
+from sparse_adam.kernels.tiles import LANES, SUBLANES, for_each, for_each_tile
 
 
 class Scalars(NamedTuple):

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import strategies as st
 
 from sparse_adam import PackedTable
-from sparse_adam.kernels.config import Config
 from sparse_adam.kernels.tensorcore import tensorcore_update
+from sparse_adam.kernels.tensorcore.config import Config
 from sparse_adam.ops.xla import xla_update
 from tests import cases, helpers
 from tests.cases import BFLOAT16, Arrays, Case

@@ -22,7 +22,7 @@ from sparse_adam import AdamState, sparse_adam_update
 from sparse_adam.kernels.sparsecore import bytes_moved
 from sparse_adam.ops.plan import UpdatePlan
 from tests import cases, helpers
-from tests.kernels.subcore_loops import (
+from tests.kernels.sparsecore.subcore_loops import (
     Loops,
     assert_in_place,
     check_counts,

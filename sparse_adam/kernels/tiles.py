@@ -1,10 +1,14 @@
-"""Loops over rows inside a kernel."""
+"""The tile that a TPU computes with, and loops over rows of tiles inside a kernel."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax import lax
 from jax.experimental import pallas as pl
+
+LANES = 128
+SUBLANES = 8
 
 
 def for_each(
@@ -34,3 +38,8 @@ def for_each_tile(
         body(pl.Slice(pl.multiple_of(i * rows, rows), rows))
 
     lax.fori_loop(0, tiles, tile, None)
+
+
+def spread(values: Any, column: Any) -> None:
+    """Puts one value into all lanes of each row: [C] to [C, 128]."""
+    column[...] = lax.broadcast_in_dim(values[...], column.shape, (0,))

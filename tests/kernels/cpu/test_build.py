@@ -11,7 +11,7 @@ import pytest
 
 import hatch_build
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 UPDATE = """
 import jax, jax.numpy as jnp, sparse_adam
 one = jnp.ones((2, 2))

@@ -15,10 +15,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from sparse_adam._types import Grads, Tile
-from sparse_adam.kernels.config import LANES
 from sparse_adam.kernels.layout import NO_NOISE, Noises, Values, Words
 from sparse_adam.kernels.lines import Lines, Refs
 from sparse_adam.kernels.problem import Problem
+from sparse_adam.kernels.tiles import LANES
 
 Copies: TypeAlias = list[tuple[Any, Any]]  # slices of Refs: in HBM, in VMEM
 

@@ -8,10 +8,11 @@ import pytest
 
 from sparse_adam import sparse_adam_update
 from sparse_adam.kernels import tensorcore
-from sparse_adam.kernels.config import VMEM_BUDGET, Config
+from sparse_adam.kernels.chips import VMEM_BUDGET
 from sparse_adam.kernels.layout import MAX_DIM, PackedLayout
-from sparse_adam.kernels.tensorcore_kernel import Scratch
-from sparse_adam.kernels.tensorcore_storage import storage_of
+from sparse_adam.kernels.tensorcore.config import Config
+from sparse_adam.kernels.tensorcore.kernel import Scratch
+from sparse_adam.kernels.tensorcore.storage import storage_of
 from tests import cases, helpers
 from tests.cases import Case
 

@@ -1,8 +1,8 @@
 // Runs updates without Python and XLA, so that sanitizers see nothing but them.
 //
-//   cpu_driver < updates > results   each update with every instruction set, on several
+//   driver < updates > results   each update with every instruction set, on several
 //                                    pools; all must agree bit for bit
-//   cpu_driver large                 updates of tables of 2**32 weights
+//   driver large                 updates of tables of 2**32 weights
 //
 // An update is its header, then the arrays of the state, grads, ids, sources, gains and
 // seeds; a result is the state. Exits with 1 if a promise is broken.

@@ -3,8 +3,8 @@
 import dataclasses
 
 from sparse_adam.kernels import chips
-from sparse_adam.kernels.config import LANES, SUBLANES
 from sparse_adam.kernels.problem import Problem
+from sparse_adam.kernels.tiles import LANES, SUBLANES
 
 STATE_SLOTS = 3  # of table blocks: one arrives, one is updated, one leaves
 GRADIENT_SLOTS = 2  # of gradient chunks: one arrives, one is added

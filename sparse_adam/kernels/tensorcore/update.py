@@ -1,39 +1,4 @@
-"""Lazy Adam on rows, plain or packed, on one TPU TensorCore.
-
-Why: XLA's compiled scatter streams the whole table through the core. This kernel
-touches what the batch touched: each gradient row is read once, straight through the
-sort's permutation, and each updated group of rows is read once and written once, in
-place. Nothing is materialised in between (`bytes_moved`).
-
-What is moved at once is a *group*: a row of three plain arrays, by three DMAs, or the
-lines of a packed group, by one. Neighbours that share lines are one group, so that an
-update of one never undoes that of another.
-
-Data flow: sorted occurrences come in chunks of C. Grid step k starts the DMAs of
-chunk k (C gradient rows, and each group whose run of occurrences *ends* in the chunk),
-then finishes chunk k-1: wait, sum the runs, update, start the write-backs. Three buffer
-slots, so that while a chunk is computed the next one arrives and the previous one
-leaves. Row DMAs are limited by issue, about 3.2 to 4.1 instruction bundles each, hence
-the flat, unrolled loops without bounds checks.
-
-Without accumulation a group is fetched by the chunk in which its run begins, is stepped
-once for each occurrence, in the order of the batch, and stays in VMEM until its run
-ends (`tensorcore_steps`).
-
-Order: a group is fetched once and written once, later, in a call, and no two DMAs of a
-call touch the same group but those two. So chunks need no order among themselves but
-this: a slot's write-backs are waited for before its next fetch, and an unfinished run
-passes from chunk to chunk in VMEM.
-
-Numerics: float32 between one read and one rounding per row and call. A run is summed by
-a segmented scan with selects, 8 rows at a time, so a NaN stays in the row it belongs to
-(a one-hot matmul would spread it: 0 * NaN). Of a line that rows share, only the lanes
-of rows in the batch change. The order of additions depends on the sorted positions
-only: same call, same bits.
-
-Needs: what `unsupported` says. Ids must be proven to lie in [0, V) or be the sentinel
-V, sorted: a wild id would be a wild DMA, and the checks are off.
-"""
+"""The update row by row: what it cannot do, what it moves, and the call."""
 
 import dataclasses
 import functools
@@ -47,18 +12,20 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from sparse_adam._types import Tile
-from sparse_adam.kernels.chunks import Chunks, split_into_chunks
-from sparse_adam.kernels.config import LANES, SUBLANES, VMEM_BUDGET, Config
+from sparse_adam.kernels.chips import VMEM_BUDGET
 from sparse_adam.kernels.layout import PackedLayout
 from sparse_adam.kernels.problem import Batch, Problem, State, Step
-from sparse_adam.kernels.tensorcore_kernel import (
+from sparse_adam.kernels.tensorcore.chunks import Chunks, split_into_chunks
+from sparse_adam.kernels.tensorcore.config import Config
+from sparse_adam.kernels.tensorcore.kernel import (
     Arriving,
     Finishing,
     Scalars,
     Scratch,
     kernel,
 )
-from sparse_adam.kernels.tensorcore_storage import in_lines, storage_of
+from sparse_adam.kernels.tensorcore.storage import in_lines, storage_of
+from sparse_adam.kernels.tiles import LANES, SUBLANES
 
 
 def unsupported(problem: Problem) -> str | None:
@@ -135,67 +102,19 @@ def _call(
     interpret: bool = False,
 ) -> State:
     num_chunks, _, size = chunks.groups.shape
-    sums, tables = problem.accumulate, len(state)
+    tables, most = len(state), num_chunks * size
     if not interpret:
         # XLA would keep a few in VMEM, where the DMA of a row becomes loads and stores.
         grads = pltpu.with_memory_space_constraint(grads, pltpu.HBM)
-
-    def block(lag: int, memory_space: Any) -> pl.BlockSpec:
-        def index(k: jax.Array) -> tuple[jax.Array, int, int]:
-            return jnp.clip(k - lag, 0, num_chunks - 1), 0, 0
-
-        return pl.BlockSpec((None, None, size), index, memory_space=memory_space)
-
-    smem, hbm = (
-        pl.BlockSpec(memory_space=pltpu.SMEM),
-        pl.BlockSpec(memory_space=pltpu.HBM),
-    )
-    arriving, finishing = block(0, pltpu.SMEM), block(1, pltpu.SMEM)
-    column = block(1, pltpu.VMEM)
-    seeds = () if step.seeds is None else (step.seeds,)
-    listed = (chunks.groups,) if seeds and sums else ()
-    operands = (
-        Scalars(
-            chunks.active,
-            chunks.counts,
-            chunks.continues,
-            step.learning_rate[None],
-            seeds,
-        ),
-        Arriving(chunks.groups, chunks.sources),
-        Finishing(
-            chunks.groups,
-            chunks.marks,
-            (chunks.owners,) if sums else (),
-            chunks.places,
-            listed,
-            chunks.weights,
-        ),
-        grads,
-        state,
-    )
-    specs = (
-        Scalars(smem, smem, smem, smem, (smem,) * len(seeds)),
-        Arriving(arriving, arriving),
-        Finishing(
-            finishing,
-            finishing,
-            (column,) if sums else (),
-            (column if sums else finishing,) * len(chunks.places),
-            (column,) * len(listed),
-            (column,) * len(chunks.weights),
-        ),
-        hbm,
-        (hbm,) * tables,
-    )
+    operands = (*_operands(chunks, step, problem), grads, state)
+    specs = _specs(operands, num_chunks, size, problem)
     first_table = len(jax.tree.leaves(operands)) - tables
-    most = num_chunks * size
     (updated,) = pl.pallas_call(
         functools.partial(kernel, problem=problem, config=config),
         name="sparse_adam_tensorcore",
         grid=(num_chunks + 1,),
         in_specs=specs,
-        out_specs=((hbm,) * tables,),
+        out_specs=specs[-1:],
         out_shape=(jax.eval_shape(lambda *x: x, *state),),
         input_output_aliases={first_table + i: i for i in range(tables)},
         scratch_shapes=(Scratch.shapes(problem, size),),
@@ -217,3 +136,60 @@ def _call(
         interpret=interpret,
     )(*operands)
     return updated
+
+
+def _operands(
+    chunks: Chunks, step: Step, problem: Problem
+) -> tuple[Scalars, Arriving, Finishing]:
+    """What the kernel reads of a batch, beside its gradients."""
+    seeds = () if step.seeds is None else (step.seeds,)
+    return (
+        Scalars(
+            chunks.active,
+            chunks.counts,
+            chunks.continues,
+            step.learning_rate[None],
+            seeds,
+        ),
+        Arriving(chunks.groups, chunks.sources),
+        Finishing(
+            chunks.groups,
+            chunks.marks,
+            (chunks.owners,) if problem.accumulate else (),
+            chunks.places,
+            (chunks.groups,) if seeds and problem.accumulate else (),
+            chunks.weights,
+        ),
+    )
+
+
+def _specs(
+    operands: tuple[Any, ...], num_chunks: int, size: int, problem: Problem
+) -> tuple[Any, ...]:
+    """Where the operands are: scalars whole, the indices of a chunk at a time, of which
+    grid step k starts chunk k and finishes chunk k - 1; all else stays in HBM.
+    """
+
+    def block(lag: int, memory_space: Any) -> pl.BlockSpec:
+        def index(k: jax.Array) -> tuple[jax.Array, int, int]:
+            return jnp.clip(k - lag, 0, num_chunks - 1), 0, 0
+
+        return pl.BlockSpec((None, None, size), index, memory_space=memory_space)
+
+    def each(spec: pl.BlockSpec, operand: Any) -> Any:
+        return jax.tree.map(lambda _: spec, operand)
+
+    scalars, arriving, finishing, grads, state = operands
+    line, column = block(1, pltpu.SMEM), block(1, pltpu.VMEM)
+    hbm = pl.BlockSpec(memory_space=pltpu.HBM)
+    return (
+        each(pl.BlockSpec(memory_space=pltpu.SMEM), scalars),
+        each(block(0, pltpu.SMEM), arriving),
+        each(column, finishing)._replace(
+            groups=line,
+            marks=line,
+            places=each(column if problem.accumulate else line, finishing.places),
+        ),
+        each(hbm, grads),
+        each(hbm, state),
+    )

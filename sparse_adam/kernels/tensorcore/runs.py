@@ -13,8 +13,13 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sparse_adam.kernels.config import LANES, SUBLANES
-from sparse_adam.kernels.loops import for_each, for_each_tile
+from sparse_adam.kernels.tiles import (
+    LANES,
+    SUBLANES,
+    for_each,
+    for_each_tile,
+    spread,
+)
 
 _DISTANCES = (1, 2, 4)  # of a scan over 8 rows
 
@@ -50,11 +55,6 @@ def close_run(run: OpenRun) -> None:
     run.owner[...] = jnp.full_like(run.owner, -1)
     for sum_ in run.sums:
         sum_[...] = jnp.zeros_like(sum_)
-
-
-def spread(values: Any, column: Any) -> None:
-    """Puts one value into all lanes of each row: [C] to [C, 128]."""
-    column[...] = lax.broadcast_in_dim(values[...], column.shape, (0,))
 
 
 def weigh(grads: Any, gains: Any, counted: Any, columns: Columns) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from sparse_adam import PackedTable, reference, sparse_adam_update
-from sparse_adam.kernels.config import SLOTS, Config
 from sparse_adam.kernels.tensorcore import tensorcore_update
+from sparse_adam.kernels.tensorcore.config import SLOTS, Config
 from tests import cases, helpers
 from tests.cases import Arrays, Case
 from tests.kernels import row_kernels

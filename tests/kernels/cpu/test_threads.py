@@ -1,6 +1,6 @@
 """The CPU kernel without Python around it: sanitizers, thread counts, far addresses.
 
-`cpu_driver.cc` runs each update with every instruction set that the processor has and
+`driver.cc` runs each update with every instruction set that the processor has and
 on pools of 1 to 8 threads, and insists on the same bits; here its result is compared
 with the reference.
 """
@@ -27,7 +27,7 @@ from tests.kernels import stored
 from tests.ways import Way
 
 HERE = Path(__file__).parent
-SOURCES = HERE.parents[1] / hatch_build.SOURCES
+SOURCES = HERE.parents[2] / hatch_build.SOURCES
 RATE = 0.01
 EACH = {"use_gradient_accumulation": False}
 # Many blocks, hot rows across them, a parallel sort; and the sweep beside it.
@@ -50,7 +50,7 @@ def driver(request, tmp_path_factory):
         command = [
             *(*hatch_build.find_compiler(), *hatch_build.FLAGS, *sanitizer),
             *("-O1", "-g", "-fno-sanitize-recover=all", "-Wall", "-Wextra"),
-            *("-I", str(SOURCES), str(HERE / "cpu_driver.cc")),
+            *("-I", str(SOURCES), str(HERE / "driver.cc")),
             *(str(SOURCES / name) for name in ("loops.cc", "sort.cc", "update.cc")),
             *("-o", str(binary)),
         ]

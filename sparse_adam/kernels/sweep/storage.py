@@ -17,10 +17,10 @@ from jax.experimental.pallas import tpu as pltpu
 
 from sparse_adam._types import Grads
 from sparse_adam.kernels import rounding
-from sparse_adam.kernels.config import LANES, SUBLANES
 from sparse_adam.kernels.layout import Noises, Values, Words
 from sparse_adam.kernels.lines import Lines, Refs
 from sparse_adam.kernels.problem import Problem
+from sparse_adam.kernels.tiles import LANES, SUBLANES
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
