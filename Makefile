@@ -33,12 +33,17 @@ types: $(VENV)/.test
 check: $(VENV)/.test
 	$(BIN)/pytest -n 2 --dist worksteal
 
+# Rows that share lines when packed, beside XLA's programs for plain arrays of them.
+NARROW := --dim 16 --dim 32 --dim 64 --program packed_sparsecore \
+    --program packed_tensorcore --program xla_sorted --program xla_unsorted \
+    --no-loops --out runs/bench/static_narrow.json
 # Commands fail where a contender does; the report is made all the same.
 QUICK_FLAG := $(if $(QUICK),--quick)
 bench: $(VENV)/.bench
 	-$(BIN)/python -m benchmarks update $(QUICK_FLAG)
 	-$(BIN)/python -m benchmarks scale $(QUICK_FLAG)
 	-$(BIN)/python -m benchmarks static --timeout 60 $(QUICK_FLAG)
+	$(if $(QUICK),,-$(BIN)/python -m benchmarks static $(NARROW))
 	$(BIN)/python -m benchmarks report runs/bench
 
 # Instruction bundles per row of the compiled TPU programs; needs no TPU.

@@ -16,6 +16,8 @@ from benchmarks.static.chips import CHIPS
 from benchmarks.static.tables import records_of
 from tests.cases import Case
 
+_PACKED = ("packed_sparsecore", "packed_tensorcore")  # the best first
+
 
 def device_clock(call: Callable[[], object]) -> float:
     """Makes a call under the profiler: the seconds of its programs on the TPU."""
@@ -45,13 +47,22 @@ def predicted_ms(
 ) -> float | None:
     """The static lower bound of an update on a device of this kind, if there is one.
 
-    The bound is of a distinct row, at the D of the committed results and no other.
+    The bound is of a distinct row, at the D of the committed results and no other;
+    that of a sweep is of its V and N, too.
     """
     chip = next((chip.name for chip in CHIPS.values() if kind in chip.kinds), None)
     path = folder / "static.json"
     if chip is None or not path.exists():
         return None
-    record = records_of(json.loads(path.read_text())).get((impl, chip))
-    if record is None or record["error"] or record["dim"] != case.dim:
+    records = records_of(json.loads(path.read_text()))
+    programs = _PACKED if impl == "packed" else (impl,)
+    found = (records.get((program, chip)) for program in programs)
+    record = next((record for record in found if record and not record["error"]), None)
+    if record is None or record["dim"] != case.dim:
         return None
-    return record["roofline"]["bound_ns"] * unique / 1e6
+    rows = unique
+    if record["passes"]:
+        if (record["rows"], record["ids"]) != (case.num_rows, case.num_ids):
+            return None
+        rows = case.num_ids
+    return record["roofline"]["bound_ns"] * rows / 1e6

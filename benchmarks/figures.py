@@ -42,6 +42,7 @@ PROGRAM_STYLES = {
     "sparsecore": ("sparse_adam, SparseCore", OUR_COLOUR, "o"),
     "tensorcore": ("sparse_adam, TensorCore", OUR_COLOUR, "s"),
     "packed_tensorcore": ("sparse_adam, TensorCore, packed", OUR_COLOUR, "P"),
+    "sweep": ("sparse_adam, sweep of all rows", OUR_COLOUR, "D"),
     "xla_sorted": ("XLA, sorted ids", COLOURS["at_set"], "o"),
     "xla_unsorted": ("XLA, unsorted ids", COLOURS["at_set"], "s"),
     "xla_add_offloaded": ("XLA, unsorted, on SparseCore", COLOURS["at_set"], "^"),

@@ -25,6 +25,7 @@ PAGES = tuple(
         "README.md",
         "docs/benchmarks.md",
         "docs/cpu.md",
+        "docs/packed.md",
         "docs/static_analysis.md",
     )
 )
@@ -190,6 +191,7 @@ TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "jte": ("static_jte.json", _static(tables.roofline_table)),
     "bounds": ("static.json", _static(tables.bounds_table)),
     "roofline": ("static.json", _static(tables.roofline_table)),
+    "narrow": ("static_narrow.json", _static(tables.narrow_table)),
     "programs": ("static.json", _static(tables.programs_table)),
     "phases": ("static.json", _static(tables.phases_table)),
 }
@@ -206,6 +208,7 @@ SECTIONS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
         ("roofline", "programs"),
         ("bundles",),
     ),
+    ("The same of narrow rows: least ns, limit; bundles", ("narrow",), ()),
     ("Left out, and why", ("missing",), ()),
     ("The machine", ("machine",), ()),
 )

@@ -101,7 +101,7 @@ def run_and_write(
     rows: list[Row] = []
     written = Results(command, config, ())
     console.print(lines.header())
-    with tqdm(total=len(entered), leave=False) as bar:
+    with tqdm(total=len(entered), leave=False, disable=None) as bar:
         for case, impls in entered:
             field = [CONTENDERS[name] for name in impls]
             found = measure(

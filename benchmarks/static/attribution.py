@@ -13,8 +13,9 @@ from benchmarks.static.result import KernelReport, LoopReport
 class Work:
     """What a kernel has to do in all."""
 
-    rows: float
+    rows: float  # to be updated
     dim: int
+    table_rows: int  # V
 
 
 # The rows that one iteration of a loop updates; None where the rule does not claim it.
@@ -46,6 +47,7 @@ def attribute(
     tables: int,
     granule: int,
     counted: bool,
+    block_bytes: int = 0,
 ) -> KernelReport:
     """Name the loops, and say how many rows an iteration covers.
 
@@ -87,6 +89,7 @@ def attribute(
         bundles=kernel.bundles,
         largest_dma_bytes=kernel.largest_dma * granule,
         granule=granule,
+        block_bytes=block_bytes,
         tile_memory=kernel.tile_memory,
         loops=tuple(
             LoopReport(

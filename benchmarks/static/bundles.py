@@ -22,7 +22,6 @@ _SPILL = re.compile(r"\[smem:\[(#\w+_spill)\]\]\s*(%\w+)?")
 _GRANULES = re.compile(r"size_in_granules=\*/(\d+)")
 _LOCATION = re.compile(r'loc\("([^"]+)":(\d+):')
 _OPERAND = re.compile(r"%\w+|-?\b\d+\b")
-_WINDOW = 2048  # granules; 64 KiB, and 1 MiB on v4
 # Slots by the beginning of an operation's name; the first that fits.
 _SLOTS = (
     ("vld", "vld"),
@@ -60,7 +59,7 @@ class Counts:
     dma: Mapping[str, int] = field(default_factory=dict)
     dma_granules: Mapping[str, int] = field(default_factory=dict)
     largest_dma: int = 0  # granules; only sizes that are known statically
-    window_granules: int = 0  # of DMAs so large that they move a window of a table
+    dma_sizes: Mapping[int, int] = field(default_factory=dict)  # DMAs by granules
     waits: int = 0
     sld: int = 0
     sst: int = 0
@@ -354,7 +353,7 @@ def _count(bundles: Sequence[Bundle]) -> Counts:
         dma=dict(sorted(dma.items())),
         dma_granules=dict(sorted(granules.items())),
         largest_dma=max(sizes, default=0),
-        window_granules=sum(size for size in sizes if size >= _WINDOW),
+        dma_sizes=dict(sorted(Counter(sizes).items())),
         **{kind: kinds[kind] for kind in ("waits", "spills", "checks", *slots)},
     )
 

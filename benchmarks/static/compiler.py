@@ -168,10 +168,11 @@ def _kernel_reports(
         sharers = chip.subcores if kernel.engine == "subcore" else 1
         found = attribute(
             kernel,
-            work=Work(case.ids / sharers, case.dim),
+            work=Work(case.ids / sharers, case.dim, case.rows),
             phases=program.phases,
             tables=program.tables,
             granule=chip.granule,
+            block_bytes=program.block_bytes,
             counted=bool(re.search(program.kernels, kernel.name)),
         )
         yield replace(found, vmem_bytes=record["vmem"].get(kernel.name, 0))

@@ -24,8 +24,9 @@ class Program:
     repeated ids need.
 
     Two kinds of traffic are told here, since no dump tells them: `streamed_rows`, the
-    rows that streams of the SparseCores move for each updated row, and `passes` of
-    pipelines over arrays of the table's size.
+    rows that streams of the SparseCores move for each updated row, and `passes` over
+    arrays of the table's size, by pipelines or by DMAs of at least `block_bytes`, which
+    are then not counted one by one.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Program:
     tables: int = 3
     streamed_rows: int = 0
     passes: int = 0
+    block_bytes: int = 0  # 0: no such DMAs
     repeats: tuple[str, ...] = ()
     compiler_options: Mapping[str, str] = field(default_factory=dict)
 

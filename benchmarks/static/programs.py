@@ -134,6 +134,13 @@ def _adam_groups(loop: Loop, work: Work) -> float | None:
     return registers * 8 / _blocks(work) or None
 
 
+def _groups_of_all(loop: Loop, work: Work) -> float | None:
+    """A sweep updates every group of the table: so many for each looked-up row."""
+    groups, of_all = _adam_groups(loop, work), work.table_rows / work.rows
+    shared = max(1, 128 // (8 * -(-work.dim // 8)))  # rows of a packed group
+    return None if groups is None else groups * shared / of_all
+
+
 def _in_by(*planes: int) -> RowRule:
     """Loops that fetch by DMAs of so many planes each: one for a row."""
 
@@ -188,8 +195,7 @@ _PACKED_PHASES = {
     "write back": dmas_per_row(vmem_to_hbm=1),
     "update": _adam_groups,
 }
-# Two of an occurrence, and one of a group of rows of the table.
-_SWEEP_PHASES = {"gradients": _in_by(1), "add": _batch_added, "update": _adam_groups}
+_SWEEP_PHASES = {"gradients": _in_by(1), "add": _batch_added, "update": _groups_of_all}
 _SPARSECORE = {
     "update": _one_row_updated,
     "run sums": _one_gradient_added,
@@ -261,11 +267,22 @@ PROGRAMS = {
             )
         ),
         *(
-            Program(name, build, "^sparse_adam_sweep", _SWEEP_PHASES, tables=0)
-            for name, build in (
-                ("sweep", partial(_sparse_adam, "sweep")),
-                ("packed_sweep", partial(_packed, "sweep")),
-                ("packed_sweep_bfloat16", partial(_packed, "sweep", dtypes=_BFLOAT16)),
+            Program(
+                name,
+                build,
+                kernels="^sparse_adam_sweep",
+                phases=_SWEEP_PHASES,
+                tables=0,
+                passes=2 * arrays,  # in and out
+                block_bytes=2**16,
+            )
+            for name, arrays, build in (
+                ("sweep", 3, partial(_sparse_adam, "sweep")),
+                ("packed_sweep", 1, partial(_packed, "sweep")),
+                (
+                    *("packed_sweep_bfloat16", 1),
+                    partial(_packed, "sweep", dtypes=_BFLOAT16),
+                ),
             )
         ),
         *(

@@ -78,7 +78,15 @@ _LOOP = {
     help="Default: all.",
 )
 @click.option("--rows", default=1_000_000, show_default=True, help="Rows of the table.")
-@click.option("--dim", default=128, show_default=True, help="Width of a row.")
+@click.option(
+    "--dim",
+    "dims",
+    multiple=True,
+    type=int,
+    default=(128,),
+    show_default=True,
+    help="Width of a row; again for more.",
+)
 @click.option("--ids", default=2**16, show_default=True, help="Ids of one update.")
 @click.option(
     "--out",
@@ -96,17 +104,23 @@ _LOOP = {
 @click.option(
     "--timeout", default=300.0, show_default=True, help="Seconds for one case."
 )
+@click.option(
+    "--loops/--no-loops",
+    default=None,
+    help="Print and write the loops of the kernels. Default: if --program is given.",
+)
 @click.option("--verbose", is_flag=True, help="Print every loop of every kernel.")
 def main(
     programs: tuple[str, ...],
     chips: tuple[str, ...],
     rows: int,
-    dim: int,
+    dims: tuple[int, ...],
     ids: int,
     out: Path,
     quick: bool,
     keep_dumps: Path | None,
     timeout: float,
+    loops: bool | None,
     verbose: bool,
 ) -> None:
     """Count what compiled programs issue for each updated row, and bound its time.
@@ -120,30 +134,32 @@ def main(
         raise click.BadParameter(f"{keep_dumps} exists", param_hint="--keep-dumps")
     cases = [
         Case(program, chip, rows, dim, ids)
-        for program, chip in product(
+        for dim, program, chip in product(
+            dims,
             programs or (QUICK if quick else DEFAULT),
             chips or (QUICK_CHIPS if quick else CHIPS),
         )
     ]
+    loops = bool(programs) if loops is None else loops
     started = now()
     console = Console(highlight=False, soft_wrap=True)
     console.print(_line(_CASE, list(_CASE)), style="bold")
     reports = []
     for report in count_all(cases, timeout=timeout, keep_dumps=keep_dumps):
         reports.append(report)
-        _print(console, report, verbose)
+        _print(console, report, loops or verbose, verbose)
     head = {
         "schema": SCHEMA,
         "command": "static",
         "commit": commit(),
         "started": started,
     }
-    write(out, head, "records", [report.to_json() for report in reports])
+    write(out, head, "records", [report.to_json(loops) for report in reports])
     # A chip that lacks the engine of a program is no failure of the whole.
     sys.exit(bool(programs) and any(report.error for report in reports))
 
 
-def _print(console: Console, report: StaticReport, verbose: bool) -> None:
+def _print(console: Console, report: StaticReport, loops: bool, verbose: bool) -> None:
     case = [
         report.program,
         report.chip,
@@ -175,7 +191,7 @@ def _print(console: Console, report: StaticReport, verbose: bool) -> None:
     for copy in report.table_copies:
         console.print(Text(f"    copies a table: {copy}"), style="red")
     for kernel in report.kernels:
-        if verbose or kernel.counted:
+        if verbose or (loops and kernel.counted):
             _print_kernel(console, kernel, verbose)
 
 

@@ -9,6 +9,7 @@ from benchmarks.static.chips import CHIPS, SLOTS
 from benchmarks.static.roofline import Roofline, estimate
 
 WINDOW_BYTES = 2**20  # a DMA this large moves no row
+WINDOW_GRANULES = 2048  # where a table is streamed, nor does one of this many
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class KernelReport:
     loops: tuple[LoopReport, ...]
     vmem_bytes: int = 0  # of a TensorCore's vector memory that it has for itself
     tile_memory: int = 0  # bytes of a subcore's memory
+    block_bytes: int = 0  # of a DMA that moves rows to be counted as a pass; 0: no such
 
     def without(self, phases: Sequence[str]) -> "KernelReport":
         """This kernel where it has no work for some of its phases."""
@@ -80,15 +82,20 @@ class KernelReport:
     def dma_bytes_per_row(self) -> float:
         """What DMAs move between HBM and VMEM, as far as their sizes are static.
 
-        Where windows of a table are streamed, they are left out: those that serve a row
-        are fetched only when the next row is in another window.
+        Where blocks or windows of a table are streamed, they are left out, for `passes`
+        to count: which of two DMAs runs, that of a whole block or that of the last one,
+        no dump tells, nor how often a window is fetched.
         """
-        total = 0.0
+        total, most = 0.0, self.block_bytes
+        if self.streams_a_table:
+            most = WINDOW_GRANULES * self.granule
         for entry in self.loops:
             counts = entry.loop.counts
             moved = sum(n for to, n in counts.dma_granules.items() if "hbm" in to)
-            if self.streams_a_table:
-                moved = max(0, moved - counts.window_granules)
+            if most:
+                sizes = counts.dma_sizes.items()
+                blocks = sum(n * m for n, m in sizes if n * self.granule >= most)
+                moved = max(0, moved - blocks)
             total += moved * self.granule / entry.rows if entry.rows else 0.0
         return total
 
@@ -223,8 +230,8 @@ class StaticReport:
         """Whether the temporaries are large enough for a copy of a table."""
         return self.memory is not None and 0 < self.table_bytes <= self.memory.temp
 
-    def to_json(self) -> dict[str, Any]:
-        """Every count that is not 0, and the figures derived from them."""
+    def to_json(self, loops: bool) -> dict[str, Any]:
+        """The figures, and with `loops` every count that they are derived from."""
         derived = (
             "engines",
             "phases",
@@ -239,6 +246,9 @@ class StaticReport:
         )
         record = asdict(self) | {name: getattr(self, name) for name in derived}
         record["roofline"] = self.roofline and self.roofline.to_json()
+        if not loops:
+            del record["kernels"]
+            return record
         for kernel, own in zip(record["kernels"], self.kernels, strict=True):
             kernel["spills"] = own.spills
             if not own.counted:

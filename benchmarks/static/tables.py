@@ -49,6 +49,24 @@ def bounds_table(found: Record) -> Table:
     return roofline_table({"records": brief})
 
 
+def narrow_table(found: Record) -> Table:
+    """The least time of a row and its bundles, one width after the other."""
+    dims = sorted({record["dim"] for record in found["records"]})
+    header, lines = [], []
+
+    def cell(record: Record) -> str:
+        roofline, copies = record["roofline"], len(record["table_copies"])
+        bundles = sum(record["engines"].values())
+        marks = f", copies {copies} tables" if copies else ""
+        return f"{roofline['bound_ns']:.2f} {roofline['limit']}; {bundles:.0f}{marks}"
+
+    for dim in dims:
+        alike = [record for record in found["records"] if record["dim"] == dim]
+        header, rows = _by_program(records_of({"records": alike}), cell)
+        lines += [[f"{dim}", *row] for row in rows]
+    return ["D", *header], lines
+
+
 def programs_table(found: Record) -> Table:
     """Bundles a row on each engine, bytes a row and the largest temporary."""
     records = records_of(found)

@@ -49,3 +49,15 @@ def test_predictions_are_of_the_chip_and_the_width():
     assert predicted_ms("tensorcore", case, 1e6, "cpu") is None
     assert predicted_ms("tensorcore", Case("D", 9, 64, 9), 9, kind) is None
     assert predicted_ms("sparsecore", case, 1e6, "TPU v4") is None
+
+
+def test_a_sweep_is_predicted_at_its_size_only_and_a_packed_table_by_the_best():
+    kind, case = "TPU v6 lite", Case("", 10**6, 128, 65_536)
+    swept = predicted_ms("sweep", case, 60_000, kind)
+    # Six passes over a table of 512 MB, and the gradients.
+    assert swept is not None and 1.8 < swept < 2.5
+    assert predicted_ms("sweep", Case("", 10**5, 128, 65_536), 60_000, kind) is None
+    packed = predicted_ms("packed", case, 1e6, kind)
+    assert packed is not None and packed < predicted_ms("tensorcore", case, 1e6, kind)
+    slow = predicted_ms("packed", case, 1e6, "TPU v5 lite")  # no SparseCore
+    assert slow is not None and slow > 3 * packed
