@@ -13,6 +13,7 @@ from sparse_adam._types import Indices
 from sparse_adam.kernels import lookup
 from sparse_adam.kernels.layout import PackedLayout
 from sparse_adam.ops import storage, validate
+from sparse_adam.ops.integers import in_32_bits
 from sparse_adam.ops.plan import indices_or
 
 
@@ -23,6 +24,7 @@ def lookup_rows(lines: jax.Array, ids: ArrayLike, layout: PackedLayout) -> jax.A
     return _lookup(lines, rows, layout=layout).reshape(*shape, layout.dim)
 
 
+@in_32_bits
 @functools.partial(jax.jit, static_argnames="layout")
 def _lookup(lines: jax.Array, rows: Indices, *, layout: PackedLayout) -> jax.Array:
     if rows.size == 0:
@@ -51,10 +53,12 @@ def by_kernel(
     """
 
     @custom_vmap
+    @in_32_bits
     def one_table(lines: jax.Array, rows: Indices) -> jax.Array:
         return lookup.lookup(lines, rows, layout, interpret)
 
     @one_table.def_vmap
+    @in_32_bits
     def many_tables(
         size: int, batched: list[bool], lines: jax.Array, rows: Indices
     ) -> tuple[jax.Array, bool]:

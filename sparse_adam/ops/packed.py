@@ -13,6 +13,7 @@ from sparse_adam.kernels.layout import MAX_DIM, NO_NOISE, PackedLayout
 from sparse_adam.kernels.problem import State
 from sparse_adam.ops import dispatch, storage, validate
 from sparse_adam.ops.dispatch import Config
+from sparse_adam.ops.integers import in_32_bits
 from sparse_adam.ops.lookup import lookup_rows
 from sparse_adam.ops.plan import UpdatePlan
 from sparse_adam.ops.run import Occurrences, make_step, update_rows
@@ -216,6 +217,7 @@ def _layout_of(
     return PackedLayout(*shape, *dtypes)
 
 
+@in_32_bits
 @functools.partial(jax.jit, static_argnames="layout")
 def _pack(
     table: jax.Array, momenta: jax.Array, velocities: jax.Array, *, layout: PackedLayout
@@ -235,6 +237,7 @@ def _pack(
     )[0]
 
 
+@in_32_bits
 @functools.partial(jax.jit, static_argnames="layout")
 def _unpack(lines: jax.Array, *, layout: PackedLayout) -> State:
     plain, packed, size = _storages(layout)

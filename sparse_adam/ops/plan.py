@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 
 from sparse_adam._types import Indices
 from sparse_adam.ops import validate
+from sparse_adam.ops.integers import in_32_bits
 
 
 @functools.partial(
@@ -72,6 +73,7 @@ def plan_update(ids: ArrayLike, num_rows: int) -> UpdatePlan:
     return _sort(indices_or(ids, num_rows, fill=num_rows), num_rows=num_rows)
 
 
+@in_32_bits
 @functools.partial(jax.jit, static_argnames=("num_rows",))
 def _sort(ids: Indices, *, num_rows: int) -> UpdatePlan:
     order = lax.iota(jnp.int32, ids.size)

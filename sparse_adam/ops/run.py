@@ -6,12 +6,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
 from sparse_adam._types import Gains, Grads, Indices
 from sparse_adam.kernels.problem import Batch, Problem, State, Step
 from sparse_adam.ops import dispatch, validate
+from sparse_adam.ops.integers import in_32_bits
 from sparse_adam.ops.plan import UpdatePlan, indices_or, plan_update
 
 
@@ -67,10 +69,13 @@ def update_rows(
     if gains is not None:
         gains = jnp.asarray(gains, jnp.float32).reshape(-1)
     grads = jnp.asarray(grads).reshape(problem.num_grads, problem.dim)
+    if grads.dtype == np.float64:
+        grads = grads.astype(jnp.float32)
     batch = _Batch(ids, order, grads, sample_ids, gains)
     return _update(arrays, batch, step, problem=problem, chosen=chosen)
 
 
+@in_32_bits
 @functools.partial(jax.jit, static_argnames=("problem", "chosen"))
 def _update(
     state: State,

@@ -16,6 +16,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from sparse_adam.kernels.problem import Batch, Problem, State, Step
+from sparse_adam.ops.integers import in_32_bits
 
 
 def over_tables(update: Callable[..., State]) -> Callable[..., State]:
@@ -29,10 +30,12 @@ def over_tables(update: Callable[..., State]) -> Callable[..., State]:
         state: State, batch: Batch, step: Step, problem: Problem, **config: Any
     ) -> State:
         @custom_vmap
+        @in_32_bits
         def one_table(state: State, batch: Batch, step: Step) -> State:
             return update(state, batch, step, problem, **config)
 
         @one_table.def_vmap
+        @in_32_bits
         def many_tables(
             size: int, batched: Any, state: State, batch: Batch, step: Step
         ) -> tuple[State, Any]:

@@ -1,0 +1,24 @@
+"""Integers of 32 bits inside, whatever the user's program counts in."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import jax
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def in_32_bits(function: _Function) -> _Function:
+    """Traces a function without `jax_enable_x64`, which a program may have set.
+
+    With it a Python number that meets no array is 64 bits wide, and the kernels' rows,
+    lanes and semaphores are counted in int32. What comes in must have 32 bits already.
+    """
+
+    @functools.wraps(function)
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        with jax.enable_x64(False):
+            return function(*args, **kwargs)
+
+    return cast(_Function, traced)
