@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
+from sparse_adam.ops.lookup import gather_rows
 from sparse_adam.ops.packed import PackedTable
 
 
@@ -16,7 +16,7 @@ def rows(stored: Any, ids: jax.Array) -> jax.Array:
     """Returns the weights of rows: `[N, D]`, of any row where an id is below 0."""
     if isinstance(stored, PackedTable):
         return stored.lookup(ids)
-    return stored[0].at[jnp.maximum(ids, 0)].get(mode="promise_in_bounds")
+    return gather_rows(stored[0], ids)
 
 
 def arrays(stored: Any) -> tuple[jax.Array, ...]:

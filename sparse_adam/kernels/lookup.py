@@ -93,7 +93,11 @@ def lookup(
         out_specs=pl.BlockSpec(
             (size, width), lambda k: (jnp.clip(k - 1, 0, num_chunks - 1), 0)
         ),
-        out_shape=jax.ShapeDtypeStruct((num_chunks * size, width), layout.table_dtype),
+        # Under `shard_map` it varies like the rows.
+        out_shape=jax.eval_shape(
+            lambda row: jnp.full((num_chunks * size, width), row, layout.table_dtype),
+            rows[0],
+        ),
         scratch_shapes=(
             _Scratch(
                 lines=pltpu.VMEM((_SLOTS, size * layout.blocks, LANES), jnp.int32),

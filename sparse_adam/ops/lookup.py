@@ -1,7 +1,8 @@
-"""Looking up rows of a packed table."""
+"""Looking up rows."""
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +16,59 @@ from sparse_adam.kernels.layout import PackedLayout
 from sparse_adam.ops import storage, validate
 from sparse_adam.ops.integers import in_32_bits
 from sparse_adam.ops.plan import indices_or
+from sparse_adam.ops.shards import Shards, everywhere, like, vary_alike
 
 
 def lookup_rows(lines: jax.Array, ids: ArrayLike, layout: PackedLayout) -> jax.Array:
     """The weights of rows, `ids.shape + (D,)`; zeros where an id is out of range."""
     shape = validate.integers("ids", ids)
-    rows = indices_or(ids, layout.num_rows, fill=-1)
-    return _lookup(lines, rows, layout=layout).reshape(*shape, layout.dim)
+    rows = indices_or(everywhere(ids), layout.num_rows, fill=-1)
+    shards = Shards.of("packed.lines", lines)
+    if shards is None:
+        lines, rows = vary_alike((lines, rows))
+        return _lookup(lines, rows, layout=layout).reshape(*shape, layout.dim)
+    own = dataclasses.replace(layout, num_rows=shards.rows(layout.num_rows, layout))
+    lookup_own = functools.partial(_lookup, layout=own)
+    return like(ids, _add_up(lookup_own, lines, rows, shards, own.num_rows, shape))
+
+
+def gather_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows of a plain table `[V, D]`: of any row where an id is below 0."""
+    shards = Shards.of("table", table)
+    if shards is None:
+        return _gather(table, ids)
+    own_rows = shards.rows(table.shape[0])
+    rows = everywhere(ids)
+    return like(ids, _add_up(_gather_own, table, rows, shards, own_rows, ids.shape))
+
+
+def _gather(table: jax.Array, rows: jax.Array) -> jax.Array:
+    return table.at[jnp.maximum(rows, 0)].get(mode="promise_in_bounds")
+
+
+def _gather_own(table: jax.Array, rows: jax.Array) -> jax.Array:
+    return jnp.where((rows >= 0)[..., None], _gather(table, rows), 0)
+
+
+def _add_up(
+    lookup: Callable[[jax.Array, Indices], jax.Array],
+    stored: jax.Array,
+    rows: Indices,
+    shards: Shards,
+    own_rows: int,
+    shape: tuple[int, ...],
+) -> jax.Array:
+    """Looks up on each device what it has, zeros for all else, and adds that up."""
+
+    def lookup_own(stored: jax.Array, rows: Indices) -> jax.Array:
+        return lookup(stored, shards.own(rows, own_rows))
+
+    @jax.jit
+    def add_up(stored: jax.Array, rows: Indices) -> jax.Array:
+        found = shards.sum_of_each(lookup_own, stored, rows)
+        return found.reshape(*shape, found.shape[-1])
+
+    return add_up(stored, rows)
 
 
 @in_32_bits

@@ -11,12 +11,13 @@ from jax.typing import ArrayLike, DTypeLike
 
 from sparse_adam.kernels.layout import MAX_DIM, NO_NOISE, PackedLayout
 from sparse_adam.kernels.problem import State
-from sparse_adam.ops import dispatch, storage, validate
+from sparse_adam.ops import storage, validate
 from sparse_adam.ops.dispatch import Config
 from sparse_adam.ops.integers import in_32_bits
 from sparse_adam.ops.lookup import lookup_rows
 from sparse_adam.ops.plan import UpdatePlan
 from sparse_adam.ops.run import Occurrences, make_step, update_rows
+from sparse_adam.ops.shards import Shards, vary_alike
 
 _BLOCK_WORDS = 2**20  # of a table, packed or unpacked at a time
 
@@ -76,8 +77,15 @@ class PackedTable:
         """
         arrays = (table, momenta, velocities)
         layout = _layout_of(*arrays)
-        table, momenta, velocities = map(jnp.asarray, arrays)
-        return cls(_pack(table, momenta, velocities, layout=layout), layout)
+        table, momenta, velocities = vary_alike(tuple(map(jnp.asarray, arrays)))
+        shards = Shards.of("table", table)
+        if shards is None:
+            return cls(_pack(table, momenta, velocities, layout=layout), layout)
+        own = dataclasses.replace(layout, num_rows=shards.rows(layout.num_rows, layout))
+        pack = jax.jit(
+            lambda arrays: shards.on_each(lambda x: _pack(*x, layout=own), arrays)
+        )
+        return cls(pack((table, momenta, velocities)), layout)
 
     @classmethod
     def init(
@@ -101,7 +109,12 @@ class PackedTable:
 
     def unpack(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns `table, momenta, velocities`, `[V, D]` each."""
-        return _unpack(self.lines, layout=self.layout)
+        layout, shards = self.layout, Shards.of("lines", self.lines)
+        if shards is None:
+            return _unpack(self.lines, layout=layout)
+        own = dataclasses.replace(layout, num_rows=shards.rows(layout.num_rows, layout))
+        unpack = functools.partial(_unpack, layout=own)
+        return jax.jit(lambda lines: shards.on_each(unpack, lines))(self.lines)
 
     def lookup(self, ids: ArrayLike) -> jax.Array:
         """Returns the weights of rows: `ids.shape + (D,)`, in the table's dtype.
@@ -182,10 +195,11 @@ def packed_adam_update(
         rounding=rounding,
         key=key,
     )
-    chosen = dispatch.choices(problem, implementation, config)
     occurrences = Occurrences(ids, grads, sample_ids, gains, plan)
     step = make_step(learning_rate, key, problem)
-    (lines,) = update_rows((packed.lines,), occurrences, step, problem, chosen)
+    (lines,) = update_rows(
+        (packed.lines,), occurrences, step, problem, implementation, config
+    )
     return PackedTable(lines, packed.layout)
 
 
@@ -232,9 +246,8 @@ def _pack(
         )
         return packed.update_slice(lines, start, (w, m, v), NO_NOISE)
 
-    return _in_blocks(
-        pack, layout.num_rows, size, (jnp.zeros(layout.shape, jnp.int32),)
-    )[0]
+    lines = vary_alike(jnp.zeros(layout.shape, jnp.int32), table)
+    return _in_blocks(pack, layout.num_rows, size, (lines,))[0]
 
 
 @in_32_bits
@@ -242,7 +255,8 @@ def _pack(
 def _unpack(lines: jax.Array, *, layout: PackedLayout) -> State:
     plain, packed, size = _storages(layout)
     shape = (layout.num_rows, layout.dim)
-    arrays = plain.opened(tuple(jnp.zeros(shape, dtype) for dtype in layout.dtypes))
+    zeros = tuple(jnp.zeros(shape, dtype) for dtype in layout.dtypes)
+    arrays = plain.opened(vary_alike(zeros, lines))
 
     def unpack(start: jax.Array, rows: int, arrays: State) -> State:
         missing = -rows % packed.step

@@ -1,5 +1,6 @@
 """Runs a validated update: in both storages, by whichever implementation was chosen."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,9 +13,11 @@ from jax.typing import ArrayLike
 
 from sparse_adam._types import Gains, Grads, Indices
 from sparse_adam.kernels.problem import Batch, Problem, State, Step
+from sparse_adam.kernels.rounding import noise
 from sparse_adam.ops import dispatch, validate
 from sparse_adam.ops.integers import in_32_bits
 from sparse_adam.ops.plan import UpdatePlan, indices_or, plan_update
+from sparse_adam.ops.shards import Shards, everywhere, vary_alike
 
 
 class Occurrences(NamedTuple):
@@ -28,7 +31,10 @@ class Occurrences(NamedTuple):
 
 
 class _Batch(NamedTuple):
-    """Occurrences: as they came, or by `order`, which a plan has made."""
+    """Occurrences: as they came, or by `order`, which a plan has made.
+
+    An id outside `[0, V)` is V.
+    """
 
     ids: Indices
     order: Indices | None
@@ -53,13 +59,31 @@ def update_rows(
     occurrences: Occurrences,
     step: Step,
     problem: Problem,
-    chosen: dispatch.Choices,
+    implementation: str | None,
+    config: dispatch.Config | None,
 ) -> State:
-    """Updates the arrays of a storage; returns as many."""
+    """Updates the arrays of a storage; returns as many.
+
+    Raises:
+        ValueError: an implementation cannot do it; rows are spread in vain.
+    """
     arrays = tuple(map(jnp.asarray, state))
+    shards, own = Shards.of("table", arrays[0]), problem
+    if shards is not None:
+        layout = problem.layout if problem.packed else None
+        own_rows = shards.rows(problem.num_rows, layout)
+        own = dataclasses.replace(problem, num_rows=own_rows)
+    chosen = dispatch.choices(own, implementation, config)
     if problem.num_ids == 0 and problem.lazy:
         return arrays
-    ids, grads, sample_ids, gains, plan = occurrences
+    batch = _flatten(occurrences, problem)
+    arrays, batch, step = vary_alike((arrays, batch, step))
+    return _update(arrays, batch, step, problem=own, chosen=chosen, shards=shards)
+
+
+def _flatten(occurrences: Occurrences, problem: Problem) -> _Batch:
+    """As arrays `[N]` and `[B, D]`, 32 bits wide."""
+    ids, grads, sample_ids, gains, plan = jax.tree.map(everywhere, occurrences)
     if plan is None:
         ids, order = indices_or(ids, problem.num_rows, fill=problem.num_rows), None
     else:
@@ -71,13 +95,49 @@ def update_rows(
     grads = jnp.asarray(grads).reshape(problem.num_grads, problem.dim)
     if grads.dtype == np.float64:
         grads = grads.astype(jnp.float32)
-    batch = _Batch(ids, order, grads, sample_ids, gains)
-    return _update(arrays, batch, step, problem=problem, chosen=chosen)
+    return _Batch(ids, order, grads, sample_ids, gains)
 
 
 @in_32_bits
-@functools.partial(jax.jit, static_argnames=("problem", "chosen"))
+@functools.partial(jax.jit, static_argnames=("problem", "chosen", "shards"))
 def _update(
+    state: State,
+    batch: _Batch,
+    step: Step,
+    *,
+    problem: Problem,
+    chosen: dispatch.Choices,
+    shards: Shards | None,
+) -> State:
+    update = functools.partial(_update_table, problem=problem, chosen=chosen)
+    if shards is None:
+        return update(state, batch, step)
+
+    def update_own(state: State, batch: _Batch, step: Step) -> State:
+        batch = _own(batch, shards, problem.num_rows)
+        seeds = step.seeds
+        if seeds is not None and shards.axes:
+            # Rows of one number on several devices must not share their noise.
+            seeds = noise(seeds, lax.axis_index(shards.axes)[None])
+        return update(state, batch, step._replace(seeds=seeds))
+
+    return shards.on_each(update_own, state, batch, step)
+
+
+def _own(batch: _Batch, shards: Shards, num_rows: int) -> _Batch:
+    """The batch as a device sees it, whose rows are `num_rows` of all."""
+    ids = shards.own(batch.ids, num_rows)
+    ids = jnp.where(ids < 0, num_rows, ids)
+    if batch.order is None:
+        return batch._replace(ids=ids)
+    # What is sorted stays sorted: its own stand together, and come first.
+    before = -jnp.argmax(ids < num_rows)
+    return batch._replace(
+        ids=jnp.roll(ids, before), order=jnp.roll(batch.order, before)
+    )
+
+
+def _update_table(
     state: State,
     batch: _Batch,
     step: Step,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sparse_adam.ops import dispatch, validate
+from sparse_adam.ops import validate
 from sparse_adam.ops.dispatch import Config
 from sparse_adam.ops.plan import UpdatePlan
 from sparse_adam.ops.run import Occurrences, make_step, update_rows
@@ -170,10 +170,11 @@ def sparse_adam_update(
         rounding=rounding,
         key=key,
     )
-    chosen = dispatch.choices(problem, implementation, config)
     occurrences = Occurrences(ids, grads, sample_ids, gains, plan)
     step = make_step(learning_rate, key, problem)
-    return AdamState(*update_rows(state, occurrences, step, problem, chosen))
+    return AdamState(
+        *update_rows(state, occurrences, step, problem, implementation, config)
+    )
 
 
 def bias_corrected_learning_rate(

@@ -1,0 +1,179 @@
+"""Tables whose rows are spread over devices: every device updates its own.
+
+A shard of a table is a table, and ids outside a table are ignored. So each device runs
+the kernel on its rows with the whole batch, and nothing of the table is sent. XLA could
+not do that by itself, since it cannot cut a kernel in two. JAX tells where the rows are
+if the axes of the mesh are explicit (those of `jax.make_mesh` are); inside
+`jax.shard_map` a caller has seen to it.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from sparse_adam._types import Indices
+from sparse_adam.kernels.layout import PackedLayout
+
+_Tree = TypeVar("_Tree")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shards:
+    """The devices that share the rows of a table.
+
+    Attributes:
+        mesh: all of whose axes are explicit.
+        axes: those over which the rows are spread; along others they are repeated.
+    """
+
+    mesh: Any
+    axes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, name: str, array: jax.Array) -> "Shards | None":
+        """Those that the type of an array tells of; None where it tells of none.
+
+        Raises:
+            ValueError: its columns are spread.
+        """
+        sharding = _explicit(array)
+        if sharding is None:
+            return None
+        mesh, spec = sharding.mesh, sharding.spec
+        rows, *columns = spec
+        if any(axis is not None for axis in columns):
+            raise ValueError(
+                f"{name} has the sharding {spec}: spread its rows, not its columns, as "
+                f"{PartitionSpec(mesh.axis_names)} does"
+            )
+        if rows is None:
+            return cls(mesh, ())
+        return cls(mesh, rows if isinstance(rows, tuple) else (rows,))
+
+    @property
+    def count(self) -> int:
+        """Into how many parts the rows are cut."""
+        return math.prod(self.mesh.shape[axis] for axis in self.axes)
+
+    def rows(self, num_rows: int, layout: PackedLayout | None = None) -> int:
+        """V of one device.
+
+        Raises:
+            ValueError: a shard of packed lines would be no table of its own.
+        """
+        own = num_rows // self.count
+        if layout is not None and self.count > 1:
+            groups = own // layout.rows_per_group
+            shard = dataclasses.replace(layout, num_rows=own)
+            whole = own * self.count == num_rows and own % layout.rows_per_group == 0
+            if not whole or groups != shard.num_groups:
+                one = dataclasses.replace(layout, num_rows=1)
+                least = self.count * one.num_groups * layout.rows_per_group
+                raise ValueError(
+                    f"V={num_rows} rows of D={layout.dim} do not make {self.count} "
+                    f"packed tables of whole tiles: V must be a multiple of {least}"
+                )
+        return own
+
+    def own(self, ids: Indices, num_rows: int) -> Indices:
+        """Ids as rows of this device: -1 where they are of another one."""
+        if not self.axes:
+            return ids
+        mine = ids - lax.axis_index(self.axes) * num_rows
+        return jnp.where((mine >= 0) & (mine < num_rows), mine, -1)
+
+    def on_each(self, function: Callable[..., Any], tables: Any, *others: Any) -> Any:
+        """`function(tables, *others)` on every device: its rows, and all of the others.
+
+        The results are rows of tables, too.
+        """
+        return self._map(function, tables, others, PartitionSpec(self.axes or None))
+
+    def sum_of_each(
+        self, function: Callable[..., jax.Array], tables: Any, *others: Any
+    ) -> jax.Array:
+        """The sum over the devices of what the function makes of their rows."""
+
+        def part(tables: Any, *others: Any) -> jax.Array:
+            found = function(tables, *others)
+            return lax.psum(found, self.axes) if self.axes else found
+
+        return self._map(part, tables, others, PartitionSpec())
+
+    def _map(
+        self,
+        function: Callable[..., Any],
+        tables: Any,
+        others: tuple[Any, ...],
+        results: PartitionSpec,
+    ) -> Any:
+        rows = PartitionSpec(self.axes or None)
+        return jax.shard_map(
+            function,
+            mesh=self.mesh,
+            in_specs=(rows, *(PartitionSpec() for _ in others)),
+            out_specs=results,
+            # JAX's interpreter of kernels does not know which values vary.
+            check_vma=False,
+        )(tables, *others)
+
+
+def everywhere(x: Any) -> Any:
+    """The whole of an array on every device, where its type tells that it is spread.
+
+    A NumPy array stays what it is: JAX would narrow 64-bit ids, right or wrong.
+    """
+    sharding = _explicit(x)
+    if sharding is None:
+        return x
+    return _spread(x, NamedSharding(sharding.mesh, PartitionSpec()))
+
+
+def like(ids: Any, rows: jax.Array) -> jax.Array:
+    """Spreads what was looked up as the ids are, where their type tells."""
+    sharding = _explicit(ids)
+    if sharding is None:
+        return rows
+    return _spread(rows, NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec)))
+
+
+def _explicit(x: Any) -> Any:
+    """The sharding that the type of an array tells; None where it tells none."""
+    if not isinstance(x, jax.Array):
+        return None
+    sharding = jax.typeof(x).sharding
+    explicit = not sharding.mesh.empty and sharding.mesh.are_all_axes_explicit
+    return sharding if explicit else None
+
+
+@functools.partial(jax.jit, static_argnames="sharding")
+def _spread(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+    return jax.reshard(x, sharding)
+
+
+def vary_alike(arrays: _Tree, *others: Any) -> _Tree:
+    """Casts arrays to vary over each axis of the mesh that any of them varies over.
+
+    `others` count too, and are not cast. Outside of `shard_map` nothing is done. A
+    kernel has one type for its results and knows no better than that of its tables. If
+    ids vary and the tables do not, say, then the new tables do: JAX must be told, so
+    that it can refuse to call them replicas.
+    """
+    axes = frozenset().union(*map(_axes, jax.tree.leaves((arrays, others))))
+
+    def cast(x: Any) -> Any:
+        missing = tuple(axes - _axes(x))
+        return lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(cast, arrays)
+
+
+def _axes(x: Any) -> frozenset[str]:
+    return jax.typeof(x).manual_axis_type.varying

@@ -1,0 +1,75 @@
+"""Tables spread over the four chips of a slice, as libtpu compiles their update."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from sparse_adam import PackedTable, UpdatePlan, packed_adam_update, sparse_adam_update
+from tests.kernels.topology import AXIS, four_chips
+
+V, N = 4_000_000, 4096
+ROWS, WHOLE = PartitionSpec(AXIS), PartitionSpec()
+MOVES = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+
+
+@pytest.mark.parametrize("storage", ["plain", "packed"])
+@pytest.mark.parametrize(
+    ("slice_", "kernel"),
+    [("v5e:2x2", "tensorcore"), ("v6e:2x2", "sparsecore"), ("v6e:2x2", "sweep")],
+)
+def test_every_chip_updates_its_rows_in_place(slice_, kernel, storage, monkeypatch):
+    mesh = four_chips(monkeypatch, slice_, AxisType.Explicit)
+    dim = 128 if storage == "plain" else 64
+
+    def placed(shape, dtype=jnp.int32, spec=WHOLE):
+        sharding = NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    def update(state, ids, grads, sorted_ids, order):
+        # The sort takes libtpu a minute.
+        options = {"plan": UpdatePlan(sorted_ids, order, V), "implementation": kernel}
+        if storage == "plain":
+            return sparse_adam_update(*state, ids, grads, **options)
+        return packed_adam_update(state, ids, grads, **options)
+
+    table = placed((V, dim), jnp.float32, ROWS)
+    state = (table, table, table)
+    if storage == "packed":
+        packed = jax.eval_shape(
+            PackedTable.pack, *(jax.ShapeDtypeStruct((V, dim), jnp.float32),) * 3
+        )
+        state = PackedTable(placed(packed.lines.shape, spec=ROWS), packed.layout)
+    batch = placed((N,), spec=ROWS), placed((N, dim), jnp.float32, ROWS)
+    with jax.set_mesh(mesh):
+        compiled = (
+            jax.jit(update, donate_argnums=0)
+            .lower(state, *batch, placed((N,)), placed((N,)))
+            .compile()
+        )
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    own = 3 * 4 * V * dim // 4
+    assert own <= memory.alias_size_in_bytes < 1.01 * own
+    assert memory.temp_size_in_bytes < own // 50
+    assert f"sparse_adam_{kernel}" in text
+    # Gradients, and with them perhaps the ids, which the plan has already.
+    sent = re.findall(rf"= \w+\[([\d,]*)\]\S* (?:{MOVES})", text)
+    assert f"{N},{dim}" in sent and set(sent) <= {f"{N},{dim}", f"{N}"}
+
+
+def test_a_lookup_sends_rows_only(monkeypatch):
+    mesh = four_chips(monkeypatch, "v5e:2x2", AxisType.Explicit)
+    packed = jax.eval_shape(
+        PackedTable.pack, *(jax.ShapeDtypeStruct((V, 64), jnp.float32),) * 3
+    )
+    lines, ids = (
+        jax.ShapeDtypeStruct(shape, jnp.int32, sharding=NamedSharding(mesh, ROWS))
+        for shape in (packed.lines.shape, (N,))
+    )
+    lookup = jax.jit(lambda lines, ids: PackedTable(lines, packed.layout).lookup(ids))
+    text = lookup.lower(lines, ids).compile().as_text()
+    assert "sparse_adam_lookup" in text
+    sent = re.findall(rf"= \w+\[([\d,]*)\]\S* (?:{MOVES})", text)
+    assert sent and all(size.split(",")[0] in (f"{N}", f"{N // 4}") for size in sent)

@@ -1,0 +1,241 @@
+"""Tables whose rows are spread over devices: with explicit axes, and in `shard_map`."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from sparse_adam import (
+    AdamState,
+    PackedTable,
+    packed_adam_update,
+    plan_update,
+    reference,
+    sparse_adam_update,
+)
+from sparse_adam.embedding import (
+    Adam,
+    FeatureConfig,
+    TableConfig,
+    apply_gradients,
+    init,
+    lookup,
+)
+from sparse_adam.ops import packed as packed_module
+from tests import cases, helpers, ways
+from tests.cases import Case
+from tests.helpers import assert_bitwise_equal, assert_states_bitwise_equal
+
+ROWS, WHOLE = PartitionSpec("rows"), PartitionSpec()
+# Packed rows of 32 lanes: two tables of four tiles.
+V = 64
+NATIVE = [way for way in ways.LAZY if way.implementation in ("cpu", "xla")]
+native = pytest.mark.parametrize("way", NATIVE, ids=str)
+
+
+def mesh(kind=AxisType.Explicit):
+    return jax.make_mesh((2,), ("rows",), axis_types=(kind,))
+
+
+def spread(x, spec=ROWS):
+    return jax.device_put(x, NamedSharding(mesh(), spec))
+
+
+def call(way, distribution="wild", **fields):
+    return cases.arrays(Case("", V, way.dim, 24, distribution, **fields))
+
+
+@pytest.mark.parametrize("batch", [WHOLE, ROWS], ids=["whole", "spread"])
+@pytest.mark.parametrize("way", ways.LAZY, ids=str)
+def test_every_device_updates_its_rows(way, batch):
+    """Ids are 64-bit NumPy ones where the batch is whole: strays stay strays."""
+    state, ids, grads, _ = call(way)
+    expected = reference.sparse_adam_update(*state, ids, grads)
+    spread_state = [spread(x) for x in state]
+    if batch == ROWS:
+        inside = np.where((ids >= 0) & (ids < V), ids, -1).astype(np.int32)
+        ids, grads = spread(inside), spread(grads)
+    new = way(*spread_state, ids, grads)
+    steps = np.unique(ids, return_counts=True)[1].max()
+    helpers.assert_close_states(new, state, expected, steps=steps)
+    assert all(x.sharding.spec == PartitionSpec("rows", None) for x in new)
+
+
+@native
+def test_modes(way):
+    state, ids, grads, weights = call(way, "padded", weighted=True)
+    for options in ({"lazy_adam": False}, {"use_gradient_accumulation": False}):
+        options |= weights
+        expected = reference.sparse_adam_update(*state, ids, grads, **options)
+        new = way(*map(spread, state), ids, grads, **options)
+        steps = np.unique(ids, return_counts=True)[1].max()
+        helpers.assert_close_states(new, state, expected, steps=steps)
+
+
+@native
+def test_a_plan_is_of_the_whole_table(way):
+    state, ids, grads, weights = call(way, "zipf", weighted=True)
+    plan = plan_update(ids, V)
+    new = way(*map(spread, state), ids, grads, plan=plan, **weights)
+    expected = reference.sparse_adam_update(*state, ids, grads, **weights)
+    helpers.assert_close_states(new, state, expected)
+
+
+@native
+def test_untouched_rows_and_repeated_calls(way):
+    state, ids, grads, _ = call(way, "distinct")
+    new = way(*map(spread, state), ids, grads)
+    again = jax.jit(lambda *x: way(*x))(*map(spread, state), ids, grads)
+    untouched = np.setdiff1d(np.arange(V), ids)
+    for old, one, two in zip(state, new, again, strict=True):
+        assert_bitwise_equal(np.asarray(one)[untouched], old[untouched])
+        np.testing.assert_allclose(np.asarray(one), np.asarray(two), rtol=1e-6)
+
+
+def test_in_a_scan_and_donated():
+    state, ids, grads, _ = cases.arrays(Case("", V, 128, 24, "zipf"))
+
+    def steps(state):
+        def step(state, _):
+            return sparse_adam_update(*state, ids, grads), None
+
+        return lax.scan(step, AdamState(*state), None, length=3)[0]
+
+    placed = [spread(jnp.copy(x)) for x in state]
+    pointers = [x.addressable_shards[1].data.unsafe_buffer_pointer() for x in placed]
+    compiled = jax.jit(steps, donate_argnums=0).lower(placed).compile()
+    new = compiled(placed)
+    expected = state
+    for _ in range(3):
+        expected = reference.sparse_adam_update(*expected, ids, grads)
+    helpers.assert_close_states(new, state, expected, steps=3)
+    assert pointers == [
+        x.addressable_shards[1].data.unsafe_buffer_pointer() for x in new
+    ]
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+def test_only_the_batch_is_sent(packed):
+    state, ids, grads, _ = cases.arrays(Case("", 4096, 128, 24))
+
+    def update(state, ids, grads):
+        if not packed:
+            return sparse_adam_update(*state, ids, grads)
+        return packed_adam_update(PackedTable.pack(*state), ids, grads)
+
+    arguments = tuple(map(spread, state)), spread(jnp.asarray(ids)), spread(grads)
+    text = jax.jit(update).lower(*arguments).compile().as_text()
+    moves = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    sent = re.findall(rf"= \w+\[([\d,]*)\]\S* (?:{moves})", text)
+    assert sorted(sent) == ["24", "24,128"]
+
+
+def test_devices_do_not_share_their_noise():
+    zeros = np.zeros((V, 128), jnp.bfloat16)
+    state = [spread(x) for x in (zeros + 1, zeros, zeros)]
+    ids, grads = np.arange(V), np.ones((V, 128), np.float32)
+
+    def tables(key):
+        options = {"rounding": "stochastic", "key": key, "learning_rate": 1e-3}
+        return np.asarray(sparse_adam_update(*state, ids, grads, **options).table)
+
+    new = tables(jax.random.key(0))
+    first, second = np.split(new, 2)
+    assert (first != second).mean() > 0.1
+    assert_bitwise_equal(tables(jax.random.key(0)), new)
+    mean = new.astype(np.float32).mean()
+    assert abs(mean - (1 - 3.1623e-3)) < 5 * 2**-8 / np.sqrt(12 * new.size)
+
+
+def test_packing_and_lookups():
+    state, ids, *_ = cases.arrays(Case("", V, 32, 24, "wild"))
+    whole, packed = PackedTable.pack(*state), PackedTable.pack(*map(spread, state))
+    assert_bitwise_equal(packed.lines, whole.lines)
+    assert packed.lines.sharding.spec == PartitionSpec("rows", None)
+    assert_states_bitwise_equal(packed.unpack(), state)
+    assert_bitwise_equal(packed.lookup(ids), whole.lookup(ids))
+    inside = np.where((ids >= 0) & (ids < V), ids, -1).astype(np.int32).reshape(4, 6)
+    found = packed.lookup(spread(inside))
+    assert_bitwise_equal(found, whole.lookup(inside))
+    assert found.sharding.spec == PartitionSpec("rows", None, None)
+
+
+@pytest.mark.parametrize("storage", ["plain", "packed"])
+def test_the_embedding_api_takes_a_spread_state(storage):
+    item = TableConfig(V, 32, name="item", combiner="mean")
+    state = init(FeatureConfig(item), Adam(0.1), jax.random.key(0), storage=storage)
+    ids = jnp.array([[3, 60, -1], [5, 3, 3]])
+
+    def step(state):
+        activations = lookup(state, ids)
+        return apply_gradients(state, ids, activations), activations
+
+    expected, activations = jax.jit(step)(state)
+    new, found = jax.jit(step)(spread(state))
+    np.testing.assert_allclose(found, activations, rtol=1e-6)
+    for one, two in zip(jax.tree.leaves(new), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(np.asarray(one), np.asarray(two), atol=1e-6)
+        assert one.sharding.spec == PartitionSpec("rows", None)
+
+
+def test_refused():
+    state, ids, grads, _ = cases.arrays(Case("", V, 128, 24))
+    columns = [spread(x, PartitionSpec(None, "rows")) for x in state]
+    with pytest.raises(ValueError, match=r"table has the sharding .* spread its rows"):
+        sparse_adam_update(*columns, ids, grads)
+    few = [spread(np.ones((34, 32), np.float32)) for _ in range(3)]
+    with pytest.raises(ValueError, match=r"V=34 .* V must be a multiple of 64"):
+        PackedTable.pack(*few)
+
+
+@native
+def test_results_vary_where_ids_do(way):
+    """Replicas that are given different ids in a `shard_map` are none any more."""
+    state, ids, grads, _ = call(way, "uniform")
+
+    def sharded(out_specs):
+        return jax.shard_map(
+            lambda state, ids, grads: way(*state, ids, grads),
+            mesh=mesh(AxisType.Auto),
+            in_specs=(WHOLE, ROWS, ROWS),
+            out_specs=out_specs,
+        )
+
+    with pytest.raises(ValueError, match="require replication"):
+        sharded(WHOLE)(state, ids, grads)
+    new = sharded(ROWS)(state, ids, grads)
+    for device in range(2):
+        own = [np.split(x, 2)[device] for x in (ids, grads)]
+        one = [np.split(np.asarray(x), 2)[device] for x in new]
+        expected = reference.sparse_adam_update(*state, *own)
+        helpers.assert_close_states(one, state, expected)
+
+
+def test_packed_tables_in_a_shard_map(monkeypatch):
+    """Each device packs, looks up and updates a table of its own, block by block."""
+    monkeypatch.setattr(packed_module, "_BLOCK_WORDS", 8 * 32)
+    state, ids, grads, _ = cases.arrays(Case("", V, 32, 24, "padded"))
+
+    def update(state, ids, grads):
+        table = PackedTable.pack(*state)
+        mine = ids - lax.axis_index("rows") * table.num_rows
+        found = lax.psum(table.lookup(mine), "rows")
+        table = packed_adam_update(table, mine, grads)
+        return AdamState(*table.unpack()), found
+
+    new, found = jax.jit(
+        jax.shard_map(
+            update,
+            mesh=mesh(AxisType.Auto),
+            in_specs=(ROWS, WHOLE, WHOLE),
+            out_specs=(ROWS, WHOLE),
+        )
+    )(state, ids, grads)
+    expected = reference.sparse_adam_update(*state, ids, grads)
+    helpers.assert_close_states(new, state, expected)
+    rows = np.where((ids >= 0)[:, None], state[0][np.maximum(ids, 0)], 0)
+    np.testing.assert_array_equal(found, rows)
