@@ -13,9 +13,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 from sparse_adam.kernels import rounding
-from sparse_adam.kernels.layout import NO_NOISE, Noises, PackedLayout, Values, Words
+from sparse_adam.kernels.layout import (
+    NO_NOISE,
+    Noises,
+    PackedLayout,
+    Pair,
+    Values,
+    Words,
+)
 from sparse_adam.kernels.problem import Problem
 from sparse_adam.kernels.tiles import LANES
 
@@ -24,9 +32,16 @@ Refs: TypeAlias = tuple[Any, ...]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Lines:
-    """One array of lines, of which a buffer holds some groups."""
+    """One array of lines, of which a buffer holds some groups.
+
+    Attributes:
+        layout: of the lines.
+        nearest: how two bfloat16 arrays are rounded to the nearest: `nearest_pair` of a
+            kernel that is compiled; None where it is interpreted.
+    """
 
     layout: PackedLayout
+    nearest: Pair | None = None
 
     @property
     def rows_per_group(self) -> int:
@@ -53,20 +68,20 @@ class Lines:
         """Arrays of words."""
         return len(self.layout.planes)
 
-    def read(self, buffer: Any, groups: pl.Slice, block: int) -> Words:
+    def read(self, buffer: Any, groups: pl.Slice, block: Any) -> Words:
         """The words of a block of some groups."""
         return tuple(
             buffer[self._lines(groups, plane, block)] for plane in range(self.planes)
         )
 
-    def write(self, buffer: Any, groups: pl.Slice, block: int, words: Words) -> None:
+    def write(self, buffer: Any, groups: pl.Slice, block: Any, words: Words) -> None:
         """Puts them back."""
         for plane, word in enumerate(words):
             buffer[self._lines(groups, plane, block)] = word
 
-    def _lines(self, groups: pl.Slice, plane: int, block: int) -> pl.Slice:
+    def _lines(self, groups: pl.Slice, plane: int, block: Any) -> pl.Slice:
         """Of one plane: every n-th line, where a group has n."""
-        start = groups.start * self.lines_per_group + self.layout.line(plane, block)
+        start = groups.start * self.lines_per_group + self.layout.line(plane, 0) + block
         stride = self.lines_per_group if groups.size > 1 else 1
         return pl.Slice(start, groups.size, stride)
 
@@ -76,7 +91,17 @@ class Lines:
 
     def words(self, values: Values, noises: Noises = NO_NOISE) -> Words:
         """Rounds to the dtypes of the table."""
-        return self.layout.words(values, noises)
+        return self.layout.words(values, noises, self.nearest)
+
+
+def nearest_pair(low: jax.Array, high: jax.Array) -> jax.Array:
+    """Both rounded to bfloat16, to the nearest, in the halves of int32 words.
+
+    One instruction of every TensorCore, the one that XLA converts to bfloat16 by. The
+    interpreters do not know it.
+    """
+    words = pltpu.pack_elementwise([low, high], packed_dtype=jnp.bfloat16)
+    return lax.bitcast_convert_type(words, jnp.int32)
 
 
 def select(where: jax.Array, new: Words, old: Words) -> Words:
@@ -84,7 +109,7 @@ def select(where: jax.Array, new: Words, old: Words) -> Words:
     return tuple(jnp.where(where, n, o) for n, o in zip(new, old, strict=True))
 
 
-def noises_of(seeds: Refs, groups: Any, block: int, problem: Problem) -> Noises:
+def noises_of(seeds: Refs, groups: Any, block: Any, problem: Problem) -> Noises:
     """Random bits for a block of some groups, as many lines; none to round to nearest.
 
     seeds: () or SMEM [3]; groups: their numbers, one, or `[n, 128]`.

@@ -2,8 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
 
 from sparse_adam import PackedTable
+from sparse_adam.kernels.lines import nearest_pair
 
 
 def pack(rows, dim, ids):
@@ -19,3 +22,25 @@ def unpack(rows, dim, ids):
         return PackedTable(lines, packed.layout).unpack()
 
     return arrays, (packed.lines,), ()
+
+
+def pair_by_kernel(rows, dim, ids):
+    """Two float32 in the halves of a word, as the TensorCore's kernels round them."""
+
+    def kernel(low, high, words):
+        words[...] = nearest_pair(low[...], high[...])
+
+    array = jax.ShapeDtypeStruct((rows, dim), jnp.float32)
+    words = jax.ShapeDtypeStruct((rows, dim), jnp.int32)
+    return pl.pallas_call(kernel, out_shape=words, name="pair"), (array, array), ()
+
+
+def pair_by_xla(rows, dim, ids):
+    """The same by XLA's conversion."""
+
+    def half(x):
+        bits = lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
+        return bits.astype(jnp.uint32)
+
+    array = jax.ShapeDtypeStruct((rows, dim), jnp.float32)
+    return lambda low, high: half(low) | half(high) << 16, (array, array), ()

@@ -39,6 +39,7 @@ class Sweep:
     problem: Problem
     stored: Storage
     config: Config
+    tiles: int  # updated in one iteration
 
     @property
     def num_blocks(self) -> int:
@@ -321,20 +322,26 @@ def _update(block: jax.Array, scalars: Scalars, scratch: Scratch, sweep: Sweep) 
     size = sweep.config.groups_per_block
     tile = min(TILE, size)
 
-    def update_tile(j: jax.Array, _: None) -> None:
+    def update_tile(line: jax.Array, j: jax.Array) -> None:
         groups = pl.Slice(pl.multiple_of(j * tile, tile), tile)
-        for lines in range(stored.width // LANES):
-            here = groups, pl.ds(lines * LANES, LANES)
-            sums = scratch.sums[here]
-            _forget(scratch.sums.at[here])
-            old = stored.read(state, groups, lines)
-            new = adam_tile(*stored.values(old), sums, rate, problem.hyper)
-            first = block * size + groups.start
-            numbers = first + lax.broadcasted_iota(jnp.int32, sums.shape, 0)
-            noises = noises_of(scalars.seeds, numbers, lines, problem)
-            words = stored.words(new, noises)
-            if problem.lazy:
-                words = select(_is_nothing(sums), old, words)
-            stored.write(state, groups, lines, words)
+        here = groups, pl.ds(pl.multiple_of(line * LANES, LANES), LANES)
+        sums = scratch.sums[here]
+        _forget(scratch.sums.at[here])
+        old = stored.read(state, groups, line)
+        new = adam_tile(*stored.values(old), sums, rate, problem.hyper)
+        first = block * size + groups.start
+        numbers = first + lax.broadcasted_iota(jnp.int32, sums.shape, 0)
+        noises = noises_of(scalars.seeds, numbers, line, problem)
+        words = stored.words(new, noises)
+        if problem.lazy:
+            words = select(_is_nothing(sums), old, words)
+        stored.write(state, groups, line, words)
 
-    lax.fori_loop(0, size // tile, update_tile, None)
+    def update_line(line: jax.Array) -> None:
+        update = functools.partial(update_tile, line)
+        for_each(tiles, update, min(tiles, sweep.tiles))
+
+    tiles, lines = size // tile, stored.width // LANES
+    # One line of many tiles after the other; of few, several lines in one iteration.
+    together = min(lines, sweep.tiles // (4 * tiles))
+    for_each(lines, update_line, max(1, together))

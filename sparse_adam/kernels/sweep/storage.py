@@ -7,7 +7,7 @@ stored, one array for each plain array or packed plane, `[n, 128]` for n groups;
 """
 
 import dataclasses
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from sparse_adam._types import Grads
 from sparse_adam.kernels import rounding
-from sparse_adam.kernels.layout import Noises, Values, Words
+from sparse_adam.kernels.layout import Noises, Pair, Values, Words
 from sparse_adam.kernels.lines import Lines, Refs
 from sparse_adam.kernels.problem import Problem
 from sparse_adam.kernels.tiles import LANES, SUBLANES
@@ -54,14 +54,14 @@ class Plain:
             pltpu.VMEM((slots, groups, self.dim), dtype) for dtype in self.dtypes
         )
 
-    def read(self, buffer: Refs, groups: pl.Slice, block: int) -> Words:
+    def read(self, buffer: Refs, groups: pl.Slice, block: Any) -> Words:
         """The words of a tile."""
-        lanes = pl.ds(block * LANES, LANES)
+        lanes = pl.ds(pl.multiple_of(block * LANES, LANES), LANES)
         return tuple(array[groups, lanes] for array in buffer)
 
-    def write(self, buffer: Refs, groups: pl.Slice, block: int, words: Words) -> None:
+    def write(self, buffer: Refs, groups: pl.Slice, block: Any, words: Words) -> None:
         """Puts them back."""
-        lanes = pl.ds(block * LANES, LANES)
+        lanes = pl.ds(pl.multiple_of(block * LANES, LANES), LANES)
         for array, word in zip(buffer, words, strict=True):
             array[groups, lanes] = word
 
@@ -96,11 +96,11 @@ class Packed(Lines):
         """Room in VMEM for blocks."""
         return (pltpu.VMEM((slots, groups * self.lines_per_group, LANES), jnp.int32),)
 
-    def read(self, buffer: Refs, groups: pl.Slice, block: int) -> Words:
+    def read(self, buffer: Refs, groups: pl.Slice, block: Any) -> Words:
         """The words of a tile."""
         return Lines.read(self, buffer[0], groups, block)
 
-    def write(self, buffer: Refs, groups: pl.Slice, block: int, words: Words) -> None:
+    def write(self, buffer: Refs, groups: pl.Slice, block: Any, words: Words) -> None:
         """Puts them back."""
         Lines.write(self, buffer[0], groups, block, words)
 
@@ -108,10 +108,10 @@ class Packed(Lines):
 Storage: TypeAlias = Plain | Packed
 
 
-def storage_of(problem: Problem) -> Storage:
-    """Of the problem's state."""
+def storage_of(problem: Problem, nearest: Pair | None = None) -> Storage:
+    """Of the problem's state; `nearest` as of `Lines`."""
     if problem.packed:
-        return Packed(problem.layout)
+        return Packed(problem.layout, nearest)
     return Plain(problem.num_rows, problem.dim, problem.dtypes)
 
 

@@ -10,12 +10,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from sparse_adam.kernels.layout import MAX_DIM
+from sparse_adam.kernels.lines import nearest_pair
 from sparse_adam.kernels.problem import Batch, Problem, State, Step
 from sparse_adam.kernels.sweep.config import (
     BATCH,
     GRADIENT_SLOTS,
     INDEX_SLOTS,
     STATE_SLOTS,
+    TILES,
     Config,
 )
 from sparse_adam.kernels.sweep.kernel import Indices, Scalars, Scratch, Sweep, kernel
@@ -23,6 +25,9 @@ from sparse_adam.kernels.sweep.storage import lay_out, storage_of
 from sparse_adam.kernels.tiles import LANES, SUBLANES
 
 _NONE = 2**31 - 1  # a group that no table has
+# One in an iteration, since XLA's CPU compiler contracts a product and a sum in some of
+# several: their last bits would depend on the sizes of blocks.
+_TILES_INTERPRETED = 1
 
 
 def unsupported(problem: Problem) -> str | None:
@@ -62,8 +67,8 @@ def sweep_update(
     """Updates the rows `batch.ids` (sorted; V for none), or all rows, in place."""
     if config is not None:
         config.check(problem)
-    stored = storage_of(problem)
-    sweep = Sweep(problem, stored, config or Config.choose(problem))
+    stored = storage_of(problem, nearest_pair)
+    sweep = Sweep(problem, stored, config or Config.choose(problem), TILES)
     active, indices = _split(batch, sweep)
     seeds = () if step.seeds is None else (step.seeds,)
     call = functools.partial(_call, sweep=sweep)
@@ -71,7 +76,9 @@ def sweep_update(
     # Unrolling buys an interpreter nothing and doubles the time to compile.
     rolled = config or dataclasses.replace(sweep.config, unroll=1)
     interpreted = functools.partial(
-        _padded_call, sweep=dataclasses.replace(sweep, config=rolled), interpret=True
+        _padded_call,
+        sweep=Sweep(problem, storage_of(problem), rolled, _TILES_INTERPRETED),
+        interpret=True,
     )
     return lax.platform_dependent(
         Scalars(active, step.learning_rate[None], seeds),

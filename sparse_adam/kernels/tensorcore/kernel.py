@@ -100,13 +100,10 @@ class _Work:
     """What all parts of the kernel know."""
 
     problem: Problem
+    stored: Storage
     config: Config
     scalars: Scalars
     scratch: Scratch
-
-    @property
-    def stored(self) -> Storage:
-        return storage_of(self.problem)
 
     def moved(self, chunk: jax.Array) -> Moved:
         counts, continues = self.scalars.counts, self.scalars.continues
@@ -126,10 +123,11 @@ def kernel(
     scratch: Scratch,
     *,
     problem: Problem,
+    stored: Storage,
     config: Config,
 ) -> None:
     """Starts the DMAs of chunk k and finishes chunk k-1."""
-    work = _Work(problem, config, scalars, scratch)
+    work = _Work(problem, stored, config, scalars, scratch)
     k, active = pl.program_id(0), scalars.active[0]
 
     def wait_until_left(chunk: jax.Array) -> None:
@@ -289,4 +287,5 @@ def _step(work: _Work, finishing: Finishing, slot: jax.Array, chunk: jax.Array) 
         scalars.learning_rate[0],
         scalars.seeds,
         work.problem,
+        work.stored,
     )

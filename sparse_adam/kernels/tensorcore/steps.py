@@ -17,7 +17,7 @@ from sparse_adam.kernels.adam_tile import adam_tile
 from sparse_adam.kernels.lines import Refs, noises_of, select
 from sparse_adam.kernels.problem import Problem
 from sparse_adam.kernels.tensorcore.runs import along_line, place_of_lane
-from sparse_adam.kernels.tensorcore.storage import Storage, storage_of
+from sparse_adam.kernels.tensorcore.storage import Storage
 
 
 class Resident(NamedTuple):
@@ -63,10 +63,10 @@ def step_each(
     learning_rate: jax.Array,
     seeds: Refs,
     problem: Problem,
+    stored: Storage,
 ) -> None:
     """Steps the groups of a chunk, in the buffer of a slot."""
     grads, marks, groups, places, continues = occurrences
-    stored = storage_of(problem)
     blocks, lanes = stored.blocks, place_of_lane(stored.stride)
 
     def step(i: jax.Array, latest: jax.Array) -> jax.Array:

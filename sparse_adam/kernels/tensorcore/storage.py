@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from sparse_adam._types import Grads, Tile
-from sparse_adam.kernels.layout import NO_NOISE, Noises, Values, Words
+from sparse_adam.kernels.layout import NO_NOISE, Noises, Pair, Values, Words
 from sparse_adam.kernels.lines import Lines, Refs
 from sparse_adam.kernels.problem import Problem
 from sparse_adam.kernels.tiles import LANES
@@ -105,10 +105,10 @@ class Packed(Lines):
 Storage: TypeAlias = Plain | Packed
 
 
-def storage_of(problem: Problem) -> Storage:
-    """Of the problem's state."""
+def storage_of(problem: Problem, nearest: Pair | None = None) -> Storage:
+    """Of the problem's state; `nearest` as of `Lines`."""
     if problem.packed:
-        return Packed(problem.layout)
+        return Packed(problem.layout, nearest)
     return Plain(problem.dim)
 
 

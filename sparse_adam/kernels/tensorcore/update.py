@@ -14,6 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 from sparse_adam._types import Tile
 from sparse_adam.kernels.chips import VMEM_BUDGET
 from sparse_adam.kernels.layout import PackedLayout
+from sparse_adam.kernels.lines import nearest_pair
 from sparse_adam.kernels.problem import Batch, Problem, State, Step
 from sparse_adam.kernels.tensorcore.chunks import Chunks, split_into_chunks
 from sparse_adam.kernels.tensorcore.config import Config
@@ -24,7 +25,7 @@ from sparse_adam.kernels.tensorcore.kernel import (
     Scratch,
     kernel,
 )
-from sparse_adam.kernels.tensorcore.storage import in_lines, storage_of
+from sparse_adam.kernels.tensorcore.storage import Storage, in_lines, storage_of
 from sparse_adam.kernels.tiles import LANES, SUBLANES
 
 
@@ -86,8 +87,10 @@ def tensorcore_update(
         step,
         in_lines(batch.grads, stored),
         state,
-        tpu=functools.partial(call, config=chosen),
-        default=functools.partial(call, config=plain, interpret=True),
+        tpu=functools.partial(
+            call, stored=storage_of(problem, nearest_pair), config=chosen
+        ),
+        default=functools.partial(call, stored=stored, config=plain, interpret=True),
     )
 
 
@@ -98,6 +101,7 @@ def _call(
     state: State,
     *,
     problem: Problem,
+    stored: Storage,
     config: Config,
     interpret: bool = False,
 ) -> State:
@@ -110,7 +114,7 @@ def _call(
     specs = _specs(operands, num_chunks, size, problem)
     first_table = len(jax.tree.leaves(operands)) - tables
     (updated,) = pl.pallas_call(
-        functools.partial(kernel, problem=problem, config=config),
+        functools.partial(kernel, problem=problem, stored=stored, config=config),
         name="sparse_adam_tensorcore",
         grid=(num_chunks + 1,),
         in_specs=specs,

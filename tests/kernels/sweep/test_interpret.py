@@ -7,7 +7,7 @@ read too early or two DMAs that race. Blocks and chunks are tiny here.
 import numpy as np
 import pytest
 
-from sparse_adam.kernels.sweep import Config, sweep_update
+from sparse_adam.kernels.sweep import Config, sweep_update, update
 from tests import cases, helpers
 from tests.cases import BFLOAT16, Case
 from tests.kernels import row_kernels
@@ -53,3 +53,16 @@ def test_wide_weighted_bfloat16(run_in_tpu_interpreter):
 def test_packed(run_in_tpu_interpreter, dim, num_rows):
     case = Case("", num_rows, dim, 40, "zipf")
     check(run_in_tpu_interpreter, case, packed=True)
+
+
+# Three tiles of a block in one iteration and one for the rest; then of three lines, in
+# blocks of one tile, two and one.
+@pytest.mark.parametrize(
+    ("dim", "groups", "tiles"), [(128, 128, 3), (384, 32, 8)], ids=["tiles", "lines"]
+)
+def test_several_tiles_together(
+    run_in_tpu_interpreter, monkeypatch, dim, groups, tiles
+):
+    monkeypatch.setattr(update, "_TILES_INTERPRETED", tiles)
+    config = Config(groups, 16, unroll=1)
+    check(run_in_tpu_interpreter, Case("", 150, dim, 40, "zipf"), config=config)
