@@ -205,8 +205,8 @@ def bias_corrected_learning_rate(
     paper's "epsilon hat".
 
     Example:
-        >>> print(bias_corrected_learning_rate(0.1, 1))
-        0.03162278
+        >>> print(bias_corrected_learning_rate(0.1, 1).round(6))
+        0.031623
         >>> print(bias_corrected_learning_rate(0.1, 100_000))
         0.1
 

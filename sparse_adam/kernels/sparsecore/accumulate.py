@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from sparse_adam.kernels.adam_tile import adam_tile
 from sparse_adam.kernels.sparsecore.config import FEW, MARGIN
@@ -113,7 +112,7 @@ class Accumulate(Pipeline):
             width = self.storage.width
             at = self.storage.grads.index(row, unit.block) * width
             target = self.operands.sums.at[pl.ds(pl.multiple_of(at, width), width)]
-            pltpu.sync_copy(self.scratch.grads.at[unit.row + i], target)
+            self.on.put(self.scratch.grads.at[unit.row + i], target)
 
     def _update_rows(self, unit: Unit, count: jax.Array) -> None:
         scratch = self.scratch

@@ -1,7 +1,6 @@
 """The call of the kernel: compiled for a TPU's vector subcores, or interpreted."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +12,7 @@ from jax.experimental.pallas import tpu_sc as plsc
 from sparse_adam.kernels.problem import Hyperparams, State
 from sparse_adam.kernels.sparsecore.accumulate import Accumulate
 from sparse_adam.kernels.sparsecore.config import Config
+from sparse_adam.kernels.sparsecore.in_place import update_in_place
 from sparse_adam.kernels.sparsecore.math import ensure_roots
 from sparse_adam.kernels.sparsecore.memory import Operands, Scratch
 from sparse_adam.kernels.sparsecore.occurrences import EachOccurrence
@@ -76,8 +76,10 @@ class Kernel:
                 jax.tree.unflatten(structure, scratch),
             )
 
-        call: Callable[..., Any] = pl.kernel(
+        return update_in_place(
             subcore,
+            read=inputs,
+            updated=(state, self._no_sums(state)),
             name=name,
             mesh=plsc.VectorSubcoreMesh(
                 core_axis_name="core",
@@ -93,11 +95,6 @@ class Kernel:
                 disable_bounds_checks=True,
                 use_tc_tiling_on_sc=self.storage.layout is None,
             ),
-        )
-        # Not `jax.new_ref`: references that are open outside of the call do not pass
-        # through `custom_vmap`.
-        return pl.run_state(lambda refs: call(*inputs, *refs))(
-            (state, self._no_sums(state))
         )
 
     def _interpreted(

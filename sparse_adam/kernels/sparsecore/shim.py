@@ -48,6 +48,14 @@ class Native:
         """How many are True, in every lane."""
         return plsc.all_reduce_population_count(mask)
 
+    def put(self, source: Any, target: Any) -> None:
+        """Copies from the subcore's own memory to HBM, and waits."""
+        if hasattr(plsc, "SparseCorePushStreamWarning"):
+            # jax 0.12 waits for such a copy without a semaphore, and warns of one.
+            pltpu.async_copy(source, target, sem=None).wait()
+        else:
+            pltpu.sync_copy(source, target)
+
     def pack(self, low: jax.Array, high: jax.Array) -> jax.Array:
         """Both rounded to bfloat16, to the nearest, in the halves of int32 words."""
         halves = plsc.pack(low, high, format=plsc.PackFormat.INTERLEAVED)
@@ -101,6 +109,10 @@ class Interpreted:
     def count(self, mask: jax.Array) -> jax.Array:
         """How many are True, in every lane."""
         return jnp.broadcast_to(jnp.sum(mask, dtype=jnp.int32), mask.shape)
+
+    def put(self, source: Any, target: Any) -> None:
+        """Copies from the subcore's own memory to HBM, and waits."""
+        pltpu.sync_copy(source, target)
 
     def pack(self, low: jax.Array, high: jax.Array) -> jax.Array:
         """Both rounded to bfloat16, to the nearest, in the halves of int32 words."""

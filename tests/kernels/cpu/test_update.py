@@ -266,14 +266,14 @@ def test_what_is_no_error(state):
 
 
 def test_without_its_library(monkeypatch, tmp_path):
-    load = cpu._load.__wrapped__
-    monkeypatch.setattr(cpu, "LIBRARY", tmp_path / "none.so")
+    load = cpu.update._load.__wrapped__
+    monkeypatch.setattr(cpu.update, "LIBRARY", tmp_path / "none.so")
     missing = load()
     assert "was not built" in missing
     (tmp_path / "none.so").write_text("no library")
     assert "does not load" in load()
 
-    monkeypatch.setattr(cpu, "_load", lambda: missing)
+    monkeypatch.setattr(cpu.update, "_load", lambda: missing)
     state, ids, grads, _ = cases.arrays(DEFAULT)
     words = explain(*state, ids, grads)
     assert "\ncpu: xla, compiled\n" in words

@@ -6,15 +6,12 @@ were read with and do not drift; another libtpu must stay within the limits.
 
 import dataclasses
 import functools
-import os
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax import lax
-from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from benchmarks.static import Case, count_all
 from benchmarks.static.programs import find
@@ -28,6 +25,7 @@ from tests.kernels.sparsecore.subcore_loops import (
     check_counts,
     check_no_spills,
 )
+from tests.kernels.topology import AXIS, four_chips
 
 CHIPS = ("v5p", "v6e", "7x")
 V = 1_000_000
@@ -198,51 +196,36 @@ def test_traffic_of_a_distinct_row():
     assert bytes_moved(65_536, 65_536, problem) / 65_536 <= 4200
 
 
-@pytest.fixture
-def four_chips(monkeypatch):
-    """A mesh of four chips that are not there."""
-    for name, value in {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }.items():
-        monkeypatch.setenv(name, os.environ.get(name, value))
-    topology = topologies.get_topology_desc("v6e:2x2", platform="tpu")
-    mesh = Mesh(np.array(topology.devices), ("chip",))
-    with jax.set_mesh(mesh):
-        yield mesh
-
-
-def test_a_table_in_shards(four_chips):
+# Whether jax knows which arrays vary, and which references it would therefore refuse.
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_a_table_in_shards(monkeypatch, check_vma):
     """Four chips, a quarter of the rows each, every chip the updates of its own."""
     rows, dim, ids = V, 128, 1000
-    spec = PartitionSpec("chip")
+    mesh, spec = four_chips(monkeypatch, "v6e:2x2", AxisType.Auto), PartitionSpec(AXIS)
 
     def update(state, grads, ids):
-        first = lax.axis_index("chip") * rows
+        first = lax.axis_index(AXIS) * rows
         return sparse_adam_update(*state, ids - first, grads)
 
     sharded = jax.shard_map(
         update,
         in_specs=(spec, PartitionSpec(), PartitionSpec()),
         out_specs=AdamState(spec, spec, spec),
+        check_vma=check_vma,
     )
 
     def placed(shape, dtype, spec):
-        sharding = NamedSharding(four_chips, spec)
+        sharding = NamedSharding(mesh, spec)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     table = placed((4 * rows, dim), jnp.float32, spec)
-    compiled = (
-        jax.jit(sharded, donate_argnums=0)
-        .lower(
-            AdamState(table, table, table),
-            placed((ids, dim), jnp.float32, PartitionSpec()),
-            placed((ids,), jnp.int32, PartitionSpec()),
-        )
-        .compile()
+    arguments = (
+        AdamState(table, table, table),
+        placed((ids, dim), jnp.float32, PartitionSpec()),
+        placed((ids,), jnp.int32, PartitionSpec()),
     )
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(sharded, donate_argnums=0).lower(*arguments).compile()
     memory = compiled.memory_analysis()
     assert memory.alias_size_in_bytes == 3 * 4 * rows * dim
     assert memory.temp_size_in_bytes < 2**22
