@@ -37,10 +37,15 @@ check: $(VENV)/.test
 NARROW := --dim 16 --dim 32 --dim 64 --program packed_sparsecore \
     --program packed_tensorcore --program xla_sorted --program xla_unsorted \
     --no-loops --out runs/bench/static_narrow.json
+# Linux's large pages, for all that glibc allocates.
+HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
+ON_HUGE_PAGES := --case uniform --case small_batch --case dim_64 --case dim_16 \
+    --impl cpu --impl packed --impl copy --out runs/bench/huge_pages.json
 # Commands fail where a contender does; the report is made all the same.
 QUICK_FLAG := $(if $(QUICK),--quick)
 bench: $(VENV)/.bench
 	-$(BIN)/python -m benchmarks update $(QUICK_FLAG)
+	$(if $(QUICK),,-$(HUGE_PAGES) $(BIN)/python -m benchmarks update $(ON_HUGE_PAGES))
 	-$(BIN)/python -m benchmarks scale $(QUICK_FLAG)
 	-$(BIN)/python -m benchmarks static --timeout 60 $(QUICK_FLAG)
 	$(if $(QUICK),,-$(BIN)/python -m benchmarks static $(NARROW))

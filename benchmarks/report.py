@@ -8,6 +8,7 @@ compares.
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,16 @@ def _figures(row: Row) -> list[str]:
 def cases_table(path: Path) -> str:
     """One line a case: our time, others as ratios to it."""
     found = Results.read(path)
-    others = ("xla", "at_set", "torch", "torch_rows", "fbgemm", "fbgemm_rows", "optax")
+    others = (
+        "packed",
+        "xla",
+        "at_set",
+        "torch",
+        "torch_rows",
+        "fbgemm",
+        "fbgemm_rows",
+        "optax",
+    )
     titles = {row.impl: row.title for row in found.rows}
     others = [impl for impl in others if impl in titles]
     header = ["case", "V", "D", "N", "ms", "of copy", *(titles[i] for i in others)]
@@ -124,6 +134,26 @@ def cases_table(path: Path) -> str:
             ]
         )
     return markdown(header, lines)
+
+
+def huge_pages_table(path: Path) -> str:
+    """Milliseconds of plain and packed tables, beside those of the usual pages."""
+    huge, usual = Results.read(path), path.with_name("update.json")
+    usual = Results.read(usual) if usual.exists() else replace(huge, rows=())
+    lines = []
+    for case in dict.fromkeys(row.case for row in huge.rows):
+        cells = [f"`{case}`"]
+        for impl in ("cpu", "packed"):
+            times = []
+            for found in (usual, huge):
+                row = next((r for r in _rows(found, case) if r.impl == impl), None)
+                times.append("" if row is None else f"{row.p50_ms:.2f}")
+            cells += times
+        lines.append(cells)
+    pages = "huge pages"
+    return markdown(
+        ["ms", "plain", f"plain, {pages}", "packed", f"packed, {pages}"], lines
+    )
 
 
 def scale_table(path: Path) -> str:
@@ -185,6 +215,7 @@ def _static(table: Callable[[dict[str, Any]], tables.Table]) -> Callable[[Path],
 TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "headline": ("update.json", headline_table),
     "cases": ("update.json", cases_table),
+    "huge_pages": ("huge_pages.json", huge_pages_table),
     "machine": ("update.json", machine_table),
     "missing": ("update.json", missing_table),
     "scale": ("scale.json", scale_table),
@@ -198,6 +229,7 @@ TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
 SECTIONS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("One update", ("headline",), ("bandwidth",)),
     ("Every case: ms, and others as ratios to it", ("cases",), ()),
+    ("On huge pages", ("huge_pages",), ()),
     (
         "How cost grows",
         ("scale",),

@@ -26,6 +26,7 @@ LEAN = (
     "sparsecore",
     "tensorcore",
     "cpu",
+    "packed",
     "xla",
     "at_set",
     "torch",
