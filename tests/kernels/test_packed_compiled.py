@@ -35,5 +35,6 @@ def test_two_are_rounded_by_the_instruction_of_xla(chip, tmp_path):
         text = "".join(x.read_text() for x in dumps if "schedule" not in x.name)
         packs.append(re.findall(r"= (vpack\S*|vcvt\S*)", text))
     by_kernel, by_xla = packs
-    assert by_kernel == 8 * ["vpack.i.bf16"]
-    assert set(by_xla) == {"vpack.i.bf16"}
+    assert len(by_kernel) == 8 and set(by_kernel) == set(by_xla)
+    # The longer name is that of libtpu 0.0.50.1.
+    assert set(by_kernel) in ({"vpack.i.bf16"}, {"vpack.i.f32.bf16"})
