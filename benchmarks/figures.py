@@ -154,6 +154,7 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[Any, ...]]) -> None:
             va="center",
             annotation_clip=False,
         )
+    axes.set_ylim(low, max(high, at * gap))
 
 
 def bandwidth_figure(path: Path) -> Figure | None:
