@@ -5,6 +5,7 @@ from typing import Any
 
 from sparse_adam.ops import dispatch, validate
 from sparse_adam.ops.packed import PackedTable, logical_shapes, packed_adam_update
+from sparse_adam.ops.run import of_one_device
 from sparse_adam.ops.sparse_adam import sparse_adam_update
 
 
@@ -12,7 +13,8 @@ def explain(*args: Any, **kwargs: Any) -> str:
     """Tells which implementation an update would run, and why not the others.
 
     Takes the arguments of `sparse_adam_update` or `packed_adam_update`, as arrays or as
-    `jax.ShapeDtypeStruct`s, and runs nothing.
+    `jax.ShapeDtypeStruct`s, and runs nothing. Of a table that is spread over devices it
+    tells what one of them does.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -36,10 +38,12 @@ def explain(*args: Any, **kwargs: Any) -> str:
     call = inspect.signature(function).bind(*args, **kwargs)
     call.apply_defaults()
     arguments = call.arguments
+    array = packed.lines if is_packed else arguments["table"]
     if is_packed:
         shapes = logical_shapes(arguments.pop("packed"))
         names = ("table", "momenta", "velocities")
         arguments |= dict(zip(names, shapes, strict=True)) | {"packed": True}
     implementation, config = arguments.pop("implementation"), arguments.pop("config")
     arguments.pop("learning_rate")
-    return dispatch.explain(validate.problem(**arguments), implementation, config)
+    problem, _ = of_one_device(validate.problem(**arguments), array)
+    return dispatch.explain(problem, implementation, config)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,17 +68,27 @@ def update_rows(
         ValueError: an implementation cannot do it; rows are spread in vain.
     """
     arrays = tuple(map(jnp.asarray, state))
-    shards, own = Shards.of("table", arrays[0]), problem
-    if shards is not None:
-        layout = problem.layout if problem.packed else None
-        own_rows = shards.rows(problem.num_rows, layout)
-        own = dataclasses.replace(problem, num_rows=own_rows)
+    own, shards = of_one_device(problem, arrays[0])
     chosen = dispatch.choices(own, implementation, config)
     if problem.num_ids == 0 and problem.lazy:
         return arrays
     batch = _flatten(occurrences, problem)
     arrays, batch, step = vary_alike((arrays, batch, step))
     return _update(arrays, batch, step, problem=own, chosen=chosen, shards=shards)
+
+
+def of_one_device(problem: Problem, array: Any) -> tuple[Problem, Shards | None]:
+    """The problem that a device has, where the first array of the state is spread.
+
+    Raises:
+        ValueError: its rows are spread in vain.
+    """
+    shards = Shards.of("table", array)
+    if shards is None:
+        return problem, None
+    layout = problem.layout if problem.packed else None
+    own_rows = shards.rows(problem.num_rows, layout)
+    return dataclasses.replace(problem, num_rows=own_rows), shards
 
 
 def _flatten(occurrences: Occurrences, problem: Problem) -> _Batch:

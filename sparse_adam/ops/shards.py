@@ -37,7 +37,7 @@ class Shards:
     axes: tuple[str, ...]
 
     @classmethod
-    def of(cls, name: str, array: jax.Array) -> "Shards | None":
+    def of(cls, name: str, array: Any) -> "Shards | None":
         """Those that the type of an array tells of; None where it tells of none.
 
         Raises:

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from sparse_adam import (
     AdamState,
     PackedTable,
+    explain,
     packed_adam_update,
     plan_update,
     reference,
@@ -180,6 +181,17 @@ def test_the_embedding_api_takes_a_spread_state(storage):
     for one, two in zip(jax.tree.leaves(new), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(np.asarray(one), np.asarray(two), atol=1e-6)
         assert one.sharding.spec == PartitionSpec("rows", None)
+
+
+@pytest.mark.parametrize("storage", ["plain", "packed"])
+def test_explain_tells_what_one_device_does(storage):
+    state, ids, grads, _ = cases.arrays(Case("", V, 128, 4))
+    own = [x[: V // 2] for x in state]
+    stored, one = list(map(spread, state)), own
+    if storage == "packed":
+        stored, one = [PackedTable.pack(*stored)], [PackedTable.pack(*own)]
+    words = explain(*stored, ids, grads)
+    assert words == explain(*one, ids, grads) and "N / V = 12.50%" in words
 
 
 def test_refused():
