@@ -45,9 +45,11 @@ class Shards:
         """
         sharding = _explicit(array)
         if sharding is None:
-            return None
+            # An array from before `jax.set_mesh` is one that every device has.
+            mesh = jax.sharding.get_abstract_mesh()
+            return cls(mesh, ()) if _is_explicit(mesh) else None
         mesh, spec = sharding.mesh, sharding.spec
-        rows, *columns = spec
+        rows, *columns = (*spec, None, None)
         if any(axis is not None for axis in columns):
             raise ValueError(
                 f"{name} has the sharding {spec}: spread its rows, not its columns, as "
@@ -149,8 +151,11 @@ def _explicit(x: Any) -> Any:
     if not isinstance(x, jax.Array):
         return None
     sharding = jax.typeof(x).sharding
-    explicit = not sharding.mesh.empty and sharding.mesh.are_all_axes_explicit
-    return sharding if explicit else None
+    return sharding if _is_explicit(sharding.mesh) else None
+
+
+def _is_explicit(mesh: Any) -> bool:
+    return not mesh.empty and mesh.are_all_axes_explicit
 
 
 @functools.partial(jax.jit, static_argnames="sharding")

@@ -97,6 +97,19 @@ def test_untouched_rows_and_repeated_calls(way):
         np.testing.assert_allclose(np.asarray(one), np.asarray(two), rtol=1e-6)
 
 
+def test_arrays_from_before_the_mesh_was_set():
+    state, ids, grads, _ = cases.arrays(Case("", V, 128, 24, "zipf"))
+    before = tuple(map(jnp.asarray, state))
+    expected = state
+    for _ in range(2):
+        expected = reference.sparse_adam_update(*expected, ids, grads)
+    for way in ways.LAZY[:3]:
+        with jax.set_mesh(mesh()):
+            new = jax.jit(lambda *x, way=way: way(*x))(*before, ids, grads)
+            new = way(*new, ids, grads)
+        helpers.assert_close_states(new, state, expected, steps=2)
+
+
 def test_in_a_scan_and_donated():
     state, ids, grads, _ = cases.arrays(Case("", V, 128, 24, "zipf"))
 
