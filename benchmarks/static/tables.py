@@ -97,37 +97,39 @@ def phases_table(found: Record) -> Table:
     """What the bundles and DMAs of our kernels go to, beside XLA's."""
     records = records_of(found)
     chips = [name for name in CHIPS if ("tensorcore", name) in records]
+    packed = "packed_tensorcore"
 
-    def ours(phases: tuple[str, ...]) -> list[str]:
-        found = [records["tensorcore", chip]["phases"] for chip in chips]
+    def ours(phases: tuple[str, ...], program: str = "tensorcore") -> list[str]:
+        found = [records[program, chip]["phases"] for chip in chips]
         return [f"{sum(chip[phase] for phase in phases):.1f}" for chip in found]
 
-    def subcore(phase: str, shared: bool = False) -> list[str]:
-        cells = []
-        for chip in chips:
-            record = records.get(("sparsecore", chip))
-            if record is None or record["error"]:
-                cells.append("")
-                continue
-            share = CHIPS[chip].subcores if shared else 1
-            cells.append(f"{record['phases'][phase] / share:.1f}")
-        return cells
+    def subcore(phase: str, program: str = "sparsecore") -> list[str]:
+        found = [records.get((program, chip)) for chip in chips]
+        return [
+            ""
+            if record is None or record["error"]
+            else f"{record['phases'][phase]:.1f}"
+            for record in found
+        ]
 
     def largest(program: str) -> list[str]:
         found = (records.get((program, chip)) for chip in chips)
         return [size(record["largest_dma_bytes"]) if record else "" for record in found]
 
-    lines = {
-        "**bundles a row**, TensorCore: three rows in and out": ours(_ROWS),
-        "gradients and update too": ours(_DISTINCT),
-        "and sums, where ids repeat": ours((*_DISTINCT, "math", "chunk")),
-        "SparseCore: update, on one of its subcores": subcore("update"),
-        "SparseCore: sums, where ids repeat": subcore("run sums"),
-        "SparseCore: update, over all subcores": subcore("update", shared=True),
-        "**largest DMA**": largest("tensorcore"),
-        "XLA, sorted ids: a window of the table": largest("xla_sorted"),
-    }
-    return ["", *chips], [[name, *cells] for name, cells in lines.items()]
+    lines = [
+        ["**bundles a row**, TensorCore: three rows in and out", *ours(_ROWS)],
+        ["gradients and update too", *ours(_DISTINCT)],
+        ["and sums, where ids repeat", *ours((*_DISTINCT, "math", "chunk"))],
+        ["TensorCore, packed: a row in and out", *ours(_ROWS, packed)],
+        ["gradients and update too", *ours(_DISTINCT, packed)],
+        ["SparseCore: update, on one subcore of 64 or 32", *subcore("update")],
+        ["SparseCore, packed: the same", *subcore("update", "packed_sparsecore")],
+        ["SparseCore: sums, where ids repeat", *subcore("run sums")],
+        ["sweep: fetch and add a gradient", *ours(("gradients", "add"), "sweep")],
+        ["**largest DMA**", *largest("tensorcore")],
+        ["XLA, sorted ids: a window of the table", *largest("xla_sorted")],
+    ]
+    return ["", *chips], lines
 
 
 def size(number: int) -> str:
