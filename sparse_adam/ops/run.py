@@ -93,7 +93,7 @@ def of_one_device(problem: Problem, array: Any) -> tuple[Problem, Shards | None]
 
 def _flatten(occurrences: Occurrences, problem: Problem) -> _Batch:
     """As arrays `[N]` and `[B, D]`, 32 bits wide."""
-    ids, grads, sample_ids, gains, plan = jax.tree.map(everywhere, occurrences)
+    ids, grads, sample_ids, gains, plan = everywhere(occurrences)
     if plan is None:
         ids, order = indices_or(ids, problem.num_rows, fill=problem.num_rows), None
     else:

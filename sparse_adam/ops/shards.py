@@ -127,15 +127,26 @@ class Shards:
         )(tables, *others)
 
 
-def everywhere(x: Any) -> Any:
-    """The whole of an array on every device, where its type tells that it is spread.
+def everywhere(arrays: _Tree) -> _Tree:
+    """The whole of arrays on every device, where their types tell that they are spread.
 
     A NumPy array stays what it is: JAX would narrow 64-bit ids, right or wrong.
     """
-    sharding = _explicit(x)
-    if sharding is None:
-        return x
-    return _spread(x, NamedSharding(sharding.mesh, PartitionSpec()))
+    leaves, tree = jax.tree.flatten(arrays)
+    shardings = [_explicit(x) for x in leaves]
+    if any(sharding is not None for sharding in shardings):
+        # In one program: of two, a CPU's devices may each wait in another one.
+        places = tuple(
+            None if old is None else NamedSharding(old.mesh, PartitionSpec())
+            for old in shardings
+        )
+        moved = [x for x, place in zip(leaves, places, strict=True) if place]
+        gathered = iter(_spread(moved, tuple(filter(None, places))))
+        leaves = [
+            next(gathered) if place else x
+            for x, place in zip(leaves, places, strict=True)
+        ]
+    return jax.tree.unflatten(tree, leaves)
 
 
 def like(ids: Any, rows: jax.Array) -> jax.Array:
@@ -143,7 +154,8 @@ def like(ids: Any, rows: jax.Array) -> jax.Array:
     sharding = _explicit(ids)
     if sharding is None:
         return rows
-    return _spread(rows, NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec)))
+    place = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec))
+    return _spread([rows], (place,))[0]
 
 
 def _explicit(x: Any) -> Any:
@@ -158,9 +170,11 @@ def _is_explicit(mesh: Any) -> bool:
     return not mesh.empty and mesh.are_all_axes_explicit
 
 
-@functools.partial(jax.jit, static_argnames="sharding")
-def _spread(x: jax.Array, sharding: NamedSharding) -> jax.Array:
-    return jax.reshard(x, sharding)
+@functools.partial(jax.jit, static_argnames="places")
+def _spread(
+    arrays: list[jax.Array], places: tuple[NamedSharding, ...]
+) -> list[jax.Array]:
+    return [jax.reshard(x, place) for x, place in zip(arrays, places, strict=True)]
 
 
 def vary_alike(arrays: _Tree, *others: Any) -> _Tree:
