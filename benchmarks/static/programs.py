@@ -136,9 +136,12 @@ def _adam_groups(loop: Loop, work: Work) -> float | None:
 
 def _groups_of_all(loop: Loop, work: Work) -> float | None:
     """A sweep updates every group of the table: so many for each looked-up row."""
-    groups, of_all = _adam_groups(loop, work), work.table_rows / work.rows
-    shared = max(1, 128 // (8 * -(-work.dim // 8)))  # rows of a packed group
-    return None if groups is None else groups * shared / of_all
+    from sparse_adam.kernels.layout import PackedLayout
+
+    groups = _adam_groups(loop, work)
+    # Plain rows of so many lanes are groups of one, too.
+    per_group = PackedLayout(work.table_rows, work.dim).rows_per_group
+    return groups and groups * per_group * work.rows / work.table_rows
 
 
 def _in_by(*planes: int) -> RowRule:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +26,9 @@ def lookup_rows(lines: jax.Array, ids: ArrayLike, layout: PackedLayout) -> jax.A
     if shards is None:
         lines, rows = vary_alike((lines, rows))
         return _lookup(lines, rows, layout=layout).reshape(*shape, layout.dim)
-    own = dataclasses.replace(layout, num_rows=shards.rows(layout.num_rows, layout))
-    lookup_own = functools.partial(_lookup, layout=own)
-    return like(ids, _add_up(lookup_own, lines, rows, shards, own.num_rows, shape))
+    own = shards.own_layout(layout)
+    found = _add_up(lines, rows.reshape(shape), shards=shards, layout=own)
+    return like(ids, found)
 
 
 def gather_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
@@ -37,38 +36,32 @@ def gather_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
     shards = Shards.of("table", table)
     if shards is None:
         return _gather(table, ids)
-    own_rows = shards.rows(table.shape[0])
-    rows = everywhere(ids)
-    return like(ids, _add_up(_gather_own, table, rows, shards, own_rows, ids.shape))
+    return like(ids, _add_up(table, everywhere(ids), shards=shards, layout=None))
 
 
 def _gather(table: jax.Array, rows: jax.Array) -> jax.Array:
     return table.at[jnp.maximum(rows, 0)].get(mode="promise_in_bounds")
 
 
-def _gather_own(table: jax.Array, rows: jax.Array) -> jax.Array:
-    return jnp.where((rows >= 0)[..., None], _gather(table, rows), 0)
-
-
+@in_32_bits
+@functools.partial(jax.jit, static_argnames=("shards", "layout"))
 def _add_up(
-    lookup: Callable[[jax.Array, Indices], jax.Array],
-    stored: jax.Array,
-    rows: Indices,
-    shards: Shards,
-    own_rows: int,
-    shape: tuple[int, ...],
+    stored: jax.Array, rows: jax.Array, *, shards: Shards, layout: PackedLayout | None
 ) -> jax.Array:
-    """Looks up on each device what it has, zeros for all else, and adds that up."""
+    """Looks up on each device what it has, zeros for all else, and adds that up.
 
-    def lookup_own(stored: jax.Array, rows: Indices) -> jax.Array:
-        return lookup(stored, shards.own(rows, own_rows))
+    layout: of one device's packed table; None where `stored` is a plain one.
+    """
 
-    @jax.jit
-    def add_up(stored: jax.Array, rows: Indices) -> jax.Array:
-        found = shards.sum_of_each(lookup_own, stored, rows)
-        return found.reshape(*shape, found.shape[-1])
+    def lookup_own(stored: jax.Array, rows: jax.Array) -> jax.Array:
+        if layout is not None:
+            mine = shards.own(rows.reshape(-1), layout.num_rows)
+            found = _lookup(stored, mine, layout=layout)
+            return found.reshape(*rows.shape, layout.dim)
+        mine = shards.own(rows, stored.shape[0])
+        return jnp.where((mine >= 0)[..., None], _gather(stored, mine), 0)
 
-    return add_up(stored, rows)
+    return shards.sum_of_each(lookup_own, stored, rows)
 
 
 @in_32_bits

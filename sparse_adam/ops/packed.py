@@ -78,14 +78,14 @@ class PackedTable:
         arrays = (table, momenta, velocities)
         layout = _layout_of(*arrays)
         table, momenta, velocities = vary_alike(tuple(map(jnp.asarray, arrays)))
-        shards = Shards.of("table", table)
-        if shards is None:
-            return cls(_pack(table, momenta, velocities, layout=layout), layout)
-        own = dataclasses.replace(layout, num_rows=shards.rows(layout.num_rows, layout))
-        pack = jax.jit(
-            lambda arrays: shards.on_each(lambda x: _pack(*x, layout=own), arrays)
+        return cls(
+            _pack_shards(
+                *(table, momenta, velocities),
+                layout=layout,
+                shards=Shards.of("table", table),
+            ),
+            layout,
         )
-        return cls(pack((table, momenta, velocities)), layout)
 
     @classmethod
     def init(
@@ -109,12 +109,8 @@ class PackedTable:
 
     def unpack(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns `table, momenta, velocities`, `[V, D]` each."""
-        layout, shards = self.layout, Shards.of("lines", self.lines)
-        if shards is None:
-            return _unpack(self.lines, layout=layout)
-        own = dataclasses.replace(layout, num_rows=shards.rows(layout.num_rows, layout))
-        unpack = functools.partial(_unpack, layout=own)
-        return jax.jit(lambda lines: shards.on_each(unpack, lines))(self.lines)
+        shards = Shards.of("lines", self.lines)
+        return _unpack_shards(self.lines, layout=self.layout, shards=shards)
 
     def lookup(self, ids: ArrayLike) -> jax.Array:
         """Returns the weights of rows: `ids.shape + (D,)`, in the table's dtype.
@@ -232,7 +228,33 @@ def _layout_of(
 
 
 @in_32_bits
-@functools.partial(jax.jit, static_argnames="layout")
+@functools.partial(jax.jit, static_argnames=("layout", "shards"))
+def _pack_shards(
+    table: jax.Array,
+    momenta: jax.Array,
+    velocities: jax.Array,
+    *,
+    layout: PackedLayout,
+    shards: Shards | None,
+) -> jax.Array:
+    arrays = (table, momenta, velocities)
+    if shards is None:
+        return _pack(*arrays, layout=layout)
+    own = shards.own_layout(layout)
+    return shards.on_each(lambda arrays: _pack(*arrays, layout=own), arrays)
+
+
+@in_32_bits
+@functools.partial(jax.jit, static_argnames=("layout", "shards"))
+def _unpack_shards(
+    lines: jax.Array, *, layout: PackedLayout, shards: Shards | None
+) -> State:
+    if shards is None:
+        return _unpack(lines, layout=layout)
+    own = shards.own_layout(layout)
+    return shards.on_each(lambda lines: _unpack(lines, layout=own), lines)
+
+
 def _pack(
     table: jax.Array, momenta: jax.Array, velocities: jax.Array, *, layout: PackedLayout
 ) -> jax.Array:
@@ -250,8 +272,6 @@ def _pack(
     return _in_blocks(pack, layout.num_rows, size, (lines,))[0]
 
 
-@in_32_bits
-@functools.partial(jax.jit, static_argnames="layout")
 def _unpack(lines: jax.Array, *, layout: PackedLayout) -> State:
     plain, packed, size = _storages(layout)
     shape = (layout.num_rows, layout.dim)

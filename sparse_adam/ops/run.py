@@ -86,8 +86,10 @@ def of_one_device(problem: Problem, array: Any) -> tuple[Problem, Shards | None]
     shards = Shards.of("table", array)
     if shards is None:
         return problem, None
-    layout = problem.layout if problem.packed else None
-    own_rows = shards.rows(problem.num_rows, layout)
+    if problem.packed:
+        own_rows = shards.own_layout(problem.layout).num_rows
+    else:
+        own_rows = problem.num_rows // shards.count
     return dataclasses.replace(problem, num_rows=own_rows), shards
 
 

@@ -64,24 +64,23 @@ class Shards:
         """Into how many parts the rows are cut."""
         return math.prod(self.mesh.shape[axis] for axis in self.axes)
 
-    def rows(self, num_rows: int, layout: PackedLayout | None = None) -> int:
-        """V of one device.
+    def own_layout(self, layout: PackedLayout) -> PackedLayout:
+        """Of the packed table that one device has.
 
         Raises:
-            ValueError: a shard of packed lines would be no table of its own.
+            ValueError: a shard of the lines would be no table of its own.
         """
-        own = num_rows // self.count
-        if layout is not None and self.count > 1:
-            groups = own // layout.rows_per_group
-            shard = dataclasses.replace(layout, num_rows=own)
-            whole = own * self.count == num_rows and own % layout.rows_per_group == 0
-            if not whole or groups != shard.num_groups:
-                one = dataclasses.replace(layout, num_rows=1)
-                least = self.count * one.num_groups * layout.rows_per_group
-                raise ValueError(
-                    f"V={num_rows} rows of D={layout.dim} do not make {self.count} "
-                    f"packed tables of whole tiles: V must be a multiple of {least}"
-                )
+        own = dataclasses.replace(layout, num_rows=layout.num_rows // self.count)
+        alike = self.count * own.num_rows == layout.num_rows
+        if self.count > 1 and not (
+            alike and own.num_groups * own.rows_per_group == own.num_rows
+        ):
+            one = dataclasses.replace(layout, num_rows=1)
+            least = self.count * one.num_groups * layout.rows_per_group
+            raise ValueError(
+                f"V={layout.num_rows} rows of D={layout.dim} do not make {self.count} "
+                f"packed tables of whole tiles: V must be a multiple of {least}"
+            )
         return own
 
     def own(self, ids: Indices, num_rows: int) -> Indices:

@@ -178,6 +178,29 @@ def test_packing_and_lookups():
     assert found.sharding.spec == PartitionSpec("rows", None, None)
 
 
+def test_a_second_call_compiles_nothing():
+    state, ids, grads, _ = cases.arrays(Case("", V, 32, 24))
+    arrays, compiled = [spread(x) for x in state], []
+
+    def cycle():
+        table = packed_adam_update(PackedTable.pack(*arrays), ids, grads)
+        return jax.block_until_ready((table.lookup(ids), table.unpack()))
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(duration)
+
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        cycle()
+        seen = len(compiled)
+        cycle()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert len(compiled) == seen > 0
+
+
 @pytest.mark.parametrize("storage", ["plain", "packed"])
 def test_the_embedding_api_takes_a_spread_state(storage):
     item = TableConfig(V, 32, name="item", combiner="mean")
