@@ -9,6 +9,7 @@ import dataclasses
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from sparse_adam._types import Rate, Tile
+from sparse_adam.rules import numbers
 
 Values: TypeAlias = tuple[Tile, ...]  # weights first, then one for each slot
 
@@ -24,7 +25,9 @@ class Slot:
             one number for each row, an array `[V]`.
 
     Raises:
-        ValueError: `per` is neither of the two, or the name is empty.
+        TypeError: the initial value is no number.
+        ValueError: `per` is neither of the two, the name is empty, or the initial value
+            is not finite.
 
     Example:
         >>> Slot("accumulators", initial=0.1)
@@ -40,6 +43,7 @@ class Slot:
             raise ValueError(f"name={self.name!r} of a slot must be a non-empty string")
         if self.per not in ("element", "row"):
             raise ValueError(f"per={self.per!r} must be 'element' or 'row'")
+        numbers.set_all(self, initial=numbers.finite("initial", self.initial))
 
 
 @runtime_checkable
