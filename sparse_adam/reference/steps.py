@@ -108,10 +108,8 @@ def adagrad_momentum(
 
     def step(values: RowValues, gradient: np.ndarray, rate: np.float64) -> RowValues:
         w, a, m = values
-        if beta2 == 1:
-            a = a + gradient**2
-        else:
-            a = decay * a + share * gradient**2
+        grown, decayed = a + gradient**2, decay * a + share * gradient**2
+        a = grown if beta2 == 1 else decayed
         s = (a + epsilon) ** power * gradient
         m = mu * m + s
         if use_nesterov:

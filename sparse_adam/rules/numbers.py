@@ -71,8 +71,8 @@ def scalar(name: str, value: Any) -> jax.Array:
     """Returns a float32 scalar of a number or an array of shape `()`, traced or not."""
     if callable(value):
         raise TypeError(
-            f"{name}={value!r} is a callable: pass its value, {name}=schedule(step), so "
-            "that it is not frozen when this is traced"
+            f"{name}={value!r} is a callable: pass its value, {name}=schedule(step), "
+            "so that it is not frozen when this is traced"
         )
     if not is_real(value):
         raise TypeError(f"{name}={value!r} must be a real number")

@@ -1,6 +1,7 @@
 """Runs the optimizers of torch, FBGEMM and TensorFlow and writes what they computed.
 
-The tests read `peer_goldens.json`, so that they need none of the three. To make it anew:
+The tests read `peer_goldens.json`, so that they need none of the three. To make it
+anew:
 
     pip install '.[peers,parity]'
     python -m tests.reference.make_peer_goldens [torch] [fbgemm] [tensorflow]
