@@ -94,6 +94,7 @@ def _facts(rule: UpdateRule) -> RuleFacts:
         reason = objection(eqn)
         if reason is not None:
             raise ValueError(f"{rule!r}.step is no step of rows: it {reason}")
+    _check_constants(rule, jaxpr)
     traced = fingerprint(jaxpr)
     if fingerprint(_trace(rule, (ROWS + 1, _TILE[1]))) != traced:
         raise ValueError(
@@ -135,13 +136,17 @@ def _trace(rule: UpdateRule, shape: tuple[int, ...]) -> Any:
                 f"raised by {rule!r}.step for a tile of float32{list(shape)}"
             )
             raise
-    if closed.jaxpr.constvars:
-        arrays = [f"{v.aval.dtype}{list(v.aval.shape)}" for v in closed.jaxpr.constvars]
+    return closed.jaxpr
+
+
+def _check_constants(rule: UpdateRule, jaxpr: Any) -> None:
+    """Refuses arrays that a step has from elsewhere than its arguments."""
+    if jaxpr.constvars:
+        arrays = [f"{v.aval.dtype}{list(v.aval.shape)}" for v in jaxpr.constvars]
         raise ValueError(
             f"{rule!r}.step uses arrays that it was not given, {arrays}: a kernel "
             "cannot capture them; use Python numbers or np.float32 for constants"
         )
-    return closed.jaxpr
 
 
 def _check_any_rank(rule: UpdateRule) -> None:

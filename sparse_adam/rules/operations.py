@@ -64,9 +64,10 @@ def objection(eqn: Any) -> str | None:
     """Returns why no kernel could run an equation, or None; a clause after "it"."""
     name = eqn.primitive.name
     for variable in eqn.outvars:
-        if np.dtype(variable.aval.dtype) not in _DTYPES:
+        dtype = getattr(variable.aval, "dtype", None)
+        if dtype not in _DTYPES:
             return (
-                f"makes a {variable.aval.dtype} by `{name}`: kernels compute in "
+                f"makes a {dtype} by `{name}`: kernels compute in "
                 "float32, with int32, uint32 and bool beside it"
             )
     if name in CALLS and called(eqn) is not None:
