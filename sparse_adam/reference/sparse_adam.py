@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_adam.reference.steps import adam
-from sparse_adam.reference.update import sparse_update
+from sparse_adam.reference.update import Number, sparse_update
 
 
 def sparse_adam_update(
@@ -14,19 +14,19 @@ def sparse_adam_update(
     ids: npt.ArrayLike,
     grads: npt.ArrayLike,
     *,
-    learning_rate: float | npt.ArrayLike = 1e-3,
-    beta_1: float = 0.9,
-    beta_2: float = 0.999,
-    epsilon: float = 1e-7,
+    learning_rate: Number | npt.ArrayLike = 1e-3,
+    beta_1: Number = 0.9,
+    beta_2: Number = 0.999,
+    epsilon: Number = 1e-7,
     lazy_adam: bool = True,
     sum_inside_sqrt: bool = True,
     use_gradient_accumulation: bool = True,
-    clip_weight_min: float | None = None,
-    clip_weight_max: float | None = None,
-    weight_decay_factor: float | npt.ArrayLike | None = None,
+    clip_weight_min: Number | None = None,
+    clip_weight_max: Number | None = None,
+    weight_decay_factor: Number | npt.ArrayLike | None = None,
     multiply_weight_decay_factor_by_learning_rate: bool | None = None,
-    clipvalue: float | tuple[float | None, float | None] | None = None,
-    gradient_scale: float | npt.ArrayLike | None = None,
+    clipvalue: Number | tuple[Number | None, Number | None] | None = None,
+    gradient_scale: Number | npt.ArrayLike | None = None,
     sample_ids: npt.ArrayLike | None = None,
     gains: npt.ArrayLike | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

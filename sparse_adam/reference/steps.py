@@ -13,13 +13,13 @@ from typing import Literal
 
 import numpy as np
 
-from sparse_adam.reference.update import RowStep, RowValues, float32
+from sparse_adam.reference.update import Number, RowStep, RowValues, float32
 
 
 def adam(
-    beta_1: float = 0.9,
-    beta_2: float = 0.999,
-    epsilon: float = 1e-7,
+    beta_1: Number = 0.9,
+    beta_2: Number = 0.999,
+    epsilon: Number = 1e-7,
     sum_inside_sqrt: bool = True,
     bias_correction: Literal["row"] | None = None,
 ) -> RowStep:
@@ -83,11 +83,11 @@ def adagrad() -> RowStep:
 
 
 def adagrad_momentum(
-    momentum: float = 0.0,
+    momentum: Number = 0.0,
     use_nesterov: bool = False,
-    exponent: float = 2.0,
-    beta2: float = 1.0,
-    epsilon: float = 1e-10,
+    exponent: Number = 2.0,
+    beta2: Number = 1.0,
+    epsilon: Number = 1e-10,
 ) -> RowStep:
     r"""Returns the step of Adagrad with momentum.
 
@@ -138,10 +138,10 @@ def row_wise_adagrad(epsilon: float = 1e-8) -> RowStep:
 
 
 def ftrl(
-    learning_rate_power: float = -0.5,
-    l1_regularization_strength: float = 0.0,
-    l2_regularization_strength: float = 0.0,
-    beta: float = 0.0,
+    learning_rate_power: Number = -0.5,
+    l1_regularization_strength: Number = 0.0,
+    l2_regularization_strength: Number = 0.0,
+    beta: Number = 0.0,
     multiply_linear_by_learning_rate: bool = False,
 ) -> RowStep:
     r"""Returns FTRL's step.

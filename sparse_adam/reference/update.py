@@ -18,6 +18,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+# Said in full, since type checkers at run time take no int for a float.
+Number: TypeAlias = int | float
 # The weights and slots of one row, in float64: `[D]` each, `[]` for a slot per row.
 RowValues: TypeAlias = tuple[Any, ...]
 # Takes the values of one row, its gradient `[D]` and the learning rate.
@@ -30,15 +32,15 @@ def sparse_update(
     grads: npt.ArrayLike,
     step: RowStep,
     *,
-    learning_rate: float | npt.ArrayLike,
+    learning_rate: Number | npt.ArrayLike,
     lazy: bool = True,
     use_gradient_accumulation: bool = True,
-    clip_weight_min: float | None = None,
-    clip_weight_max: float | None = None,
-    weight_decay_factor: float | npt.ArrayLike | None = None,
+    clip_weight_min: Number | None = None,
+    clip_weight_max: Number | None = None,
+    weight_decay_factor: Number | npt.ArrayLike | None = None,
     multiply_weight_decay_factor_by_learning_rate: bool | None = None,
-    clipvalue: float | tuple[float | None, float | None] | None = None,
-    gradient_scale: float | npt.ArrayLike | None = None,
+    clipvalue: Number | tuple[Number | None, Number | None] | None = None,
+    gradient_scale: Number | npt.ArrayLike | None = None,
     sample_ids: npt.ArrayLike | None = None,
     gains: npt.ArrayLike | None = None,
 ) -> tuple[np.ndarray, ...]:
@@ -169,7 +171,7 @@ def _occurrences(
     return occurrences
 
 
-def _clip(x: np.ndarray, low: float | None, high: float | None) -> np.ndarray:
+def _clip(x: np.ndarray, low: Number | None, high: Number | None) -> np.ndarray:
     """Clips elementwise; a side that is None is open, and a NaN stays a NaN."""
     if low is not None:
         x = np.maximum(x, float32(low))

@@ -51,10 +51,20 @@ class UpdateRule(Protocol):
     """An optimizer of rows: a frozen, hashable object with slots and a step.
 
     `step` is traced into every kernel, so it may use what all of them can compute:
-    arithmetic, comparisons, `jnp.where`, `jnp.minimum`, `jnp.maximum`, `jnp.sqrt`,
-    `lax.rsqrt`, `jnp.abs` and `jnp.sign` anywhere; `jnp.exp`, `jnp.log` and powers not
-    on SparseCore; and a reduction over the last axis, for slots that are per row, where
-    a kernel sees whole rows. It may not move data between rows. `check_rule` tells.
+
+    * everywhere: arithmetic, comparisons, `jnp.where`, `jnp.minimum`, `jnp.maximum`,
+      `jnp.clip`, `jnp.sqrt`, `lax.rsqrt`, `jnp.exp`, `jnp.abs` and `jnp.sign`. A
+      vector subcore of a SparseCore has roots, exponentials and quotients of tiles
+      only, and not of the rate alone;
+    * not on SparseCore: `jnp.log`, `jnp.tanh`, `jnp.square` and `x**2` (write `x * x`),
+      other powers, rounding, and functions with derivatives of their own, such as
+      `jax.nn.relu`;
+    * where a kernel sees whole rows: sums, maxima and minima over the last axis, and
+      the width of a row, `gradient.shape[-1]`.
+
+    It may not move data between rows, depend on the number of rows or axes of a tile,
+    leave float32 but for int32, uint32 and bool, or use an array from elsewhere: its
+    constants are Python numbers or `np.float32`. `check_rule` tells.
 
     Example:
         >>> import dataclasses
