@@ -34,12 +34,12 @@ TRANSCENDENTALS = _names(
     "cos erf exp exp2 log log1p logistic pow rsqrt sin sqrt tan tanh"
 )
 # What a vector subcore of a SparseCore has, of vectors; and of these, not of scalars.
-_SUBCORE = _names(
+SUBCORE = _names(
     "abs add and bitcast_convert_type broadcast_in_dim clamp convert_element_type div "
     "eq exp ge gt jit le lt max min mul ne neg not or pjit rem rsqrt select_n "
     "shift_left shift_right_arithmetic shift_right_logical sign sqrt sub xor"
 )
-_SUBCORE_VECTORS = _names("div exp rem rsqrt sqrt")
+SUBCORE_VECTORS = _names("div exp rem rsqrt sqrt")
 _DTYPES = tuple(np.dtype(name) for name in ("float32", "int32", "uint32", "bool"))
 
 
@@ -99,9 +99,9 @@ def objection(eqn: Any) -> str | None:
 def beyond_subcore(eqn: Any) -> str | None:
     """Names what an equation needs that a vector subcore has not, or returns None."""
     name = eqn.primitive.name
-    if name not in _SUBCORE:
+    if name not in SUBCORE:
         return name
-    if name in _SUBCORE_VECTORS and not eqn.outvars[0].aval.shape:
+    if name in SUBCORE_VECTORS and not eqn.outvars[0].aval.shape:
         return f"{name} of a scalar"
     if name == "convert_element_type":
         dtypes = {np.dtype(v.aval.dtype) for v in (*eqn.invars, *eqn.outvars)}
