@@ -14,6 +14,7 @@ from sparse_adam.rules.operations import (
     ROWS,
     TRANSCENDENTALS,
     beyond_subcore,
+    captured,
     equations,
     fingerprint,
     objection,
@@ -21,6 +22,7 @@ from sparse_adam.rules.operations import (
 from sparse_adam.rules.rule import Slot, UpdateRule, Values
 
 _TILE = (ROWS, 5)  # that a step is traced with first
+_MANY = 1024  # rows or lanes, by which it is traced again
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -96,12 +98,12 @@ def _facts(rule: UpdateRule) -> RuleFacts:
             raise ValueError(f"{rule!r}.step is no step of rows: it {reason}")
     _check_constants(rule, jaxpr)
     traced = fingerprint(jaxpr)
-    if fingerprint(_trace(rule, (ROWS + 1, _TILE[1]))) != traced:
+    if fingerprint(_trace(rule, (_MANY, _TILE[1]))) != traced:
         raise ValueError(
             f"{rule!r}.step depends on the number of rows in a tile, which differs "
             "from kernel to kernel: use axis -1 of shapes only"
         )
-    wider = fingerprint(_trace(rule, (ROWS, _TILE[1] + 2)))
+    wider = fingerprint(_trace(rule, (ROWS, _MANY)))
     names = [eqn.primitive.name for eqn in inner]
     whole_rows = wider != traced or any(name in REDUCTIONS for name in names)
     if not whole_rows:
@@ -141,8 +143,8 @@ def _trace(rule: UpdateRule, shape: tuple[int, ...]) -> Any:
 
 def _check_constants(rule: UpdateRule, jaxpr: Any) -> None:
     """Refuses arrays that a step has from elsewhere than its arguments."""
-    if jaxpr.constvars:
-        arrays = [f"{v.aval.dtype}{list(v.aval.shape)}" for v in jaxpr.constvars]
+    arrays = captured(jaxpr)
+    if arrays:
         raise ValueError(
             f"{rule!r}.step uses arrays that it was not given, {arrays}: a kernel "
             "cannot capture them; use Python numbers or np.float32 for constants"

@@ -52,6 +52,16 @@ def equations(jaxpr: Any) -> Iterator[Any]:
             yield from equations(inner)
 
 
+def captured(jaxpr: Any) -> list[str]:
+    """Returns the types of arrays that a jaxpr, or one it calls, has from elsewhere."""
+    inner = (called(eqn) for eqn in equations(jaxpr))
+    return [
+        f"{variable.aval.dtype}{list(variable.aval.shape)}"
+        for one in (jaxpr, *filter(None, inner))
+        for variable in one.constvars
+    ]
+
+
 def called(eqn: Any) -> Any | None:
     """Returns the jaxpr that an equation calls, or None if it calls none we know."""
     if eqn.primitive.name not in CALLS:

@@ -97,21 +97,21 @@ class Pair:
 
         moved = [
             self.expected(tuple(map(nearby, state)), nearby(gradient), rate)
-            for _ in range(8)
+            for _ in range(5)
         ]
         bounds = []
         for index, value in enumerate(new):
             distance = np.max([np.abs(x[index] - value) for x in moved], axis=0)
             size = np.abs(value) + np.abs(state[index])
-            bounds.append(8 * distance + 8 * ULP * size)
+            bounds.append(4 * distance + 4 * ULP * size)
         if isinstance(self.rule, FTRLRule):
             # The powers of old and new sums are rounded before they are subtracted.
             power = new[1] ** -self.rule.learning_rate_power
-            lost = 16 * ULP * power * np.abs(state[0])
+            lost = 8 * ULP * power * np.abs(state[0])
             if not self.rule.multiply_linear_by_learning_rate:
                 lost = lost / rate
             bounds[2] = bounds[2] + lost
-            bounds[0] = bounds[0] + 16 * ULP * (np.abs(state[0]) + np.abs(new[0]))
+            bounds[0] = bounds[0] + 8 * ULP * (np.abs(state[0]) + np.abs(new[0]))
         return tuple(bounds)
 
 
@@ -130,14 +130,14 @@ def _with_accumulator(
 
 PAIRS = (
     _pair("sgd", SGDRule, sgd),
-    _pair("adam", AdamRule, adam, beta_1=0.8, beta_2=0.95, epsilon=1e-4),
+    _pair("adam", AdamRule, adam, beta_1=0.8, beta_2=0.95, epsilon=0.125),
     _pair(
         "adam_outside",
         AdamRule,
         adam,
         beta_1=0.8,
         beta_2=0.95,
-        epsilon=1e-3,
+        epsilon=0.125,
         sum_inside_sqrt=False,
     ),
     _pair(
@@ -146,7 +146,7 @@ PAIRS = (
         adam,
         beta_1=0.85,
         beta_2=0.9975,
-        epsilon=1e-4,
+        epsilon=0.0625,
         bias_correction="row",
     ),
     _with_accumulator("adagrad", AdagradRule, adagrad, 0.375),

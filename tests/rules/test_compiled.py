@@ -190,7 +190,7 @@ SUBCORE_SCALARS = SUBCORE & SCALARS - operations.SUBCORE_VECTORS
 
 
 def test_there_are_scalars_of_all_but_a_few():
-    assert SCALARS == operations.ELEMENTWISE - {"pow"}
+    assert SCALARS.issuperset(operations.ELEMENTWISE - {"pow"})
 
 
 def test_a_tensorcore_has_them(chips):
