@@ -8,10 +8,13 @@ the business of the kernels, which work for every rule.
 import dataclasses
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
+import jax
+
 from sparse_adam._types import Rate, Tile
 from sparse_adam.rules import numbers
 
-Values: TypeAlias = tuple[Tile, ...]  # weights first, then one for each slot
+# Float32: weights first, then one for each slot; `[..., 1]` of one that is per row.
+Values: TypeAlias = tuple[jax.Array, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -138,6 +138,8 @@ ELEMENTWISE = {
     "isfinite": (lambda g, a: jnp.where(jnp.isfinite(g), g, 0.0), ("is_finite",)),
     "full": (lambda g, a: g + jnp.full_like(g, 2.0) + jnp.zeros(g.shape), ()),
     "numpy_scalar": (lambda g, a: g * F32(0.5) + np.float64(2), ()),
+    "array_of_a_number": (lambda g, a: g * jnp.float32(0.5) + jnp.asarray(2.0), ()),
+    "gelu": (lambda g, a: jax.nn.gelu(g), ("integer_pow", "tanh")),
     "integers": (lambda g, a: g * (a.astype(jnp.int32) % 3).astype(F32), ()),
     "unsigned": (
         lambda g, a: g * a.astype(jnp.uint32).astype(F32),
@@ -182,7 +184,7 @@ OF_ROWS = {
     "jitted": jax.jit(lambda g: jnp.sum(g, axis=-1, keepdims=True)),
     # No reduction, but a number that depends on the width.
     "width": lambda g: g / np.sqrt(F32(g.shape[-1])),
-    "size_of_a_row": lambda g: g * F32(g.shape[-1] > 6),
+    "size_of_a_row": lambda g: g * F32(g.shape[-1] >= 64),
 }
 
 
@@ -197,6 +199,14 @@ def test_steps_of_whole_rows_are_taken(name, per):
 
 REFUSED = {
     "array": (lambda g, a: g * ARRAY, r"arrays that it was not given, .'float32\[\]'"),
+    "array_in_jit": (
+        lambda g, a: jax.jit(lambda x: x * ARRAY)(g),
+        r"arrays that it was not given, .'float32\[\]'",
+    ),
+    "lanes_in_jit": (
+        lambda g, a: jax.jit(lambda x: x * LANES[None])(g),
+        r"not given, .'float32\[1, 5\]'.*Python numbers",
+    ),
     "lanes": (
         lambda g, a: g * LANES[None],
         r"not given, .'float32\[1, 5\]'.*Python numbers",
@@ -223,6 +233,10 @@ REFUSED = {
     ),
     "cond": (lambda g, a: lax.cond(g.sum() > 0, jnp.sin, jnp.cos, g), "uses|reduces"),
     "num_rows": (lambda g, a: g / g.shape[0], "depends on the number of rows"),
+    "rows_by_eight": (
+        lambda g, a: 2 * g if g.shape[0] % 8 == 0 else g,
+        "depends on the number of rows",
+    ),
     "num_elements": (lambda g, a: g / g.size, "depends on the number of rows"),
     "two_axes": (
         lambda g, a: g + jnp.zeros((g.shape[0], g.shape[1])),
