@@ -1,6 +1,7 @@
 """Adagrad: by element, with momentum, and with one number for each row."""
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +33,8 @@ class AdagradRule:
     initial_accumulator_value: float = 0.1
 
     def __post_init__(self) -> None:
-        check_accumulator(self.initial_accumulator_value)
+        initial = check_accumulator(self.initial_accumulator_value)
+        numbers.set_all(self, initial_accumulator_value=initial)
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -79,13 +81,25 @@ class AdagradMomentumRule:
     epsilon: float = 1e-10
 
     def __post_init__(self) -> None:
-        numbers.at_least_zero("momentum", self.momentum)
-        numbers.flag("use_nesterov", self.use_nesterov)
-        numbers.positive("exponent", self.exponent, "it divides a power")
-        beta2 = numbers.number("beta2", self.beta2)
-        if not 0 < beta2 <= 1:
-            raise ValueError(f"beta2={beta2} must be > 0 and <= 1")
-        numbers.positive("epsilon", self.epsilon, "the sums of squares begin at 0")
+        why = "the sums of squares begin at 0"
+        epsilon = numbers.positive("epsilon", self.epsilon, why)
+        exponent = numbers.positive(
+            "exponent", self.exponent, "a power is 1 / exponent"
+        )
+        if -math.log(epsilon) / exponent > math.log(numbers.LARGEST):
+            raise ValueError(
+                f"epsilon={epsilon} and exponent={exponent}: epsilon**(-1 / exponent) "
+                "overflows float32, and a row without gradients would become NaN. Pass "
+                "a larger epsilon or exponent"
+            )
+        numbers.set_all(
+            self,
+            momentum=numbers.at_least_zero("momentum", self.momentum),
+            use_nesterov=numbers.flag("use_nesterov", self.use_nesterov),
+            exponent=exponent,
+            beta2=_check_beta2(self.beta2),
+            epsilon=epsilon,
+        )
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -130,9 +144,14 @@ class RowWiseAdagradRule:
     initial_accumulator_value: float = 0.0
 
     def __post_init__(self) -> None:
-        numbers.positive("epsilon", self.epsilon, "a row without gradients needs it")
-        numbers.at_least_zero(
-            "initial_accumulator_value", self.initial_accumulator_value
+        initial = self.initial_accumulator_value
+        why = "a row without gradients divides by it"
+        numbers.set_all(
+            self,
+            epsilon=numbers.positive("epsilon", self.epsilon, why),
+            initial_accumulator_value=numbers.at_least_zero(
+                "initial_accumulator_value", initial
+            ),
         )
 
     @property
@@ -148,10 +167,23 @@ class RowWiseAdagradRule:
         return w - rate / (jnp.sqrt(a) + np.float32(self.epsilon)) * gradient, a
 
 
-def check_accumulator(value: object) -> None:
-    """Refuses an initial sum of squares that is not positive."""
+def check_accumulator(value: object) -> float:
+    """Returns an initial sum of squares, which must be positive."""
     why = "the first gradient is divided by its root"
-    numbers.positive("initial_accumulator_value", value, why)
+    return numbers.positive("initial_accumulator_value", value, why)
+
+
+def _check_beta2(value: object) -> float:
+    """Returns a decay of the sums of squares, in (0, 1]."""
+    beta2 = numbers.number("beta2", value)
+    if not 0 < beta2 <= 1:
+        raise ValueError(f"beta2={beta2} must be > 0 and <= 1")
+    if beta2 < 1 and np.float32(beta2) == 1:
+        raise ValueError(
+            f"beta2={beta2} is 1 in float32, where 1 sums the squares without decay: "
+            "pass at most 0.9999999, or 1"
+        )
+    return beta2
 
 
 def _root(x: Tile, exponent: float) -> Tile:

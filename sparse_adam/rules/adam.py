@@ -50,18 +50,20 @@ class AdamRule:
     bias_correction: Literal["row"] | None = None
 
     def __post_init__(self) -> None:
-        numbers.beta("beta_1", self.beta_1)
-        numbers.beta("beta_2", self.beta_2)
-        numbers.flag("sum_inside_sqrt", self.sum_inside_sqrt)
-        _check_epsilon(self.epsilon, self.sum_inside_sqrt)
+        inside = numbers.flag("sum_inside_sqrt", self.sum_inside_sqrt)
+        numbers.set_all(
+            self,
+            beta_1=numbers.beta("beta_1", self.beta_1),
+            beta_2=numbers.beta("beta_2", self.beta_2),
+            epsilon=_check_epsilon(self.epsilon, inside),
+            sum_inside_sqrt=inside,
+        )
         if self.bias_correction not in (None, "row"):
             raise ValueError(
                 f"bias_correction={self.bias_correction!r} must be None or 'row'; for "
                 "one step count of all rows pass bias_corrected_learning_rate(...) as "
                 "the learning rate"
             )
-        for name in ("beta_1", "beta_2", "epsilon"):
-            object.__setattr__(self, name, float(getattr(self, name)))
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -94,22 +96,30 @@ class AdamRule:
 def _one_minus_power(beta: float, count: Tile) -> Tile:
     """Returns `1 - beta**count` without losing digits where the power is close to 1.
 
-    By `expm1(x) = tanh(x / 2) (exp(x) + 1)`, since the kernels' compiler has no expm1.
+    Beta is rounded to float32, as in the moments that this corrects, so that the first
+    step of a row is exact. By `expm1(x) = tanh(x / 2) (exp(x) + 1)`, since the kernels'
+    compiler has no expm1.
     """
     with np.errstate(divide="ignore"):  # beta = 0: a power of exactly 0
-        log_beta = np.log1p(-(1 - np.float64(beta)))
+        log_beta = np.log(np.float64(np.float32(beta)))
     x = count * np.float32(max(log_beta, -1e4))
     return -jnp.tanh(np.float32(0.5) * x) * (jnp.exp(x) + np.float32(1))
 
 
-def _check_epsilon(value: object, sum_inside_sqrt: bool) -> None:
+def _check_epsilon(value: object, sum_inside_sqrt: bool) -> float:
     why = "a row without gradients divides by it"
-    if sum_inside_sqrt:
-        epsilon = numbers.number("epsilon", value)
-        if 0 < epsilon and float(np.float32(epsilon)) ** 2 < numbers.SMALLEST_NORMAL:
+    epsilon = numbers.number("epsilon", value)
+    if sum_inside_sqrt and 0 < epsilon <= numbers.LARGEST:
+        square = float(np.float32(epsilon)) ** 2
+        if square < numbers.SMALLEST_NORMAL:
             raise ValueError(
                 f"epsilon={epsilon}: epsilon**2 underflows float32, and a row without "
                 "gradients would become NaN. Pass at least 1.1e-19, or "
                 "sum_inside_sqrt=False"
             )
-    numbers.positive("epsilon", value, why)
+        if square > numbers.LARGEST:
+            raise ValueError(
+                f"epsilon={epsilon}: epsilon**2 overflows float32, and no row would "
+                "move. Pass at most 1.8e19, or sum_inside_sqrt=False"
+            )
+    return numbers.positive("epsilon", epsilon, why)

@@ -1,36 +1,28 @@
-"""What a rule does, found out by tracing its step once: is it sound, what does it use?"""
+"""What a rule does, found out by tracing its step: is it sound, what does it use?"""
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_adam.rules.rule import Slot, UpdateRule
+from sparse_adam.rules.operations import (
+    CALLS,
+    REDUCTIONS,
+    ROWS,
+    TRANSCENDENTALS,
+    beyond_subcore,
+    captured,
+    equations,
+    fingerprint,
+    objection,
+)
+from sparse_adam.rules.rule import Slot, UpdateRule, Values
 
-# Names of the operations of a jaxpr that leave every element in its place.
-_ELEMENTWISE = frozenset(
-    "abs add and ceil clamp convert_element_type copy cos div eq erf exp exp2 floor ge "
-    "gt integer_pow is_finite le log log1p logistic lt max min mul ne neg nextafter not "
-    "or pow rem round rsqrt select_n shift_left shift_right_arithmetic "
-    "shift_right_logical sign sin sqrt square sub tan tanh xor bitcast_convert_type "
-    "stop_gradient".split()
-)
-_REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_and reduce_or".split())
-_CALLS = frozenset(
-    "jit pjit closed_call custom_jvp_call custom_vjp_call remat checkpoint".split()
-)
-# Those of them that a vector subcore of a SparseCore has.
-_SUBCORE = frozenset(
-    "abs add and clamp convert_element_type copy div eq exp ge gt le lt max min mul ne "
-    "neg not or rem rsqrt select_n shift_left shift_right_arithmetic "
-    "shift_right_logical sign sqrt sub xor bitcast_convert_type broadcast_in_dim "
-    "stop_gradient".split()
-)
-_ROWS, _DIM = 3, 5  # of the tile that a step is traced with; alike in nothing
+_TILE = (ROWS, 5)  # that a step is traced with first
+_MANY = 1024  # rows or lanes, by which it is traced again
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,7 +31,8 @@ class RuleFacts:
 
     Attributes:
         per_row: whether it has a slot of one number for each row.
-        whole_rows: whether its step reads a whole row at once, by a reduction.
+        whole_rows: whether its step reads a whole row at once, by a reduction, or the
+            width of a row.
         beyond_subcores: the operations that a vector subcore has not, sorted.
         transcendentals: roots, exponentials and the like for each element.
         flops: all its operations for each element.
@@ -52,45 +45,127 @@ class RuleFacts:
     flops: int
 
 
-@functools.lru_cache(maxsize=256)
 def check_rule(rule: UpdateRule) -> RuleFacts:
-    """Traces a rule's step once and refuses what no kernel could run.
+    """Traces a rule's step and refuses what no kernel could run.
+
+    The result is kept: a rule that is equal to one seen before is not traced again.
 
     Raises:
-        TypeError: the object is no rule, or is not hashable.
+        TypeError: the object is no rule, is not frozen, or is not hashable.
         ValueError: its step returns another number of values, changes a shape or a
-            dtype, or moves data between rows.
+            dtype, moves data between rows, depends on the number of rows in a tile, or
+            uses an operation or an array that kernels have not.
 
     Example:
         >>> from sparse_adam.rules import AdamRule
         >>> check_rule(AdamRule()).beyond_subcores
         ()
     """
-    if isinstance(rule, type) or not isinstance(rule, UpdateRule):
+    if isinstance(rule, type):
+        raise TypeError(f"{rule=} is a class: pass an object of it, {rule.__name__}()")
+    if not isinstance(rule, UpdateRule):
         raise TypeError(
             f"{rule=} must be an update rule, such as AdamRule(): an object with "
             "`slots` and `step(values, gradient, rate)`"
         )
+    way_out = "make it a dataclass with @dataclasses.dataclass(frozen=True)"
+    if isinstance(rule, tuple):
+        raise TypeError(
+            f"{rule=} is a named tuple, and is equal to those of other classes with "
+            f"the same fields: {way_out}"
+        )
+    if dataclasses.is_dataclass(rule) and not _is_frozen(rule):
+        raise TypeError(f"{rule=} is not frozen: {way_out}")
+    try:
+        hash(rule)
+    except TypeError as error:
+        raise TypeError(
+            f"{rule=} is not hashable ({error}): {way_out}, whose fields are numbers, "
+            "strings or tuples of them"
+        ) from None
+    return _facts(rule)
+
+
+@functools.lru_cache(maxsize=256, typed=True)
+def _facts(rule: UpdateRule) -> RuleFacts:
+    """Checks a rule that is hashable."""
     _check_slots(rule)
-    wide = jax.ShapeDtypeStruct((_ROWS, _DIM), np.float32)
-    narrow = jax.ShapeDtypeStruct((_ROWS, 1), np.float32)
-    values = (wide, *(narrow if slot.per == "row" else wide for slot in rule.slots))
-    rate = jax.ShapeDtypeStruct((), np.float32)
-    # In 32 bits, as everywhere in the kernels.
-    with jax.enable_x64(False):
-        jaxpr, out = jax.make_jaxpr(rule.step, return_shape=True)(values, wide, rate)
-    _check_values(rule, values, out)
-    names = [eqn.primitive.name for eqn in _equations(jaxpr.jaxpr)]
-    _check_operations(rule, jaxpr.jaxpr)
-    slow = ("sqrt", "rsqrt", "exp", "exp2", "log", "log1p", "pow", "tanh", "logistic")
-    reduces = any(name in _REDUCTIONS for name in names)
+    jaxpr = _trace(rule, _TILE)
+    inner = list(equations(jaxpr))
+    for eqn in inner:
+        reason = objection(eqn)
+        if reason is not None:
+            raise ValueError(f"{rule!r}.step is no step of rows: it {reason}")
+    _check_constants(rule, jaxpr)
+    traced = fingerprint(jaxpr)
+    if fingerprint(_trace(rule, (_MANY, _TILE[1]))) != traced:
+        raise ValueError(
+            f"{rule!r}.step depends on the number of rows in a tile, which differs "
+            "from kernel to kernel: use axis -1 of shapes only"
+        )
+    wider = fingerprint(_trace(rule, (ROWS, _MANY)))
+    names = [eqn.primitive.name for eqn in inner]
+    whole_rows = wider != traced or any(name in REDUCTIONS for name in names)
+    if not whole_rows:
+        _check_any_rank(rule)
     return RuleFacts(
         per_row=any(slot.per == "row" for slot in rule.slots),
-        whole_rows=reduces,
-        beyond_subcores=tuple(sorted(set(names) - _SUBCORE - _CALLS)),
-        transcendentals=sum(name in slow for name in names),
-        flops=len(names),
+        whole_rows=whole_rows,
+        beyond_subcores=tuple(sorted(set(filter(None, map(beyond_subcore, inner))))),
+        transcendentals=sum(name in TRANSCENDENTALS for name in names),
+        flops=sum(name not in CALLS for name in names),
     )
+
+
+def _trace(rule: UpdateRule, shape: tuple[int, ...]) -> Any:
+    """Returns the jaxpr of a step of a tile of this shape, its values checked."""
+    wide = jax.ShapeDtypeStruct(shape, np.float32)
+    narrow = jax.ShapeDtypeStruct((*shape[:-1], 1), np.float32)
+    values = (wide, *(narrow if slot.per == "row" else wide for slot in rule.slots))
+    rate = jax.ShapeDtypeStruct((), np.float32)
+
+    def step(values: Values, gradient: jax.Array, rate: jax.Array) -> Any:
+        out = rule.step(values, gradient, rate)
+        _check_values(rule, values, out)
+        return out
+
+    # In 32 bits, as everywhere in the kernels.
+    with jax.enable_x64(False):
+        try:
+            closed = jax.make_jaxpr(step)(values, wide, rate)
+        except Exception as error:
+            error.add_note(
+                f"raised by {rule!r}.step for a tile of float32{list(shape)}"
+            )
+            raise
+    return closed.jaxpr
+
+
+def _check_constants(rule: UpdateRule, jaxpr: Any) -> None:
+    """Refuses arrays that a step has from elsewhere than its arguments."""
+    arrays = captured(jaxpr)
+    if arrays:
+        raise ValueError(
+            f"{rule!r}.step uses arrays that it was not given, {arrays}: a kernel "
+            "cannot capture them; use Python numbers or np.float32 for constants"
+        )
+
+
+def _check_any_rank(rule: UpdateRule) -> None:
+    """Refuses an elementwise step that takes tiles of two axes only."""
+    for shape in (_TILE[1:], (2, *_TILE)):
+        try:
+            _trace(rule, shape)
+        except Exception as error:
+            raise ValueError(
+                f"{rule!r}.step takes tiles of two axes only, and failed for one of "
+                f"shape {shape}: some kernels have tiles `[D]` or `[a, b, D]`; use "
+                "operations that work elementwise, and jnp.zeros_like(x) for zeros"
+            ) from error
+
+
+def _is_frozen(rule: Any) -> bool:
+    return rule.__dataclass_params__.frozen
 
 
 def _check_slots(rule: UpdateRule) -> None:
@@ -111,60 +186,17 @@ def _check_values(rule: UpdateRule, values: Any, out: Any) -> None:
             f"returned {got}"
         )
     for name, before, after in zip(names, values, out, strict=True):
+        if not isinstance(after, jax.Array | np.ndarray | np.generic):
+            raise ValueError(
+                f"{rule!r}.step turned {name}, an array, into {after!r}: it must "
+                "return an array of the same shape"
+            )
         if (after.shape, after.dtype) != (before.shape, before.dtype):
             raise ValueError(
                 f"{rule!r}.step turned {name} of {before.dtype}{list(before.shape)} "
                 f"into {after.dtype}{list(after.shape)}: it must keep shapes and "
                 "float32 (use np.float32 for constants that are arrays)"
             )
-
-
-def _check_operations(rule: UpdateRule, jaxpr: Any) -> None:
-    """Refuses an operation that could bring numbers of one row into another."""
-    for eqn in _equations(jaxpr):
-        name = eqn.primitive.name
-        if name in _CALLS or name in _ELEMENTWISE:
-            continue
-        if name in _REDUCTIONS:
-            operand = eqn.invars[0].aval
-            if tuple(eqn.params["axes"]) == (operand.ndim - 1,):
-                continue
-            raise ValueError(
-                f"{rule!r}.step reduces over axes {eqn.params['axes']} of a tile of "
-                f"shape {operand.shape}: a rule may only reduce over the last axis, "
-                "within a row"
-            )
-        if name == "broadcast_in_dim" and _keeps_rows(eqn):
-            continue
-        if name in ("reshape", "squeeze", "expand_dims") and _keeps_rows(eqn):
-            continue
-        raise ValueError(
-            f"{rule!r}.step uses `{name}`, which may bring numbers of one row into "
-            "another, or is not known to every kernel: use arithmetic, comparisons, "
-            "jnp.where, roots, exp, log, powers, and reductions over the last axis"
-        )
-
-
-def _keeps_rows(eqn: Any) -> bool:
-    """Tells whether a change of shape leaves the first axis what it is."""
-    before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
-    if not before or all(size == 1 for size in before):
-        return True
-    if eqn.primitive.name == "broadcast_in_dim":
-        place = eqn.params["broadcast_dimensions"]
-        return before[0] in (1, _ROWS) and place[0] == 0 and len(after) == 2
-    return before[0] == _ROWS and after[:1] == (_ROWS,)
-
-
-def _equations(jaxpr: Any) -> Iterator[Any]:
-    """Yields the equations of a jaxpr, those of functions it calls included."""
-    for eqn in jaxpr.eqns:
-        name = eqn.primitive.name
-        inner = eqn.params.get("jaxpr") or eqn.params.get("call_jaxpr")
-        if name in _CALLS and inner is not None:
-            yield from _equations(getattr(inner, "jaxpr", inner))
-        else:
-            yield eqn
 
 
 def initial_slots(rule: UpdateRule, shape: tuple[int, int], dtype: Any) -> tuple:

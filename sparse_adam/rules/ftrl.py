@@ -53,15 +53,17 @@ class FTRLRule:
         power = numbers.finite("learning_rate_power", self.learning_rate_power)
         if power > 0:
             raise ValueError(f"learning_rate_power={power} must be <= 0")
-        for name in (
-            "l1_regularization_strength",
-            "l2_regularization_strength",
+        not_negative = (
+            *("l1_regularization_strength", "l2_regularization_strength"),
             "beta",
-        ):
-            numbers.at_least_zero(name, getattr(self, name))
-        check_accumulator(self.initial_accumulator_value)
-        numbers.flag(
-            "multiply_linear_by_learning_rate", self.multiply_linear_by_learning_rate
+        )
+        multiply = "multiply_linear_by_learning_rate"
+        numbers.set_all(
+            self,
+            learning_rate_power=power,
+            initial_accumulator_value=check_accumulator(self.initial_accumulator_value),
+            **{x: numbers.at_least_zero(x, getattr(self, x)) for x in not_negative},
+            **{multiply: numbers.flag(multiply, getattr(self, multiply))},
         )
 
     @property
@@ -76,7 +78,7 @@ class FTRLRule:
         """Returns new weights, sums and linear terms."""
         w, a, linear = values
         l1 = np.float32(self.l1_regularization_strength)
-        twice_l2 = np.float32(2 * self.l2_regularization_strength)
+        twice_l2 = np.float32(2) * np.float32(self.l2_regularization_strength)
         beta = np.float32(self.beta)
         grown = a + gradient * gradient
         power = self._power(grown)

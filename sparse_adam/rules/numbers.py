@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def flag(name: str, value: Any) -> bool:
@@ -31,18 +32,30 @@ def number(name: str, value: Any) -> float:
 
 
 def finite(name: str, value: Any) -> float:
-    """Returns a Python float that is neither infinite nor NaN."""
+    """Returns a Python float that is finite, and is so in float32."""
     x = number(name, value)
     if not math.isfinite(x):
-        raise ValueError(f"{name}={value!r} must be finite")
+        raise ValueError(f"{name}={x} must be finite")
+    if abs(x) > LARGEST:
+        raise ValueError(f"{name}={x} overflows float32: pass at most 3.4e38")
     return x
+
+
+def set_all(rule: Any, **values: Any) -> None:
+    """Sets fields of a frozen rule to the values that its checks returned.
+
+    They are Python's own numbers then, so that rules of equal numbers are equal and a
+    rule made of a NumPy or JAX scalar is hashable.
+    """
+    for name, value in values.items():
+        object.__setattr__(rule, name, value)
 
 
 def at_least_zero(name: str, value: Any) -> float:
     """Returns a finite Python float of 0 or more."""
     x = finite(name, value)
     if x < 0:
-        raise ValueError(f"{name}={value!r} must be >= 0")
+        raise ValueError(f"{name}={x} must be >= 0")
     return x
 
 
@@ -58,8 +71,8 @@ def scalar(name: str, value: Any) -> jax.Array:
     """Returns a float32 scalar of a number or an array of shape `()`, traced or not."""
     if callable(value):
         raise TypeError(
-            f"{name}={value!r} is a callable: pass its value, {name}=schedule(step), so "
-            "that it is not frozen when this is traced"
+            f"{name}={value!r} is a callable: pass its value, {name}=schedule(step), "
+            "so that it is not frozen when this is traced"
         )
     if not is_real(value):
         raise TypeError(f"{name}={value!r} must be a real number")
@@ -67,8 +80,8 @@ def scalar(name: str, value: Any) -> jax.Array:
         raise ValueError(
             f"{name} has shape {np.shape(value)} but one update has one: pass a scalar"
         )
-    if isinstance(value, float | int) and not math.isfinite(value):
-        raise ValueError(f"{name}={value} must be finite")
+    if isinstance(value, float | int | np.generic):
+        finite(name, value)
     return jnp.asarray(value, jnp.float32)
 
 
@@ -87,9 +100,7 @@ def positive(name: str, value: Any, why: str) -> float:
     x = number(name, value)
     if not x > 0:
         raise ValueError(f"{name}={x} must be positive: {why}")
-    if not math.isfinite(x):
-        raise ValueError(f"{name}={x} must be finite")
-    if x < SMALLEST_NORMAL:
+    if finite(name, x) < SMALLEST_NORMAL:
         raise ValueError(f"{name}={x} underflows float32: pass at least 1.2e-38")
     return x
 
@@ -103,6 +114,10 @@ def ordered(
         bound = None if value is None else number(name, value)
         if bound is not None and math.isnan(bound):
             raise ValueError(f"{name}={bound} must be a number, or None for no bound")
+        if bound is not None and LARGEST < abs(bound) < math.inf:
+            raise ValueError(
+                f"{name}={bound} overflows float32: pass None for no bound"
+            )
         bounds.append(bound)
     low, high = bounds
     if low is not None and high is not None and low > high:

@@ -8,9 +8,13 @@ the business of the kernels, which work for every rule.
 import dataclasses
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
-from sparse_adam._types import Rate, Tile
+import jax
 
-Values: TypeAlias = tuple[Tile, ...]  # weights first, then one for each slot
+from sparse_adam._types import Rate, Tile
+from sparse_adam.rules import numbers
+
+# Float32: weights first, then one for each slot; `[..., 1]` of one that is per row.
+Values: TypeAlias = tuple[jax.Array, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -24,7 +28,9 @@ class Slot:
             one number for each row, an array `[V]`.
 
     Raises:
-        ValueError: `per` is neither of the two, or the name is empty.
+        TypeError: the initial value is no number.
+        ValueError: `per` is neither of the two, the name is empty, or the initial value
+            is not finite.
 
     Example:
         >>> Slot("accumulators", initial=0.1)
@@ -40,6 +46,7 @@ class Slot:
             raise ValueError(f"name={self.name!r} of a slot must be a non-empty string")
         if self.per not in ("element", "row"):
             raise ValueError(f"per={self.per!r} must be 'element' or 'row'")
+        numbers.set_all(self, initial=numbers.finite("initial", self.initial))
 
 
 @runtime_checkable
@@ -47,10 +54,20 @@ class UpdateRule(Protocol):
     """An optimizer of rows: a frozen, hashable object with slots and a step.
 
     `step` is traced into every kernel, so it may use what all of them can compute:
-    arithmetic, comparisons, `jnp.where`, `jnp.minimum`, `jnp.maximum`, `jnp.sqrt`,
-    `lax.rsqrt`, `jnp.abs` and `jnp.sign` anywhere; `jnp.exp`, `jnp.log` and powers not
-    on SparseCore; and a reduction over the last axis, for slots that are per row, where
-    a kernel sees whole rows. It may not move data between rows. `check_rule` tells.
+
+    * everywhere: arithmetic, comparisons, `jnp.where`, `jnp.minimum`, `jnp.maximum`,
+      `jnp.clip`, `jnp.sqrt`, `lax.rsqrt`, `jnp.exp`, `jnp.abs` and `jnp.sign`. A
+      vector subcore of a SparseCore has roots, exponentials and quotients of tiles
+      only, and not of the rate alone;
+    * not on SparseCore: `jnp.log`, `jnp.tanh`, `jnp.square` and `x**2` (write `x * x`),
+      other powers, rounding, and functions with derivatives of their own, such as
+      `jax.nn.relu`;
+    * where a kernel sees whole rows: sums, maxima and minima over the last axis, and
+      the width of a row, `gradient.shape[-1]`.
+
+    It may not move data between rows, depend on the number of rows or axes of a tile,
+    leave float32 but for int32, uint32 and bool, or use an array from elsewhere: its
+    constants are Python numbers or `np.float32`. `check_rule` tells.
 
     Example:
         >>> import dataclasses
