@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from sparse_adam._types import Ref
+
 _LOW_HALF = np.int32(2**16 - 1)
 _QUIET = np.int32(0x00400000)
 # C. Wellons, "Prospecting for hash functions" (2018), lowbias32: of its kind the
@@ -39,7 +41,7 @@ def noise(seed: jax.Array, elements: jax.Array) -> jax.Array:
 
 
 def noises(
-    seeds: jax.Array, elements: jax.Array, dtypes: tuple[np.dtype, ...]
+    seeds: jax.Array | Ref, elements: jax.Array, dtypes: tuple[np.dtype, ...]
 ) -> tuple[jax.Array | None, ...]:
     """Returns random bits for each array of a state that is rounded: the bfloat16 ones.
 
