@@ -144,7 +144,7 @@ def time_commits(
 
 
 def _tree(commit: str, into: Path) -> Path:
-    """The package of a commit, with the benchmarks and cases of today."""
+    """The package of a commit, with the benchmarks of today."""
     command = [
         "git",
         "-C",
@@ -161,9 +161,6 @@ def _tree(commit: str, into: Path) -> Path:
     with tarfile.open(fileobj=BytesIO(done.stdout)) as archive:
         archive.extractall(into, filter="data")
     shutil.copytree(ROOT / "benchmarks", into / "benchmarks")
-    (into / "tests").mkdir()
-    for name in ("__init__.py", "cases.py"):
-        shutil.copy(ROOT / "tests" / name, into / "tests" / name)
     # Without a compiler, or without hatchling, its rows will say that it is missing.
     subprocess.run([sys.executable, "hatch_build.py"], cwd=into, check=False)
     return into

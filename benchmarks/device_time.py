@@ -11,10 +11,10 @@ from typing import Any
 
 import jax
 
+from benchmarks.cases import Case
 from benchmarks.results import COMMITTED
 from benchmarks.static.chips import CHIPS
 from benchmarks.static.tables import records_of
-from tests.cases import Case
 
 _PACKED = ("packed_sparsecore", "packed_tensorcore")  # the best first
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import click
 
+from benchmarks.cases import Case
 from benchmarks.contenders import CONTENDERS, COPY, OURS
 from benchmarks.update import QUICK_ROUNDS, RUNS, run_and_write
-from tests.cases import Case
 
 ROUNDS = 9
 # Who is drawn; of each framework the usual way.

@@ -10,11 +10,11 @@ from rich.console import Console
 from tqdm import tqdm
 
 from benchmarks import lines, results
+from benchmarks.cases import BENCHMARKS, Case
 from benchmarks.contenders import CONTENDERS, COPY
 from benchmarks.device_time import device_clock, predicted_ms
 from benchmarks.results import Results, Row
 from benchmarks.timing import measure, wall_clock
-from tests.cases import BENCHMARKS, Case
 
 CASES = {case.name: case for case in BENCHMARKS}
 QUICK = tuple(name for name in CASES if name.startswith("quick"))

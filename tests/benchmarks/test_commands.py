@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from benchmarks import scale, update
 from benchmarks.__main__ import COMMANDS, main
-from tests.cases import Case
+from benchmarks.cases import Case
 
 
 def invoke(*arguments):
