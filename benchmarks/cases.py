@@ -11,9 +11,11 @@ DISTRIBUTIONS = (
     *("uniform", "equal", "distinct", "zipf", "padded", "wild", "sorted"),
     "repeated",
 )
-FLOAT32 = ("float32",) * 4
-BFLOAT16 = ("bfloat16",) * 4
-MIXED = ("float32", "bfloat16", "float32", "bfloat16")
+# The dtypes of the table, the momenta, the velocities and the gradients.
+Dtypes = tuple[str, str, str, str]
+FLOAT32: Dtypes = ("float32", "float32", "float32", "float32")
+BFLOAT16: Dtypes = ("bfloat16", "bfloat16", "bfloat16", "bfloat16")
+MIXED: Dtypes = ("float32", "bfloat16", "float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class Case:
     dim: int  # D
     num_ids: int  # N
     distribution: str = "uniform"
-    dtypes: tuple[str, str, str, str] = FLOAT32  # table, momenta, velocities, grads
+    dtypes: Dtypes = FLOAT32
     weighted: bool = False  # gradients come by sample_ids and gains
     repeats: int = 4  # of each id, where the distribution is "repeated"
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -107,9 +109,9 @@ def ids(
             drawn[rng.random(num_ids) < 0.5] = -1
         case "wild":
             # Narrowed to 32 bits, all but the first four would be rows of the table.
-            strays = [-1, num_rows, -(2**31), 2**31 - 1, 2**32, -(2**32), 2**40]
+            strays = (-1, num_rows, -(2**31), 2**31 - 1, 2**32, -(2**32), 2**40)
             stray = rng.random(num_ids) < 0.5
-            drawn[stray] = rng.choice(np.int64(strays), int(stray.sum()))
+            drawn[stray] = rng.choice(np.array(strays, np.int64), int(stray.sum()))
             return drawn
         case "sorted":
             drawn.sort()
