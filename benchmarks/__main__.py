@@ -15,6 +15,10 @@ except ModuleNotFoundError:
 
 # Name of the subcommand: where its click command stands, and its line of help.
 COMMANDS = {
+    "bundles": (
+        "benchmarks.static.cost:bundles",
+        "The figures by which the package chooses its sweep.",
+    ),
     "compare": ("benchmarks.compare:compare", "Two result files, or two commits."),
     "plot": ("benchmarks.figures:plot", "Draw the figures of a folder of results."),
     "report": ("benchmarks.report:report", "Figures, tables and a report of results."),

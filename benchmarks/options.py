@@ -29,24 +29,23 @@ def out_option(name: str) -> Callable[[Any], Any]:
     )
 
 
-def _writable(
-    context: click.Context, parameter: click.Parameter, path: Path | None
-) -> Path | None:
+def _writable(context: click.Context, parameter: click.Parameter, path: Path) -> Path:
+    return require_writable(path)
+
+
+def require_writable(path: Path) -> Path:
     """Refuses a file that cannot be written, before anything has been timed for it."""
-    if path is None:
-        return None
     # Folders that are missing will be made; the nearest one that exists must allow it.
     target = path if path.exists() else path.absolute().parent
     while not target.exists():
         target = target.parent
+    reason = None
     if target != path and not target.is_dir():
-        raise click.BadParameter(
-            f"'{path}' cannot be made, since '{target}' is a file and no folder",
-            context,
-            parameter,
-        )
-    if not os.access(target, os.W_OK):
-        raise click.BadParameter(f"'{target}' is not writable", context, parameter)
+        reason = f"'{path}' cannot be made, since '{target}' is a file and no folder"
+    elif not os.access(target, os.W_OK):
+        reason = f"'{target}' is not writable"
+    if reason is not None:
+        raise click.BadParameter(reason, param_hint="'--out'")
     return path
 
 

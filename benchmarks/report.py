@@ -16,7 +16,7 @@ import click
 from benchmarks import figures
 from benchmarks.contenders import OURS
 from benchmarks.results import COMMITTED, ROOT, Results, Row, read_records
-from benchmarks.static import tables
+from benchmarks.static import cost, tables
 from benchmarks.update import headline_cases
 
 PAGES = tuple(
@@ -27,6 +27,7 @@ PAGES = tuple(
         "docs/cpu.md",
         "docs/packed.md",
         "docs/static_analysis.md",
+        "docs/sweep.md",
     )
 )
 FIGURES = ROOT / "docs" / "figures"
@@ -224,6 +225,11 @@ def _static(table: Callable[[dict[str, Any]], tables.Table]) -> Callable[[Path],
     return lambda path: markdown(*table(read_records(path)))
 
 
+def _bundles(table: Callable[[dict[str, Any]], tables.Table]) -> Callable[[Path], str]:
+    return lambda path: markdown(*table(cost.read(path)))
+
+
+# Name: the file that it is made of, in the folder of the results or anywhere.
 TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "headline": ("update.json", headline_table),
     "cases": ("update.json", cases_table),
@@ -237,6 +243,8 @@ TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "narrow": ("static_narrow.json", _static(tables.narrow_table)),
     "programs": ("static.json", _static(tables.programs_table)),
     "phases": ("static.json", _static(tables.phases_table)),
+    "sweep_bundles": (str(cost.BUNDLES), _bundles(tables.sweep_table)),
+    "row_kernel_bundles": (str(cost.BUNDLES), _bundles(tables.row_kernel_table)),
 }
 SECTIONS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("One update", ("headline",), ("times",)),
