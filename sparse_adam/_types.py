@@ -4,28 +4,33 @@ jaxtyping writes them and the tests check them at run time. It is not a dependen
 without it each alias is just `jax.Array`.
 """
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 
 if TYPE_CHECKING:
+    Ref: TypeAlias = jax.Ref
     Table: TypeAlias = jax.Array
     Grads: TypeAlias = jax.Array
     Indices: TypeAlias = jax.Array
     Gains: TypeAlias = jax.Array
     Rate: TypeAlias = jax.Array
+    StepVector: TypeAlias = jax.Array
     Seeds: TypeAlias = jax.Array
     Tile: TypeAlias = jax.Array
 else:
+    # A slice of a ref is of a class of its own, which is not public.
+    Ref = Any
     try:
         from jaxtyping import Array, Float, Float32, Int32
     except ModuleNotFoundError:
-        Table = Grads = Indices = Gains = Rate = Seeds = Tile = jax.Array
+        Table = Grads = Indices = Gains = Rate = StepVector = Seeds = Tile = jax.Array
     else:
         Table = Float[Array, "V D"]
         Grads = Float[Array, "B D"]
         Indices = Int32[Array, " N"]
         Gains = Float32[Array, " N"]
         Rate = Float32[Array, ""]
-        Seeds = Int32[Array, "3"]
+        StepVector = Float32[Array, "3"]
+        Seeds = Int32[Array, " arrays"]
         Tile = Float32[Array, "*rows lanes"]

@@ -1,34 +1,58 @@
 """Comparisons of updates, and what an implementation can be asked to do."""
 
-import inspect
+import dataclasses
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from sparse_adam import sparse_adam_update
-from sparse_adam.kernels.problem import Problem
+from sparse_adam.kernels.layout import PackedLayout, PlainLayout
+from sparse_adam.kernels.spec import UpdateSpec
 from sparse_adam.ops import dispatch, validate
+from sparse_adam.ops.options import UpdateInputs, UpdateOptions
+from sparse_adam.rules import AdamRule
 from tests.cases import Arrays, Case
 
 ULP = 2.0**-23  # of a float32 of about 1
 
 
-def problem(case: Case, arrays: Arrays, packed: bool = False) -> Problem:
-    """The problem that the op makes of a case."""
-    call = inspect.signature(sparse_adam_update).bind(
-        *arrays.state, arrays.ids, arrays.grads, **case.options, **arrays.weights
-    )
-    call.apply_defaults()
-    for name in ("learning_rate", "implementation", "config"):
-        del call.arguments[name]
-    return validate.problem(**call.arguments, packed=packed)
+def spec(case: Case, arrays: Arrays, packed: bool = False) -> UpdateSpec:
+    """The record that the op makes of a case."""
+    options = dict(case.options)
+    options["lazy"] = options.pop("lazy_adam", True)
+    names = {field.name for field in dataclasses.fields(AdamRule)}
+    rule = AdamRule(**{name: options.pop(name) for name in names & set(options)})
+    layout = validate.plain_layout(arrays.state, rule)
+    if packed:
+        layout = PackedLayout(layout.num_rows, layout.dim, layout.dtypes)
+    inputs = UpdateInputs(arrays.ids, arrays.grads, **arrays.weights)
+    return validate.update_spec(layout, inputs, rule, UpdateOptions(**options))
+
+
+def changed(
+    old: UpdateSpec,
+    *,
+    num_rows: int | None = None,
+    dim: int | None = None,
+    dtypes: Any = None,
+    packed: bool | None = None,
+    **fields: Any,
+) -> UpdateSpec:
+    """The record of another update: of another size, dtypes or storage, say."""
+    layout = old.layout
+    shape = (num_rows or layout.num_rows, dim or layout.dim)
+    dtypes = tuple(dtypes or layout.dtypes)
+    if layout.storage == "packed" if packed is None else packed:
+        layout = PackedLayout(*shape, dtypes)
+    else:
+        layout = PlainLayout(*shape, dtypes, layout.per_row)
+    return dataclasses.replace(old, layout=layout, **fields)
 
 
 def supports(name: str, case: Case, arrays: Arrays, packed: bool = False) -> bool:
     """Whether the implementation `name` says it can do the case."""
     one = dispatch.IMPLEMENTATIONS[dispatch.NAMES.index(name)]
-    return one.unsupported(problem(case, arrays, packed)) is None
+    return one.unsupported(spec(case, arrays, packed)) is None
 
 
 def as_float32(state: Any) -> tuple[np.ndarray, ...]:

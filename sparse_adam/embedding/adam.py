@@ -3,28 +3,26 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.core
-import jax.numpy as jnp
-import numpy as np
-from jax import lax
-from jax.typing import ArrayLike
 
-from sparse_adam.ops import dispatch, validate
-from sparse_adam.ops.packed import PackedTable, packed_adam_update
-from sparse_adam.ops.plan import UpdatePlan
-from sparse_adam.ops.sparse_adam import AdamState, sparse_adam_update
+from sparse_adam.embedding.optimizer import Optimizer, SlotCreationFn
+from sparse_adam.ops.sparse_adam import AdamState
+from sparse_adam.rules import AdamRule
 
-Initializer = Callable[..., jax.Array]  # (key, shape, dtype), as jax.nn.initializers
-SlotCreationFn = Callable[
-    [jax.Array, Sequence[str], Sequence[Initializer]], dict[str, jax.Array]
-]
+
+class AdamRowState(NamedTuple):
+    """A table, its two Adam slots, and the steps that each row has made."""
+
+    table: jax.Array  # [V, D]
+    momenta: jax.Array  # [V, D], first moment m
+    velocities: jax.Array  # [V, D], second moment v
+    steps: jax.Array  # [V]
 
 
 @dataclasses.dataclass(frozen=True)
-class Adam:
+class Adam(Optimizer):
     """Optimization parameters for Adam with embedding tables.
 
     The arguments, defaults and rules of `tf.tpu.experimental.embedding.Adam`; the
@@ -53,6 +51,9 @@ class Adam:
             the slots in place of `init_slots`. None is the built-in way: zeros.
         clipvalue: bounds of the gradient: `x` for `(-x, x)`, or a tuple `(low, high)`
             with None for an open side.
+        bias_correction: None makes none, as TensorFlow on a TPU. "row" counts the steps
+            of each row in a slot of its own and corrects by them: exact from a row's
+            first step on. (TensorFlow has no such option.)
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -119,152 +120,26 @@ class Adam:
     slot_variable_creation_fn: SlotCreationFn | None = None
     clipvalue: float | tuple[float | None, float | None] | None = None
 
-    slot_names: ClassVar[tuple[str, ...]] = ("momenta", "velocities")
-    slot_initializers: ClassVar[tuple[Initializer, ...]] = (
-        jax.nn.initializers.zeros,
-        jax.nn.initializers.zeros,
-    )
+    bias_correction: Literal["row"] | None = None
 
-    def __post_init__(self) -> None:
-        create = self.slot_variable_creation_fn
-        if create is not None and not callable(create):
-            raise ValueError(
-                f"slot_variable_creation_fn={create!r} must be a callable (table, "
-                "slot_names, initializers) -> dict, or None"
-            )
-        validate.modes(
-            lazy_adam=self.lazy_adam,
-            use_gradient_accumulation=self.use_gradient_accumulation,
-            clipvalue=self.clipvalue,
-        )
-        validate.hyperparams(**self._numbers())
-        if not callable(self.learning_rate):
-            rate = validate.learning_rate(self.learning_rate)
-            given_array = isinstance(self.learning_rate, jax.Array | np.ndarray)
-            if given_array and not isinstance(rate, jax.core.Tracer):
-                object.__setattr__(self, "learning_rate", float(rate))
-
-    def init(
-        self, table: ArrayLike, storage: str | None = None
-    ) -> AdamState | PackedTable:
-        """Returns `table` with new slots: the state to train.
-
-        Args:
-            table: `[V, D]` weights.
-            storage: "plain" for an `AdamState`, "packed" for a `PackedTable`, or None:
-                packed where a TPU is in scope.
-
-        Raises:
-            ValueError: another storage, or a table too wide to be packed.
-        """
-        state = AdamState(jnp.asarray(table), **self.init_slots(table))
-        if dispatch.storage(state.table.shape[1], storage) == "packed":
-            return PackedTable.pack(*state)
-        return state
-
-    def init_slots(self, table: ArrayLike) -> dict[str, jax.Array]:
-        """Returns the slots of `table` by name: `momenta` and `velocities`, `[V, D]`.
-
-        Raises:
-            ValueError: `slot_variable_creation_fn` returned other names or shapes.
-        """
-        table = jnp.asarray(table)
-        create = self.slot_variable_creation_fn or _create_slots
-        slots = create(table, list(self.slot_names), list(self.slot_initializers))
-        if not isinstance(slots, dict) or set(slots) != set(self.slot_names):
-            raise ValueError(
-                f"slot_variable_creation_fn returned {slots!r}; it must return a dict "
-                f"with the keys {self.slot_names}"
-            )
-        for name, slot in slots.items():
-            if np.shape(slot) != table.shape:
-                raise ValueError(
-                    f"slot_variable_creation_fn returned {name} of shape "
-                    f"{np.shape(slot)}; it must have the table's, {table.shape}"
-                )
-        return slots
-
-    def update(
-        self,
-        state: AdamState | PackedTable,
-        ids: ArrayLike,
-        grads: ArrayLike,
-        *,
-        learning_rate: ArrayLike | None = None,
-        sample_ids: ArrayLike | None = None,
-        gains: ArrayLike | None = None,
-        plan: UpdatePlan | None = None,
-        rounding: str = "nearest",
-        key: jax.Array | None = None,
-        implementation: str | None = None,
-    ) -> AdamState | PackedTable:
-        """Returns the state after one `sparse_adam_update` with these parameters.
-
-        Args:
-            state: table, momenta and velocities, plain or packed.
-            ids: as in `sparse_adam_update`, like `grads` and the rest.
-            grads: `ids.shape + (D,)`, or `[B, D]` with `sample_ids`.
-            learning_rate: the rate of this update; None takes the optimizer's own.
-            sample_ids: which gradient each id has.
-            gains: factor of each id's gradient.
-            plan: `plan_update(ids, V)`, made earlier.
-            rounding: of bfloat16 arrays: "nearest" or "stochastic".
-            key: for stochastic rounding.
-            implementation: which one to run; None is the best that can.
-
-        Raises:
-            TypeError: the optimizer's rate is a callable and this is being traced.
-        """
-        if isinstance(state, PackedTable):
-            update = functools.partial(packed_adam_update, state)
-        else:
-            update = functools.partial(sparse_adam_update, *state)
-        return update(
-            ids,
-            grads,
-            learning_rate=self._rate() if learning_rate is None else learning_rate,
-            lazy_adam=self.lazy_adam,
-            use_gradient_accumulation=self.use_gradient_accumulation,
-            sample_ids=sample_ids,
-            gains=gains,
-            plan=plan,
-            rounding=rounding,
-            key=key,
-            implementation=implementation,
-            **self._numbers(),
+    @functools.cached_property
+    def rule(self) -> AdamRule:
+        """The update rule of these parameters."""
+        return AdamRule(
+            self.beta_1,
+            self.beta_2,
+            self.epsilon,
+            self.sum_inside_sqrt,
+            self.bias_correction,
         )
 
-    def _rate(self) -> ArrayLike:
-        if not callable(self.learning_rate):
-            return self.learning_rate
-        if isinstance(lax.full((), 0), jax.core.Tracer):
-            raise TypeError(
-                f"learning_rate={self.learning_rate!r} is a callable, and this update "
-                "is being traced (jit, scan): its value would be frozen. Call it "
-                "outside and pass the rate in: update(..., learning_rate=rate)"
-            )
-        return self.learning_rate()
+    @property
+    def lazy(self) -> bool:
+        """Returns whether only rows that were looked up are updated."""
+        return self.lazy_adam
 
-    def _numbers(self) -> dict[str, Any]:
-        names = (
-            "beta_1",
-            "beta_2",
-            "epsilon",
-            "sum_inside_sqrt",
-            "clip_weight_min",
-            "clip_weight_max",
-            "weight_decay_factor",
-            "multiply_weight_decay_factor_by_learning_rate",
-            "clipvalue",
-        )
-        return {name: getattr(self, name) for name in names}
-
-
-def _create_slots(
-    table: jax.Array, names: Sequence[str], initializers: Sequence[Initializer]
-) -> dict[str, jax.Array]:
-    key = jax.random.key(0)  # zeros need none, but every initializer takes one
-    return {
-        name: initialize(key, table.shape, table.dtype)
-        for name, initialize in zip(names, initializers, strict=True)
-    }
+    def state_of(self, arrays: Sequence[jax.Array]) -> AdamState | AdamRowState:
+        """Returns the arrays under their names."""
+        if self.bias_correction == "row":
+            return AdamRowState(*arrays)
+        return AdamState(*arrays)

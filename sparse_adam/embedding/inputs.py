@@ -23,7 +23,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from sparse_adam.embedding.layout import Feature
-from sparse_adam.ops import validate
+from sparse_adam.ops.integers import integers
 from sparse_adam.ops.plan import indices_or
 
 
@@ -368,7 +368,7 @@ def _form(values: Any) -> str:
 
 
 def _integers(feature: Feature, name: str, values: Any) -> tuple[int, ...]:
-    return validate.integers(f"{name} of feature {feature.name!r}", values)
+    return integers(f"{name} of feature {feature.name!r}", values)
 
 
 def _numbers(feature: Feature, weights: Any, shape: tuple[int, ...]) -> jax.Array:

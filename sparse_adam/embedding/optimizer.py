@@ -1,35 +1,159 @@
-"""What the embedding API asks of an optimizer: the seam for others beside `Adam`.
+"""What all optimizers of the embedding API share: an update rule and its options.
 
-An optimizer is a list of slots, a way to make them, and one function that updates the
-rows of a table from `(ids, gradients, sample ids, gains)`. Nothing else in this folder
-knows which optimizer it drives.
+An optimizer is a frozen dataclass with the arguments of its class in TensorFlow and one
+property of its own, `rule`. How slots are made and rows are updated stands here.
+Nothing else in this folder knows which optimizer it drives.
 """
 
+import abc
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, TypeAlias
 
 import jax
-from jax.typing import ArrayLike
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike, DTypeLike
+
+from sparse_adam.ops import dispatch
+from sparse_adam.ops.options import UpdateInputs, UpdateOptions
+from sparse_adam.ops.packed import PackedTable
+from sparse_adam.ops.plan import UpdatePlan
+from sparse_adam.ops.sparse_update import update_state
+from sparse_adam.rules import UpdateRule, check_rule, numbers
+
+Initializer: TypeAlias = Callable[..., jax.Array]  # (key, shape, dtype)
+SlotCreationFn: TypeAlias = Callable[
+    [jax.Array, Sequence[str], Sequence[Initializer]], dict[str, jax.Array]
+]
 
 
-@runtime_checkable
-class Optimizer(Protocol):
+class Optimizer(abc.ABC):
     """A row-wise optimizer of embedding tables; hashable, and equal by value.
 
-    Its state is a NamedTuple of arrays of one shape `[V, D]`: first the table, then
-    the slots in the order of `slot_names`. Or it is a `PackedTable` of them.
+    A subclass is a frozen dataclass that has the fields below among its own, in the
+    order of its class in TensorFlow, and a `rule`.
+
+    Attributes:
+        learning_rate: a number, or a callable that is asked at each update.
+        use_gradient_accumulation: True sums the gradients of equal ids before one
+            update, False makes an update for each.
+        clip_weight_min: lower bound of the weights after an update; None is none.
+        clip_weight_max: upper bound of the weights after an update; None is none.
+        weight_decay_factor: decoupled decay of the weights; None is none.
+        multiply_weight_decay_factor_by_learning_rate: True multiplies the factor by
+            the current rate.
+        clipvalue: bounds of the gradient: `x` for `(-x, x)`, or a tuple `(low, high)`
+            with None for an open side.
+        slot_variable_creation_fn: makes the slots in place of `init_slots`; None is
+            the built-in way.
     """
 
-    slot_names: ClassVar[tuple[str, ...]]
+    learning_rate: float | jax.Array | Callable[[], Any]
+    use_gradient_accumulation: bool
+    clip_weight_min: float | None
+    clip_weight_max: float | None
+    weight_decay_factor: float | None
+    multiply_weight_decay_factor_by_learning_rate: bool | None
+    clipvalue: float | tuple[float | None, float | None] | None
+    slot_variable_creation_fn: SlotCreationFn | None = None
 
     @property
-    def learning_rate(self) -> float | jax.Array | Callable[[], Any]:
-        """A number, or a callable that is asked at each update."""
-        ...
+    @abc.abstractmethod
+    def rule(self) -> UpdateRule:
+        """Returns what a step of a row computes."""
 
-    def init(self, table: ArrayLike, storage: str | None = None) -> Any:
-        """Returns the state of `table` with new slots, stored as asked for."""
-        ...
+    @property
+    def lazy(self) -> bool:
+        """Returns whether only rows that were looked up are updated."""
+        return True
+
+    def __post_init__(self) -> None:
+        create = self.slot_variable_creation_fn
+        if create is not None and not callable(create):
+            raise ValueError(
+                f"slot_variable_creation_fn={create!r} must be a callable (table, "
+                "slot_names, initializers) -> dict, or None"
+            )
+        self.options(learning_rate=0.0)
+        check_rule(self.rule)
+        if not callable(self.learning_rate):
+            rate = numbers.scalar("learning_rate", self.learning_rate)
+            given_array = isinstance(self.learning_rate, jax.Array | np.ndarray)
+            if given_array and not isinstance(rate, jax.core.Tracer):
+                object.__setattr__(self, "learning_rate", float(rate))
+
+    @property
+    def slot_names(self) -> tuple[str, ...]:
+        """Returns the names of the slots, in their order."""
+        return tuple(slot.name for slot in self.rule.slots)
+
+    def state_of(self, arrays: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        """Returns the table and its slots as the state of this optimizer."""
+        return tuple(arrays)
+
+    def init(
+        self,
+        table: ArrayLike,
+        storage: str | None = None,
+        slot_dtype: DTypeLike = jnp.float32,
+    ) -> Any:
+        """Returns `table` with new slots: the state to train.
+
+        Args:
+            table: `[V, D]` weights.
+            storage: "plain" for a named tuple of arrays, "packed" for a `PackedTable`,
+                or None: packed where a TPU is in scope and the rule allows it.
+            slot_dtype: float32, or bfloat16: then a slot that decays slowly, as Adam's
+                second moment, stands still unless rounding is stochastic.
+
+        Raises:
+            ValueError: another storage, a table too wide to be packed, or a rule with
+                a slot that is per row.
+        """
+        table = jnp.asarray(table)
+        if storage is None and check_rule(self.rule).per_row:
+            storage = "plain"
+        slots = self.init_slots(table, slot_dtype)
+        state = self.state_of([table, *(slots[name] for name in self.slot_names)])
+        if dispatch.storage(table.shape[1], storage) == "packed":
+            return PackedTable.pack(*state)
+        return state
+
+    def init_slots(
+        self, table: ArrayLike, slot_dtype: DTypeLike = jnp.float32
+    ) -> dict[str, jax.Array]:
+        """Returns new slots of `table` by name: `[V, D]`, or `[V]` of one per row.
+
+        Raises:
+            ValueError: `slot_variable_creation_fn` returned other names or shapes.
+        """
+        table = jnp.asarray(table)
+        slots = self.rule.slots
+        initializers = [_constant(slot.initial, slot_dtype) for slot in slots]
+        if self.slot_variable_creation_fn is None:
+            made = {}
+        else:
+            create = self.slot_variable_creation_fn
+            made = create(table, list(self.slot_names), initializers)
+            if not isinstance(made, dict) or set(made) != set(self.slot_names):
+                raise ValueError(
+                    f"slot_variable_creation_fn returned {made!r}; it must return a "
+                    f"dict with the keys {self.slot_names}"
+                )
+        for slot, initialize in zip(slots, initializers, strict=True):
+            shape = table.shape[:1] if slot.per == "row" else table.shape
+            if slot.name not in made:
+                dtype = jnp.float32 if slot.per == "row" else slot_dtype
+                made[slot.name] = initialize(jax.random.key(0), shape, dtype)
+            elif np.shape(made[slot.name]) != shape:
+                raise ValueError(
+                    f"slot_variable_creation_fn returned {slot.name} of shape "
+                    f"{np.shape(made[slot.name])}; it must have {shape}, as the table "
+                    "says"
+                )
+        return made
 
     def update(
         self,
@@ -40,10 +164,84 @@ class Optimizer(Protocol):
         learning_rate: ArrayLike | None = None,
         sample_ids: ArrayLike | None = None,
         gains: ArrayLike | None = None,
+        plan: UpdatePlan | None = None,
+        gradient_scale: ArrayLike | None = None,
+        rounding: str = "nearest",
+        key: jax.Array | None = None,
         implementation: str | None = None,
     ) -> Any:
-        """Returns the state after one update of the rows in `ids`."""
-        ...
+        """Returns the state after one `sparse_update` with these parameters.
+
+        Args:
+            state: the table and its slots, plain or packed, as `init` returns them.
+            ids: as in `sparse_update`, like `grads` and the rest.
+            grads: `ids.shape + (D,)`, or `[B, D]` with `sample_ids`.
+            learning_rate: the rate of this update; None takes the optimizer's own.
+            sample_ids: which gradient each id has.
+            gains: factor of each id's gradient.
+            plan: `plan_update(ids, V)`, made earlier.
+            gradient_scale: factor of all summed gradients; None is 1.
+            rounding: of bfloat16 arrays: "nearest" or "stochastic".
+            key: for stochastic rounding.
+            implementation: which one to run; None is the best that can.
+
+        Raises:
+            TypeError: the optimizer's rate is a callable and this is being traced; the
+                state is no state of this optimizer.
+        """
+        if not isinstance(state, tuple | PackedTable):
+            raise TypeError(
+                f"state is {type(state).__name__}; it must be what "
+                f"{type(self).__name__}.init(table) returns"
+            )
+        options = self.options(
+            learning_rate=self._rate() if learning_rate is None else learning_rate,
+            gradient_scale=gradient_scale,
+            rounding=rounding,
+            key=key,
+            implementation=implementation,
+        )
+        inputs = UpdateInputs(ids, grads, sample_ids, gains, plan)
+        new = update_state(state, inputs, self.rule, options)
+        return new if isinstance(new, PackedTable) else self.state_of(new)
+
+    def options(self, **of_this_update: Any) -> UpdateOptions:
+        """Returns the options of an update: the optimizer's, and those of the call."""
+        return UpdateOptions(
+            lazy=self.lazy,
+            use_gradient_accumulation=self.use_gradient_accumulation,
+            clip_weight_min=self.clip_weight_min,
+            clip_weight_max=self.clip_weight_max,
+            weight_decay_factor=self.weight_decay_factor,
+            multiply_weight_decay_factor_by_learning_rate=(
+                self.multiply_weight_decay_factor_by_learning_rate
+            ),
+            clipvalue=self.clipvalue,
+            **of_this_update,
+        )
+
+    def _rate(self) -> ArrayLike:
+        if not callable(self.learning_rate):
+            return self.learning_rate
+        if isinstance(lax.full((), 0), jax.core.Tracer):
+            raise TypeError(
+                f"learning_rate={self.learning_rate!r} is a callable, and this update "
+                "is being traced (jit, scan): its value would be frozen. Call it "
+                "outside and pass the rate in: update(..., learning_rate=rate)"
+            )
+        return self.learning_rate()
+
+
+def _constant(value: float, default_dtype: DTypeLike) -> Initializer:
+    """Returns an initializer of one value: `(key, shape, dtype) -> array`."""
+
+    def initialize(
+        key: Any, shape: Sequence[int], dtype: DTypeLike = default_dtype
+    ) -> jax.Array:
+        del key
+        return jnp.full(shape, value, dtype)
+
+    return initialize
 
 
 def rates_now(optimizers: Sequence[Optimizer]) -> list[Any]:

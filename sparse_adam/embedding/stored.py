@@ -8,15 +8,15 @@ from typing import Any
 
 import jax
 
-from sparse_adam.ops.lookup import gather_rows
+from sparse_adam.ops.lookup import lookup_plain
 from sparse_adam.ops.packed import PackedTable
 
 
 def rows(stored: Any, ids: jax.Array) -> jax.Array:
-    """Returns the weights of rows: `[N, D]`, of any row where an id is below 0."""
+    """Returns the weights of rows: `[N, D]`, zeros where an id is below 0."""
     if isinstance(stored, PackedTable):
         return stored.lookup(ids)
-    return gather_rows(stored[0], ids)
+    return lookup_plain(stored[0], ids)
 
 
 def arrays(stored: Any) -> tuple[jax.Array, ...]:
@@ -39,4 +39,5 @@ def with_arrays(stored: Any, new: Sequence[jax.Array]) -> Any:
     placed = [
         jax.device_put(x, old.sharding) for x, old in zip(new, stored, strict=True)
     ]
-    return type(stored)(*placed)
+    make = getattr(stored, "_make", tuple)
+    return make(placed)

@@ -22,7 +22,7 @@ from sparse_adam.embedding.layout import Layout, make_layout
 from sparse_adam.embedding.optimizer import Optimizer
 from sparse_adam.embedding.serving import serving_embedding_lookup
 from sparse_adam.embedding.stored import arrays, weights, with_arrays
-from sparse_adam.ops import validate
+from sparse_adam.rules import numbers
 
 _lookup = jax.jit(functional.lookup)
 _serve = jax.jit(serving_embedding_lookup)
@@ -111,7 +111,7 @@ class TPUEmbedding:
         self._feature_config = feature_config
         self._optimizer = optimizer
         self._layout = make_layout(feature_config, optimizer)
-        self._pipelined = validate.flag(
+        self._pipelined = numbers.flag(
             "pipeline_execution_with_tensor_core", pipeline_execution_with_tensor_core
         )
         self._batch_size = batch_size
@@ -281,7 +281,7 @@ class TPUEmbedding:
         functional.check_gradients(self._layout, gradients, shapes)
         functional.warn_of_missing_gradients(self._layout, gradients, stacklevel=3)
         rates = {
-            table: validate.learning_rate(rate)
+            table: numbers.scalar("learning_rate", rate)
             for table, rate in functional.current_learning_rates(
                 self._built_state()
             ).items()

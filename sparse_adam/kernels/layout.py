@@ -1,17 +1,23 @@
-"""How weights and slots of a row lie together: packed in lines of 128 words.
+"""Where the weights and slots of each row stand: in plain arrays, or packed in lines.
 
-A *line* is 128 words of 32 bits, one to a lane: 512 contiguous bytes on every TPU. Rows
-of at most 64 lanes share a line, wider ones take several. The rows that share lines are
-a *group*, and a group's lines stand together, so one DMA moves all that an update of
-them needs.
+Both layouts answer the same questions, so that a kernel need not ask which one it has.
 
-Within a group, `w`, `m` and `v` of one weight stand in the same lane of different
+Plain storage is one array for the weights and one for each slot, `[V, D]`, or `[V]` of
+a slot that has one number for each row.
+
+Packed storage is one int32 array of *lines*. A line is 128 words of 32 bits, one to a
+lane: 512 contiguous bytes on every TPU. Rows of at most 64 lanes share a line, wider
+ones take several. The rows that share lines are a *group*, and a group's lines stand
+together, so that one DMA moves all that an update of them needs. A plain row is a group
+of its own.
+
+Within a packed group, the numbers of one weight stand in the same lane of different
 *planes*: a plane is one line, or for a row of more than 128 lanes its lines one after
 the other. So the update is elementwise, plane with plane, for every D. A float32 array
-takes a plane of its own. Two bfloat16 arrays share the words of a plane; a third one
-has a plane to itself, as the float32 of the same value.
+takes a plane of its own. Two bfloat16 arrays share the words of a plane; an odd one has
+a plane to itself, as the float32 of the same value.
 
-For D = 32 in float32, four rows to a group of three lines:
+For Adam and D = 32 in float32, four rows to a group of three lines:
 
     line 3g       w of row 4g | of 4g + 1 | of 4g + 2 | of 4g + 3
     line 3g + 1   m
@@ -20,7 +26,8 @@ For D = 32 in float32, four rows to a group of three lines:
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -28,48 +35,196 @@ import numpy as np
 from jax import lax
 
 from sparse_adam.kernels.rounding import round_to_bfloat16
-from sparse_adam.kernels.tiles import LANES
+from sparse_adam.kernels.tiles import LANES, SUBLANES
+from sparse_adam.rules import Values
 
 MAX_DIM = 4096
 _GRANULE = 8  # words: SparseCore moves no less
-_TILE = 8  # lines that a TPU keeps together; it copies arrays that do not fill them
 _HIGH_HALF = np.int32(-(2**16))
-_FLOAT32 = np.dtype(np.float32)
-_BFLOAT16 = np.dtype(jnp.bfloat16)
+FLOAT32 = np.dtype(np.float32)
+BFLOAT16 = np.dtype(jnp.bfloat16)
+Dtypes: TypeAlias = tuple[np.dtype, ...]
 
-Words = tuple[jax.Array, ...]  # int32, one array for each plane
-Values = tuple[jax.Array, jax.Array, jax.Array]  # float32: w, m, v
-Noises = tuple[jax.Array | None, jax.Array | None, jax.Array | None]
-Pair = Callable[[jax.Array, jax.Array], jax.Array]
-NO_NOISE: Noises = (None, None, None)
+PlaneWords: TypeAlias = tuple[jax.Array, ...]  # one array for each plane
+Noises: TypeAlias = tuple[jax.Array | None, ...] | None  # one for each array; or none
+RoundPair: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+@runtime_checkable
+class Layout(Protocol):
+    """Where each row of a table and its slots stands. Static and hashable.
+
+    Attributes:
+        num_rows: V.
+        dim: D.
+        dtypes: of the weights and of each slot, float32 or bfloat16.
+        per_row: for each of these arrays, whether it has one number for each row.
+    """
+
+    @property
+    def num_rows(self) -> int: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def dtypes(self) -> Dtypes: ...
+    @property
+    def per_row(self) -> tuple[bool, ...]: ...
+    @property
+    def storage(self) -> str:
+        """Returns "plain" or "packed", for messages."""
+        ...
+
+    @property
+    def stride(self) -> int:
+        """Returns the lanes from a row of a group to the next one."""
+        ...
+
+    @property
+    def rows_per_group(self) -> int:
+        """Returns how many rows share lines."""
+        ...
+
+    @property
+    def lines_per_group(self) -> int:
+        """Returns the lines, or plain rows, of each array that a group takes."""
+        ...
+
+    @property
+    def num_groups(self) -> int:
+        """Returns the groups, those included that fill the last tile of memory."""
+        ...
+
+    @property
+    def blocks(self) -> int:
+        """Returns how many times 128 lanes a row takes."""
+        ...
+
+    @property
+    def planes(self) -> tuple[tuple[int, ...], ...]:
+        """Returns which arrays each plane holds."""
+        ...
+
+    @property
+    def room(self) -> int:
+        """Returns the rows from one table to the next, where several are one."""
+        ...
+
+    @property
+    def group_bytes(self) -> int:
+        """Returns the bytes of a group, of all arrays."""
+        ...
+
+    @property
+    def num_bytes(self) -> int:
+        """Returns the bytes of the whole state."""
+        ...
+
+    @property
+    def shapes(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Returns the arrays that hold it all."""
+        ...
+
+    def with_rows(self, num_rows: int) -> "Layout":
+        """Returns the layout of a table with other rows of the same kind."""
+        ...
+
+    def divided(self, count: int) -> "Layout":
+        """Returns the layout of each of `count` equal parts of the rows."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PlainLayout:
+    """One array for the weights and one for each slot."""
+
+    num_rows: int
+    dim: int
+    dtypes: Dtypes
+    per_row: tuple[bool, ...]
+
+    storage = "plain"
+    rows_per_group = 1
+    lines_per_group = 1
+
+    @property
+    def stride(self) -> int:
+        """Returns D: a row stands alone."""
+        return self.dim
+
+    @property
+    def num_groups(self) -> int:
+        """Returns the rows that a TPU keeps room for: it stores and moves tiles."""
+        return SUBLANES * -(-self.num_rows // SUBLANES)
+
+    @property
+    def blocks(self) -> int:
+        """Returns how many times 128 lanes a row takes."""
+        return -(-self.dim // LANES)
+
+    @property
+    def planes(self) -> tuple[tuple[int, ...], ...]:
+        """Returns a plane for each array that has a number for each weight."""
+        return tuple((t,) for t, per_row in enumerate(self.per_row) if not per_row)
+
+    @property
+    def room(self) -> int:
+        """Returns V: tables stand side by side."""
+        return self.num_rows
+
+    @property
+    def group_bytes(self) -> int:
+        """Returns the bytes of a row, of all arrays."""
+        pairs = zip(self.dtypes, self.per_row, strict=True)
+        return sum(d.itemsize * (1 if per_row else self.dim) for d, per_row in pairs)
+
+    @property
+    def num_bytes(self) -> int:
+        """Returns the bytes of all arrays."""
+        return self.num_rows * self.group_bytes
+
+    @property
+    def shapes(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Returns the arrays: `[V, D]` each, or `[V]`."""
+        return tuple(
+            jax.ShapeDtypeStruct(
+                (self.num_rows,) if p else (self.num_rows, self.dim), d
+            )
+            for d, p in zip(self.dtypes, self.per_row, strict=True)
+        )
+
+    def with_rows(self, num_rows: int) -> "PlainLayout":
+        """Returns the layout of a table with other rows of the same kind."""
+        return dataclasses.replace(self, num_rows=num_rows)
+
+    def divided(self, count: int) -> "PlainLayout":
+        """Returns the layout of each of `count` equal parts of the rows."""
+        return self.with_rows(self.num_rows // count)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PackedLayout:
-    """Where each row of a packed table stands. Static and hashable.
+    """One int32 array of lines that hold the weights and all slots.
 
     Attributes:
         num_rows: V.
         dim: D, 1 to 4096.
-        table_dtype: of w; float32 or bfloat16, as the other two.
-        momenta_dtype: of m.
-        velocities_dtype: of v.
+        dtypes: of the weights and of each slot; float32 or bfloat16.
     """
 
     num_rows: int
     dim: int
-    table_dtype: np.dtype = _FLOAT32
-    momenta_dtype: np.dtype = _FLOAT32
-    velocities_dtype: np.dtype = _FLOAT32
+    dtypes: Dtypes = (FLOAT32,) * 3
+
+    storage = "packed"
 
     @property
-    def dtypes(self) -> tuple[np.dtype, np.dtype, np.dtype]:
-        """Of w, m, v."""
-        return self.table_dtype, self.momenta_dtype, self.velocities_dtype
+    def per_row(self) -> tuple[bool, ...]:
+        """Returns False for each array: lines hold one number for each weight."""
+        return (False,) * len(self.dtypes)
 
     @property
     def stride(self) -> int:
-        """Lanes from a row of a line to the next one.
+        """Returns the lanes from a row of a line to the next one.
 
         From D = 8 on a multiple of 32 bytes, so that each row can be moved alone.
         """
@@ -81,59 +236,101 @@ class PackedLayout:
 
     @property
     def rows_per_group(self) -> int:
-        """Rows that share lines."""
+        """Returns how many rows share lines."""
         return LANES // self.stride
 
     @property
     def blocks(self) -> int:
-        """Lines of a plane: what 128 lanes at a time make of D."""
+        """Returns the lines of a plane: what 128 lanes at a time make of D."""
         return -(-self.dim // LANES)
 
     @property
     def planes(self) -> tuple[tuple[int, ...], ...]:
-        """The arrays in each plane: 0 for w, 1 for m, 2 for v; of two, low half first.
+        """Returns the arrays in each plane by number; of two, the low half first.
 
         A plane of one bfloat16 array holds it as float32.
         """
-        halves = [t for t, dtype in enumerate(self.dtypes) if dtype == _BFLOAT16]
-        pair = tuple(halves[-2:]) if len(halves) >= 2 else ()
-        alone = [(t,) for t in range(3) if t not in pair]
-        return tuple(sorted([*alone, pair] if pair else alone))
+        halves = [t for t, dtype in enumerate(self.dtypes) if dtype == BFLOAT16]
+        halves = halves[len(halves) % 2 :]
+        pairs = list(zip(halves[::2], halves[1::2], strict=True))
+        paired = set(halves)
+        alone = [(t,) for t in range(len(self.dtypes)) if t not in paired]
+        return tuple(sorted([*alone, *pairs]))
 
     @property
     def lines_per_group(self) -> int:
-        """Lines that one DMA moves."""
+        """Returns the lines that one DMA moves."""
         return len(self.planes) * self.blocks
 
     @property
     def num_groups(self) -> int:
-        """Groups, those that fill the last tile of lines included."""
+        """Returns the groups, those that fill the last tile of lines included."""
         groups = -(-self.num_rows // self.rows_per_group)
-        step = _TILE // math.gcd(_TILE, self.lines_per_group)
+        step = SUBLANES // math.gcd(SUBLANES, self.lines_per_group)
         return step * -(-groups // step)
 
     @property
+    def room(self) -> int:
+        """Returns the rows that there is room for."""
+        return self.num_groups * self.rows_per_group
+
+    @property
     def shape(self) -> tuple[int, int]:
-        """Of the int32 array that holds it all."""
+        """Returns the shape of the int32 array that holds it all."""
         return self.num_groups * self.lines_per_group, LANES
 
     @property
+    def shapes(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Returns that array."""
+        return (jax.ShapeDtypeStruct(self.shape, jnp.int32),)
+
+    @property
+    def group_bytes(self) -> int:
+        """Returns the bytes of a group's lines."""
+        return 4 * LANES * self.lines_per_group
+
+    @property
     def num_bytes(self) -> int:
-        """Of that array."""
+        """Returns the bytes of the array."""
         return 4 * math.prod(self.shape)
 
     @property
     def waste(self) -> float:
-        """Share of a group's bytes that hold no number of a row."""
+        """Returns the share of a group's bytes that hold no number of a row."""
         row = self.dim * sum(dtype.itemsize for dtype in self.dtypes)
-        return 1 - self.rows_per_group * row / (4 * LANES * self.lines_per_group)
+        return 1 - self.rows_per_group * row / self.group_bytes
 
     def line(self, plane: int, block: int) -> int:
-        """Where in a group this line stands."""
+        """Returns where in a group this line stands."""
         return plane * self.blocks + block
 
-    def values(self, words: Words) -> Values:
-        """Reads planes: float32 `w`, `m`, `v` of the words' shape."""
+    @property
+    def weight_plane(self) -> int:
+        """Returns the number of the plane that holds the weights."""
+        return next(p for p, arrays in enumerate(self.planes) if 0 in arrays)
+
+    def with_rows(self, num_rows: int) -> "PackedLayout":
+        """Returns the layout of a table with other rows of the same kind."""
+        return dataclasses.replace(self, num_rows=num_rows)
+
+    def divided(self, count: int) -> "PackedLayout":
+        """Returns the layout of each of `count` equal parts of the lines.
+
+        Raises:
+            ValueError: a part would be no table of whole tiles.
+        """
+        own = self.with_rows(self.num_rows // count)
+        alike = count * own.num_rows == self.num_rows
+        if count > 1 and not (alike and own.room == own.num_rows):
+            least = count * self.with_rows(1).room
+            raise ValueError(
+                f"V={self.num_rows} rows of D={self.dim} do not make {count} packed "
+                f"tables of whole tiles: V must be a multiple of {least}"
+            )
+        return own
+
+    def values(self, words: PlaneWords) -> Values:
+        """Reads planes: float32 values of the words' shape, one for each array."""
         found: dict[int, jax.Array] = {}
         for arrays, word in zip(self.planes, words, strict=True):
             if len(arrays) == 2:
@@ -141,39 +338,70 @@ class PackedLayout:
                 found |= {arrays[0]: _as_float(low), arrays[1]: _as_float(high)}
             else:
                 found[arrays[0]] = _as_float(word)
-        return found[0], found[1], found[2]
+        return tuple(found[t] for t in range(len(self.dtypes)))
 
     def weights(self, word: jax.Array) -> jax.Array:
-        """Reads w alone, in its dtype, from the words of its plane."""
-        arrays = next(arrays for arrays in self.planes if 0 in arrays)
-        if len(arrays) == 2:  # w comes first
+        """Reads the weights alone, in their dtype, from the words of their plane."""
+        arrays = self.planes[self.weight_plane]
+        if len(arrays) == 2:  # the weights come first
             word = lax.shift_left(word, np.int32(16))
-        return _as_float(word).astype(self.table_dtype)
+        return _as_float(word).astype(self.dtypes[0])
 
     def words(
-        self, values: Values, noises: Noises = NO_NOISE, nearest: Pair | None = None
-    ) -> Words:
-        """Writes planes: rounds each array to its own dtype, to the nearest without
-        noise (`rounding.noise`), stochastically with it.
+        self,
+        values: Values,
+        noises: Noises = None,
+        round_pair: RoundPair | None = None,
+    ) -> PlaneWords:
+        """Writes planes, rounding each array to its own dtype.
 
-        nearest: rounds two bfloat16 arrays into the halves of words, the first one
-            into the low half; where a machine has an instruction for that.
+        Args:
+            values: float32, one for each array.
+            noises: random bits for the arrays that are rounded stochastically; None
+                rounds to the nearest.
+            round_pair: rounds two arrays to the nearest bfloat16, into the halves of
+                words, the first into the low half, where a machine has an instruction
+                for that.
         """
         words = []
         for arrays in self.planes:
             *low, high = arrays  # a lower half without an array is 0
-            if self.dtypes[high] == _FLOAT32:
+            noise = None if noises is None else noises[high]
+            if self.dtypes[high] == FLOAT32:
                 word = _as_words(values[high])
-            elif nearest is not None and noises[high] is None:
+            elif round_pair is not None and noise is None:
                 zero = jnp.zeros_like(values[high])
-                word = nearest(values[low[0]] if low else zero, values[high])
+                word = round_pair(values[low[0]] if low else zero, values[high])
             else:
-                word = round_to_bfloat16(values[high], noises[high])
+                word = round_to_bfloat16(values[high], noise)
                 for t in low:
-                    rounded = round_to_bfloat16(values[t], noises[t])
+                    noise = None if noises is None else noises[t]
+                    rounded = round_to_bfloat16(values[t], noise)
                     word |= lax.shift_right_logical(rounded, np.int32(16))
             words.append(word)
         return tuple(words)
+
+
+def part_per_row(
+    per_row: tuple[bool, ...], arrays: Sequence[jax.Array]
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    """Parts arrays into those that have a number for each weight, and those per row."""
+    if not any(per_row):
+        return tuple(arrays), ()
+    pairs = list(zip(per_row, arrays, strict=True))
+    return tuple(x for p, x in pairs if not p), tuple(x for p, x in pairs if p)
+
+
+def join_per_row(
+    per_row: tuple[bool, ...],
+    elements: Sequence[jax.Array],
+    by_row: Sequence[jax.Array],
+) -> tuple[jax.Array, ...]:
+    """Puts what `part_per_row` has parted back in order."""
+    if not any(per_row):
+        return tuple(elements)
+    others, rows = iter(elements), iter(by_row)
+    return tuple(next(rows) if p else next(others) for p in per_row)
 
 
 def _as_float(words: jax.Array) -> jax.Array:

@@ -38,7 +38,7 @@ _TILE = 2 * SUBLANES  # rows; bfloat16 is stored 16 rows at a time
 def bytes_moved(num_ids: int, layout: PackedLayout) -> int:
     """HBM bytes of one lookup: a plane in, the weights out, two indices."""
     width = layout.blocks * LANES
-    return num_ids * (width * (4 + layout.table_dtype.itemsize) + 8)
+    return num_ids * (width * (4 + layout.dtypes[0].itemsize) + 8)
 
 
 def rows_per_chunk(num_ids: int, layout: PackedLayout) -> int:
@@ -59,11 +59,15 @@ class _Scratch(NamedTuple):
 
 
 def lookup(
-    lines: jax.Array, rows: Indices, layout: PackedLayout, interpret: bool = False
+    lines: jax.Array, rows: Indices, layout: PackedLayout, *, interpret: bool = False
 ) -> jax.Array:
-    """The weights of rows: `[N, D]`; zeros for a row of -1.
+    """Returns the weights of rows: `[N, D]`; zeros for a row of -1.
 
-    rows: in `[0, V)`, or -1, as must be proven: bounds are not checked.
+    Args:
+        lines: of the table.
+        rows: in `[0, V)`, or -1, as must be proven: bounds are not checked.
+        layout: of the lines.
+        interpret: whether to run in Pallas' interpreter.
     """
     size = rows_per_chunk(rows.size, layout)
     num_chunks, width = pl.cdiv(rows.size, size), layout.blocks * LANES
@@ -93,11 +97,7 @@ def lookup(
         out_specs=pl.BlockSpec(
             (size, width), lambda k: (jnp.clip(k - 1, 0, num_chunks - 1), 0)
         ),
-        # Under `shard_map` it varies like the rows.
-        out_shape=jax.eval_shape(
-            lambda row: jnp.full((num_chunks * size, width), row, layout.table_dtype),
-            rows[0],
-        ),
+        out_shape=jax.ShapeDtypeStruct((num_chunks * size, width), layout.dtypes[0]),
         scratch_shapes=(
             _Scratch(
                 lines=pltpu.VMEM((_SLOTS, size * layout.blocks, LANES), jnp.int32),
@@ -138,7 +138,9 @@ def _kernel(
         def fetch(i: jax.Array) -> None:
             first = groups[i] * layout.lines_per_group
             pltpu.make_async_copy(
-                lines.at[pl.ds(first + layout.line(_plane(layout), 0), layout.blocks)],
+                lines.at[
+                    pl.ds(first + layout.line(layout.weight_plane, 0), layout.blocks)
+                ],
                 scratch.lines.at[slot, pl.ds(i * layout.blocks, layout.blocks)],
                 scratch.arrived.at[slot],
             ).start()
@@ -161,11 +163,6 @@ def _kernel(
                 weights[rows, pl.ds(block * LANES, LANES)] = layout.weights(words)
 
         for_each_tile(size, put, _TILE)
-
-
-def _plane(layout: PackedLayout) -> int:
-    """The plane that holds the weights."""
-    return next(p for p, arrays in enumerate(layout.planes) if 0 in arrays)
 
 
 def _to_front(words: jax.Array, place: jax.Array, stride: int) -> jax.Array:

@@ -38,6 +38,22 @@ def noise(seed: jax.Array, elements: jax.Array) -> jax.Array:
     return x ^ lax.shift_right_logical(x, _SHIFTS[-1])
 
 
+def noises(
+    seeds: jax.Array, elements: jax.Array, dtypes: tuple[np.dtype, ...]
+) -> tuple[jax.Array | None, ...]:
+    """Returns random bits for each array of a state that is rounded: the bfloat16 ones.
+
+    Args:
+        seeds: one for each array, int32; an array, a vector or a ref.
+        elements: the numbers of the elements, from `element`.
+        dtypes: of the arrays.
+    """
+    return tuple(
+        noise(seeds[t], elements) if dtype == jnp.bfloat16 else None
+        for t, dtype in enumerate(dtypes)
+    )
+
+
 def round_to_bfloat16(x: jax.Array, noise: jax.Array | None = None) -> jax.Array:
     """The bits of `x` rounded, in the upper half of int32 words; the lower half is 0.
 

@@ -1,36 +1,51 @@
-"""Which implementation runs an update, how it is cut: the one place that chooses."""
+"""Which implementation runs an update, and where: the one place that chooses.
+
+What can be known while tracing is decided here, once: the implementation for each
+platform, whether it is compiled or interpreted there, and its block sizes. Which
+platform it is, is known when the program is lowered (`late`).
+"""
 
 import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
-from jax.experimental.pallas import tpu as pltpu
-
 from sparse_adam.kernels import chips, cpu, sparsecore, sweep, tensorcore
 from sparse_adam.kernels.layout import MAX_DIM
-from sparse_adam.kernels.problem import Batch, Problem, State, Step
+from sparse_adam.kernels.spec import SortedBatch, State, StepScalars, UpdateSpec
 from sparse_adam.ops import xla
-from sparse_adam.ops.vmap import over_tables
+from sparse_adam.ops.late import PLATFORMS
 
 Config: TypeAlias = tensorcore.Config | sparsecore.Config | sweep.Config
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Implementation:
-    """A way to run the update, and its word on what it cannot do."""
+    """A way to run the update, and its word on what it cannot do.
+
+    Attributes:
+        name: as users say it.
+        update: `update(state, batch, scalars, spec)`; with `config` and `interpret`
+            where it has block sizes.
+        unsupported: says why it cannot do an update, or returns None.
+        native_to: the platform that compiles it; None is every one.
+        elsewhere: what another platform does with it, if it is named.
+        sorts: whether it takes the ids of a batch as they come.
+        absent: says why it cannot be compiled at all, or returns None.
+        config: the class of its block sizes, if it has any.
+    """
 
     name: str
-    update: Callable
-    unsupported: Callable[[Problem], str | None]
-    native_to: str | None  # the platform that compiles it; None: every one
-    elsewhere: str = "interpreted"  # what another platform does with it, if named
-    sorts: bool = False  # takes the ids of a batch as they come, with or without a plan
-    absent: Callable[[], str | None] = lambda: None  # why it cannot be compiled at all
-    config: type[Config] | None = None  # its block sizes, if it has any
+    update: Callable[..., State]
+    unsupported: Callable[[UpdateSpec], str | None]
+    native_to: str | None
+    elsewhere: str = "interpreted"
+    sorts: bool = False
+    absent: Callable[[], str | None] = lambda: None
+    config: type[Config] | None = None
 
     def compiled_on(self, platform: str | None) -> bool:
-        """Whether it is compiled there, as far as is known while tracing."""
+        """Tells whether it is compiled there, as far as is known while tracing."""
         return self.native_to is None or (
             self.native_to == platform and self.absent() is None
         )
@@ -40,7 +55,7 @@ class Implementation:
 IMPLEMENTATIONS = (
     Implementation(
         "sparsecore",
-        over_tables(sparsecore.sparsecore_update),
+        sparsecore.sparsecore_update,
         sparsecore.unsupported,
         "tpu",
         absent=sparsecore.absent,
@@ -48,21 +63,21 @@ IMPLEMENTATIONS = (
     ),
     Implementation(
         "tensorcore",
-        over_tables(tensorcore.tensorcore_update),
+        tensorcore.tensorcore_update,
         tensorcore.unsupported,
         "tpu",
         config=tensorcore.Config,
     ),
     Implementation(
         "sweep",
-        over_tables(sweep.sweep_update),
+        sweep.sweep_update,
         sweep.unsupported,
         "tpu",
         config=sweep.Config,
     ),
     Implementation(
         "cpu",
-        over_tables(cpu.cpu_update),
+        cpu.cpu_update,
         cpu.unsupported,
         "cpu",
         elsewhere="refused by XLA",
@@ -75,17 +90,44 @@ NAMES = tuple(i.name for i in IMPLEMENTATIONS)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Choice:
-    """An implementation, and the block sizes to run it with; None: its own choice."""
+    """An implementation on one platform.
+
+    Attributes:
+        implementation: what runs.
+        interpret: whether a Pallas kernel is interpreted there.
+        config: its block sizes; None leaves them to an interpreted kernel, or to one
+            that has none.
+        given: whether a user gave them.
+    """
 
     implementation: Implementation
-    config: Config | None = None
+    interpret: bool
+    config: Config | None
+    given: bool
 
-    def update(self, state: State, batch: Batch, step: Step, problem: Problem) -> State:
-        """Runs it."""
+    @classmethod
+    def on(
+        cls,
+        platform: str | None,
+        implementation: Implementation,
+        spec: UpdateSpec,
+        config: Config | None,
+    ) -> "Choice":
+        """Decides how an implementation runs an update on a platform."""
+        compiled = implementation.compiled_on(platform)
+        given = config is not None
+        if config is None and implementation.config is not None and compiled:
+            config = implementation.config.choose(spec)
+        return cls(implementation, not compiled, config, given)
+
+    def update(
+        self, state: State, batch: SortedBatch, scalars: StepScalars, spec: UpdateSpec
+    ) -> State:
+        """Runs the update."""
         options: dict[str, Any] = {}
-        if self.config is not None:
-            options["config"] = self.config
-        return self.implementation.update(state, batch, step, problem, **options)
+        if self.implementation.config is not None:
+            options = {"config": self.config, "interpret": self.interpret}
+        return self.implementation.update(state, batch, scalars, spec, **options)
 
 
 class Choices(NamedTuple):
@@ -95,53 +137,78 @@ class Choices(NamedTuple):
     on_cpu: Choice
     elsewhere: Choice
 
+    def on(self, platform: str | None) -> Choice:
+        """Returns the choice for a platform."""
+        return dict(zip((*PLATFORMS, None), self, strict=True))[platform]
+
+    def for_spec(self, spec: UpdateSpec) -> "Choices":
+        """Returns the same implementations, with block sizes for another update."""
+        return Choices(
+            *(
+                Choice.on(
+                    platform,
+                    one.implementation,
+                    spec,
+                    one.config if one.given else None,
+                )
+                for platform, one in zip((*PLATFORMS, None), self, strict=True)
+            )
+        )
+
 
 def choices(
-    problem: Problem, implementation: str | None, config: Config | None = None
+    spec: UpdateSpec, implementation: str | None, config: Config | None = None
 ) -> Choices:
-    """Chooses for `problem`: the named implementation, or for None the best.
+    """Chooses for an update: the named implementation, or for None the best.
 
     A named implementation is taken or refused, never replaced; off the platform that
     compiles it, it runs interpreted or not at all. None takes the first that is
-    compiled where the update runs and that supports the problem; but on a TPU the sweep
-    before a row kernel, where the batch is large beside the table (`sweep.crossover`).
-    A config names the implementation that it belongs to.
+    compiled where the update runs and that supports it; but on a TPU the sweep before a
+    row kernel, where the batch is large beside the table (`sweep.crossover`). A config
+    names the implementation that it belongs to.
 
     Raises:
-        ValueError: the name is unknown, or names one that cannot do the problem.
+        ValueError: the name is unknown, or names one that cannot do the update; the
+            config does not fit the TPU in scope.
         TypeError: the config is of another implementation, or none at all.
     """
     if config is not None:
         implementation = _owner(config, implementation)
     if implementation is None:
-        able = [i for i in IMPLEMENTATIONS if i.unsupported(problem) is None]
+        able = _able(spec)
 
         def best(platform: str | None) -> Choice:
             first = next(i for i in able if i.compiled_on(platform))
-            if _crossover(problem, first) <= problem.num_ids / problem.num_rows:
+            if _crossover(spec, first) <= spec.num_ids / spec.num_rows:
                 first = next(i for i in able if i.name == "sweep")
-            return Choice(first)
+            return Choice.on(platform, first, spec, None)
 
-        return Choices(best("tpu"), best("cpu"), best(None))
+        return Choices(*map(best, (*PLATFORMS, None)))
     if implementation not in NAMES:
         raise ValueError(f"{implementation=} must be None or one of {NAMES}")
     named = IMPLEMENTATIONS[NAMES.index(implementation)]
-    reason = named.unsupported(problem)
+    reason = named.unsupported(spec)
     if reason is not None:
-        able = [i.name for i in IMPLEMENTATIONS if i.unsupported(problem) is None]
         raise ValueError(
             f"{implementation=} cannot run this update: {reason}. "
-            f"Pass implementation=None, or one of {able}"
+            f"Pass implementation=None, or one of {[i.name for i in _able(spec)]}"
         )
-    choice = Choice(named, config)
-    return Choices(choice, choice, choice)
+    if config is not None and named.absent() is None:
+        config.check(spec)
+    return Choices(
+        *(Choice.on(platform, named, spec, config) for platform in (*PLATFORMS, None))
+    )
 
 
-def _crossover(problem: Problem, rows: Implementation) -> float:
-    """The share N / V from which on the sweep is faster than the row kernel `rows`."""
-    if rows.name not in ("sparsecore", "tensorcore") or sweep.unsupported(problem):
+def _able(spec: UpdateSpec) -> list[Implementation]:
+    return [i for i in IMPLEMENTATIONS if i.unsupported(spec) is None]
+
+
+def _crossover(spec: UpdateSpec, rows: Implementation) -> float:
+    """Returns the share N / V from which on the sweep is faster than a row kernel."""
+    if rows.name not in ("sparsecore", "tensorcore") or sweep.unsupported(spec):
         return math.inf
-    return sweep.crossover(problem, rows.name)
+    return sweep.crossover(spec, rows.name)
 
 
 def _owner(config: Config, implementation: str | None) -> str:
@@ -157,33 +224,34 @@ def _owner(config: Config, implementation: str | None) -> str:
 
 
 def storage(dim: int, asked_for: str | None = None) -> str:
-    """Which storage a table is to have: "packed" on a TPU, else "plain".
+    """Returns which storage a table is to have: "packed" on a TPU, else "plain".
 
     On a TPU a packed row is one DMA in and one out instead of three and three, on
-    SparseCore one index list instead of three, and any D works. Elsewhere three arrays
+    SparseCore one index list instead of three, and any D works. Elsewhere plain arrays
     are as good, and users know them.
+
+    Raises:
+        ValueError: another storage is asked for.
     """
     if asked_for is None:
-        return "packed" if pltpu.is_tpu_device() and dim <= MAX_DIM else "plain"
+        on_tpu = chips.in_scope() is not chips.UNKNOWN
+        return "packed" if on_tpu and dim <= MAX_DIM else "plain"
     if asked_for not in ("plain", "packed"):
         raise ValueError(f"storage={asked_for!r} must be None, 'plain' or 'packed'")
     return asked_for
 
 
-def explain(
-    problem: Problem, implementation: str | None, config: Config | None = None
-) -> str:
-    """Says in words what `choices` chooses, and each implementation's objection."""
-    chosen = choices(problem, implementation, config)
+def explain(spec: UpdateSpec, chosen: Choices) -> str:
+    """Says in words what was chosen, and each implementation's objection."""
     lines = []
-    for where, choice in zip(("tpu", "cpu", "elsewhere"), chosen, strict=True):
+    for where, choice in zip((*PLATFORMS, "elsewhere"), chosen, strict=True):
         one = choice.implementation
-        how = "compiled" if one.compiled_on(where) else one.elsewhere
+        how = one.elsewhere if choice.interpret else "compiled"
         lines.append(f"{where}: {one.name}, {how}")
         if where == "tpu":
-            lines += [f"  {line}" for line in _details(problem, choice)]
+            lines += [f"  {line}" for line in _details(spec, choice)]
     for one in IMPLEMENTATIONS:
-        reason = one.unsupported(problem)
+        reason = one.unsupported(spec)
         if reason is None and one.native_to is not None:
             reason = one.absent() or f"compiled on {one.native_to}"
             reason = f"{reason}; elsewhere {one.elsewhere}, if named"
@@ -191,16 +259,15 @@ def explain(
     return "\n".join(lines)
 
 
-def _details(problem: Problem, choice: Choice) -> list[str]:
-    """How a TPU's kernel is cut, and what spoke for it."""
+def _details(spec: UpdateSpec, choice: Choice) -> list[str]:
+    """Says how a TPU's kernel is cut, and what spoke for it."""
     one, lines = choice.implementation, []
-    if one.config is not None and one.absent() is None:
-        config = choice.config or one.config.choose(problem)
-        memory = f"{config.vmem_bytes(problem):,} bytes of VMEM"
-        lines.append(f"{one.name} {config} takes {memory} on {chips.in_scope().name}")
-    able = [i for i in IMPLEMENTATIONS if i.unsupported(problem) is None]
-    rows = next(i for i in able if i.compiled_on("tpu"))
-    share, crossover = problem.num_ids / problem.num_rows, _crossover(problem, rows)
+    if choice.config is not None:
+        memory = f"{choice.config.vmem_bytes(spec):,} bytes of VMEM"
+        chip = chips.in_scope().name
+        lines.append(f"{one.name} {choice.config} takes {memory} on {chip}")
+    rows = next(i for i in _able(spec) if i.compiled_on("tpu"))
+    share, crossover = spec.num_ids / spec.num_rows, _crossover(spec, rows)
     if crossover < math.inf:
         lines.append(
             f"N / V = {share:.2%}; from {crossover:.0%} on the sweep is faster than "

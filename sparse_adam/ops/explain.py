@@ -1,20 +1,27 @@
 """Telling what would run, and why."""
 
-import inspect
+from collections.abc import Iterator
 from typing import Any
 
-from sparse_adam.ops import dispatch, validate
-from sparse_adam.ops.packed import PackedTable, logical_shapes, packed_adam_update
-from sparse_adam.ops.run import of_one_device
-from sparse_adam.ops.sparse_adam import sparse_adam_update
+import jax
+
+from sparse_adam.ops import dispatch
+from sparse_adam.ops.packed import PackedTable
+from sparse_adam.ops.sparse_adam import packed_adam_update, sparse_adam_update
+from sparse_adam.ops.sparse_update import sparse_update
+from sparse_adam.rules import UpdateRule
 
 
 def explain(*args: Any, **kwargs: Any) -> str:
     """Tells which implementation an update would run, and why not the others.
 
-    Takes the arguments of `sparse_adam_update` or `packed_adam_update`, as arrays or as
-    `jax.ShapeDtypeStruct`s, and runs nothing. Of a table that is spread over devices it
-    tells what one of them does.
+    Takes the arguments of `sparse_adam_update`, `packed_adam_update` or
+    `sparse_update`, as arrays or as `jax.ShapeDtypeStruct`s, traces the call and runs
+    nothing. Of a table that is spread over devices it tells what one of them does.
+
+    Raises:
+        TypeError: as the update would.
+        ValueError: as the update would.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -26,24 +33,43 @@ def explain(*args: Any, **kwargs: Any) -> str:
           sweep Config(...) takes ... bytes of VMEM on ...
         cpu: ..., compiled
         elsewhere: xla, compiled
-          sparsecore: table is bfloat16; indirect streams move words of 32 bits
+          sparsecore: table is bfloat16; rows move one by one, ...
           tensorcore: table is bfloat16; rows move one by one, ...
           sweep: compiled on tpu; elsewhere interpreted, if named
           cpu: ...
           xla: can run this update anywhere
     """
-    packed = kwargs.get("packed", args[0] if args else None)
-    is_packed = isinstance(packed, PackedTable)
-    function = packed_adam_update if is_packed else sparse_adam_update
-    call = inspect.signature(function).bind(*args, **kwargs)
-    call.apply_defaults()
-    arguments = call.arguments
-    array = packed.lines if is_packed else arguments["table"]
-    if is_packed:
-        shapes = logical_shapes(arguments.pop("packed"))
-        names = ("table", "momenta", "velocities")
-        arguments |= dict(zip(names, shapes, strict=True)) | {"packed": True}
-    implementation, config = arguments.pop("implementation"), arguments.pop("config")
-    arguments.pop("learning_rate")
-    problem, _ = of_one_device(validate.problem(**arguments), array)
-    return dispatch.explain(problem, implementation, config)
+    update = _function_of(args, kwargs)
+    leaves, structure = jax.tree.flatten((args, kwargs))
+    places = [i for i, x in enumerate(leaves) if hasattr(x, "shape")]
+
+    def call(arrays: list[Any]) -> Any:
+        filled = dict(enumerate(leaves)) | dict(zip(places, arrays, strict=True))
+        own_args, own_kwargs = jax.tree.unflatten(structure, list(filled.values()))
+        return update(*own_args, **own_kwargs)
+
+    jaxpr = jax.make_jaxpr(call)([leaves[i] for i in places])
+    said = [
+        dispatch.explain(eqn.params["spec"], eqn.params["chosen"])
+        for eqn in _updates_in(jaxpr.jaxpr)
+    ]
+    return "\n".join(said) or "nothing to do: there are no ids, and the update is lazy"
+
+
+def _function_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Returns the function whose arguments these are."""
+    if any(isinstance(x, UpdateRule) for x in (*args, *kwargs.values())):
+        return sparse_update
+    first = args[0] if args else kwargs.get("packed")
+    return packed_adam_update if isinstance(first, PackedTable) else sparse_adam_update
+
+
+def _updates_in(jaxpr: Any) -> Iterator[Any]:
+    """Yields the updates of a program, those in its loops and functions included."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "sparse_update":
+            yield eqn
+        for inner in jax.tree.leaves(list(eqn.params.values())):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from _updates_in(inner)

@@ -1,10 +1,12 @@
-"""Integers of 32 bits inside, whatever the user's program counts in."""
+"""Integers: of any dtype from users, of 32 bits inside."""
 
 import functools
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -22,3 +24,18 @@ def in_32_bits(function: _Function) -> _Function:
             return function(*args, **kwargs)
 
     return cast(_Function, traced)
+
+
+def integers(name: str, array: Any) -> tuple[int, ...]:
+    """Returns the shape of an array of any integer dtype.
+
+    Raises:
+        TypeError: it is of another dtype.
+    """
+    dtype = getattr(array, "dtype", None) or np.asarray(array).dtype
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(
+            f"{name}.dtype={dtype} must be an integer dtype: pass "
+            f"{name}.astype(jnp.int32)"
+        )
+    return np.shape(array)

@@ -1,46 +1,57 @@
-"""Looking up rows."""
+"""Looking up rows of plain and of packed tables."""
 
-import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_batching import custom_vmap
 from jax.typing import ArrayLike
 
 from sparse_adam._types import Indices
 from sparse_adam.kernels import lookup
 from sparse_adam.kernels.layout import PackedLayout
-from sparse_adam.ops import storage, validate
-from sparse_adam.ops.integers import in_32_bits
+from sparse_adam.ops.integers import in_32_bits, integers
+from sparse_adam.ops.late import late_primitive
 from sparse_adam.ops.plan import indices_or
+from sparse_adam.ops.rows import PackedRows
 from sparse_adam.ops.shards import Shards, everywhere, like, vary_alike
 
 
-def lookup_rows(lines: jax.Array, ids: ArrayLike, layout: PackedLayout) -> jax.Array:
-    """The weights of rows, `ids.shape + (D,)`; zeros where an id is out of range."""
-    shape = validate.integers("ids", ids)
+def lookup_packed(lines: jax.Array, ids: ArrayLike, layout: PackedLayout) -> jax.Array:
+    """Returns the weights of rows of a packed table: `ids.shape + (D,)`.
+
+    An id outside `[0, V)` gives zeros.
+    """
+    shape = integers("ids", ids)
     rows = indices_or(everywhere(ids), layout.num_rows, fill=-1)
     shards = Shards.of("packed.lines", lines)
     if shards is None:
         lines, rows = vary_alike((lines, rows))
         return _lookup(lines, rows, layout=layout).reshape(*shape, layout.dim)
-    own = shards.own_layout(layout)
+    own = layout.divided(shards.count)
     found = _add_up(lines, rows.reshape(shape), shards=shards, layout=own)
     return like(ids, found)
 
 
-def gather_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
-    """Rows of a plain table `[V, D]`: of any row where an id is below 0."""
+def lookup_plain(table: jax.Array, ids: ArrayLike) -> jax.Array:
+    """Returns rows of a plain table `[V, D]`: `ids.shape + (D,)`.
+
+    An id outside `[0, V)` gives zeros.
+    """
+    shape = integers("ids", ids)
+    rows = indices_or(everywhere(ids), table.shape[0], fill=-1).reshape(shape)
     shards = Shards.of("table", table)
     if shards is None:
-        return _gather(table, ids)
-    return like(ids, _add_up(table, everywhere(ids), shards=shards, layout=None))
+        return _gather(table, rows)
+    return like(ids, _add_up(table, rows, shards=shards, layout=None))
 
 
 def _gather(table: jax.Array, rows: jax.Array) -> jax.Array:
-    return table.at[jnp.maximum(rows, 0)].get(mode="promise_in_bounds")
+    """Gathers rows; -1 gives zeros."""
+    found = table.at[jnp.maximum(rows, 0)].get(mode="promise_in_bounds")
+    # A select, since row 0 may hold a NaN.
+    return jnp.where((rows >= 0)[..., None], found, jnp.zeros_like(found))
 
 
 @in_32_bits
@@ -50,7 +61,11 @@ def _add_up(
 ) -> jax.Array:
     """Looks up on each device what it has, zeros for all else, and adds that up.
 
-    layout: of one device's packed table; None where `stored` is a plain one.
+    Args:
+        stored: lines or a plain table.
+        rows: int32, -1 for none.
+        shards: the devices that share the rows.
+        layout: of one device's packed table; None where `stored` is a plain one.
     """
 
     def lookup_own(stored: jax.Array, rows: jax.Array) -> jax.Array:
@@ -58,8 +73,7 @@ def _add_up(
             mine = shards.own(rows.reshape(-1), layout.num_rows)
             found = _lookup(stored, mine, layout=layout)
             return found.reshape(*rows.shape, layout.dim)
-        mine = shards.own(rows, stored.shape[0])
-        return jnp.where((mine >= 0)[..., None], _gather(stored, mine), 0)
+        return _gather(stored, shards.own(rows, stored.shape[0]))
 
     return shards.sum_of_each(lookup_own, stored, rows)
 
@@ -68,51 +82,60 @@ def _add_up(
 @functools.partial(jax.jit, static_argnames="layout")
 def _lookup(lines: jax.Array, rows: Indices, *, layout: PackedLayout) -> jax.Array:
     if rows.size == 0:
-        return jnp.zeros((0, layout.dim), layout.table_dtype)
-    return lax.platform_dependent(
-        *(lines, rows),
-        tpu=functools.partial(by_kernel, layout=layout),
-        default=functools.partial(by_gather, layout=layout),
-    )
+        return jnp.zeros((0, layout.dim), layout.dtypes[0])
+    return _lookup_p.bind(lines, rows, layout=layout)[0]
 
 
 def by_gather(lines: jax.Array, rows: Indices, *, layout: PackedLayout) -> jax.Array:
-    """By XLA; a row of -1 gives zeros."""
-    stored = storage.Packed(layout)
-    plane = next(p for p, arrays in enumerate(layout.planes) if 0 in arrays)
-    weights = layout.weights(stored.plane((lines,), rows, plane))
-    return jnp.where((rows >= 0)[:, None], weights, 0)
+    """Looks up rows by XLA's gather; a row of -1 gives zeros."""
+    words = PackedRows(layout).plane((lines,), rows, layout.weight_plane)
+    return jnp.where((rows >= 0)[:, None], layout.weights(words), 0)
 
 
-def by_kernel(
-    lines: jax.Array, rows: Indices, *, layout: PackedLayout, interpret: bool = False
-) -> jax.Array:
-    """By the TPU's kernel. Under `jax.vmap` too it runs once: T tables are a tall one.
+def _run(
+    platform: str | None, lines: jax.Array, rows: Indices, *, layout: PackedLayout
+) -> tuple[jax.Array]:
+    """Looks up by the kernel on a TPU, by XLA elsewhere."""
+    if platform == "tpu":
+        return (lookup.lookup(lines, rows, layout),)
+    return (by_gather(lines, rows, layout=layout),)
 
-    As in `vmap`, there is no batching rule for a kernel that moves rows by hand.
-    """
 
-    @custom_vmap
-    @in_32_bits
-    def one_table(lines: jax.Array, rows: Indices) -> jax.Array:
-        return lookup.lookup(lines, rows, layout, interpret)
+def _results(lines: Any, rows: Any, *, layout: PackedLayout) -> list[Any]:
+    """Returns the type of `[N, D]` weights, which vary as the ids do."""
+    del lines
+    return [rows.update(shape=(rows.size, layout.dim), dtype=layout.dtypes[0])]
 
-    @one_table.def_vmap
-    @in_32_bits
-    def many_tables(
-        size: int, batched: list[bool], lines: jax.Array, rows: Indices
-    ) -> tuple[jax.Array, bool]:
-        is_tall, has_rows = batched
-        if not has_rows:
-            rows = jnp.broadcast_to(rows, (size, *rows.shape))
-        tall = layout
-        if is_tall:
-            room = layout.num_groups * layout.rows_per_group
-            tall = dataclasses.replace(layout, num_rows=size * room)
-            number = lax.broadcasted_iota(jnp.int32, rows.shape, 0)
-            rows = jnp.where(rows < 0, -1, rows + number * room)
-            lines = lines.reshape(-1, lines.shape[-1])
-        found = by_kernel(lines, rows.reshape(-1), layout=tall, interpret=interpret)
-        return found.reshape(*rows.shape, layout.dim), True
 
-    return one_table(lines, rows)
+def _over_tables(
+    arrays: Any, axes: Any, *, layout: PackedLayout
+) -> tuple[list[jax.Array], list[int]]:
+    """Looks up T batches under `jax.vmap` at once: T tables are one tall table."""
+    (lines, rows), (table_axis, batch_axis) = arrays, axes
+    if table_axis is not None:
+        lines = jnp.moveaxis(lines, table_axis, 0)
+    size = (rows if batch_axis is not None else lines).shape[batch_axis or 0]
+    if batch_axis is None:
+        rows = jnp.broadcast_to(rows, (size, *rows.shape))
+    else:
+        rows = jnp.moveaxis(rows, batch_axis, 0)
+    tall = layout
+    if table_axis is not None:
+        tall = layout.with_rows(size * layout.room)
+        number = lax.broadcasted_iota(jnp.int32, rows.shape, 0)
+        rows = jnp.where(rows < 0, -1, rows + number * layout.room)
+        lines = lines.reshape(-1, lines.shape[-1])
+    (found,) = _lookup_p.bind(lines, rows.reshape(-1), layout=tall)
+    return [found.reshape(*rows.shape, layout.dim)], [0]
+
+
+_lookup_p = late_primitive(
+    "sparse_lookup",
+    _run,
+    _results,
+    _over_tables,
+    no_gradient=(
+        "a lookup in a packed table cannot be differentiated by its lines, which are "
+        "no numbers: differentiate the loss by the rows that it returns"
+    ),
+)

@@ -1,23 +1,22 @@
-"""A table whose weights and slots lie together, and the update of its rows."""
+"""A table whose weights and slots stand together, in one array."""
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from sparse_adam.kernels.layout import MAX_DIM, NO_NOISE, PackedLayout
-from sparse_adam.kernels.problem import State
-from sparse_adam.ops import storage, validate
-from sparse_adam.ops.dispatch import Config
+from sparse_adam.kernels.layout import MAX_DIM, PackedLayout, PlainLayout
+from sparse_adam.kernels.spec import State
 from sparse_adam.ops.integers import in_32_bits
-from sparse_adam.ops.lookup import lookup_rows
-from sparse_adam.ops.plan import UpdatePlan
-from sparse_adam.ops.run import Occurrences, make_step, update_rows
+from sparse_adam.ops.lookup import lookup_packed
+from sparse_adam.ops.rows import PackedRows, PlainRows
 from sparse_adam.ops.shards import Shards, vary_alike
+from sparse_adam.ops.validate import STORED_DTYPES
+from sparse_adam.rules import AdamRule, UpdateRule, initial_slots
 
 _BLOCK_WORDS = 2**20  # of a table, packed or unpacked at a time
 
@@ -27,7 +26,7 @@ _BLOCK_WORDS = 2**20  # of a table, packed or unpacked at a time
 )
 @dataclasses.dataclass(frozen=True, slots=True)
 class PackedTable:
-    """Weights, first and second moments of an embedding table, in one array.
+    """The weights of an embedding table and their slots, in one array.
 
     On a TPU all that an update of a row needs is then moved by one DMA in and one out,
     instead of three and three, and it works for every D: plain `[V, D]` arrays are
@@ -37,10 +36,11 @@ class PackedTable:
 
     Attributes:
         lines: int32 `layout.shape`, `[lines, 128]`.
-        layout: where each row stands: V, D and the three dtypes. Static.
+        layout: where each row stands: V, D and the dtypes. Static.
 
     Example:
         >>> import jax, jax.numpy as jnp
+        >>> from sparse_adam import packed_adam_update
         >>> ones = jax.nn.initializers.ones
         >>> table = PackedTable.init(jax.random.key(0), 1000, 16, ones)
         >>> ids = jnp.array([3, 999, -1])
@@ -57,35 +57,32 @@ class PackedTable:
 
     @property
     def num_rows(self) -> int:
-        """V."""
+        """Returns V."""
         return self.layout.num_rows
 
     @property
     def dim(self) -> int:
-        """D."""
+        """Returns D."""
         return self.layout.dim
 
     @classmethod
-    def pack(
-        cls, table: ArrayLike, momenta: ArrayLike, velocities: ArrayLike
-    ) -> "PackedTable":
-        """Packs three arrays `[V, D]`, float32 or bfloat16 each, losing nothing.
+    def pack(cls, table: ArrayLike, *slots: ArrayLike) -> "PackedTable":
+        """Packs a table and its slots, `[V, D]` each, losing nothing.
+
+        Args:
+            table: `[V, D]` weights, float32 or bfloat16.
+            *slots: the slots of the update rule in its order, alike: for Adam the
+                momenta and the velocities.
 
         Raises:
             ValueError: the shapes differ, or D is above 4096.
             TypeError: an array is of another dtype.
         """
-        arrays = (table, momenta, velocities)
-        layout = _layout_of(*arrays)
-        table, momenta, velocities = vary_alike(tuple(map(jnp.asarray, arrays)))
-        return cls(
-            _pack_shards(
-                *(table, momenta, velocities),
-                layout=layout,
-                shards=Shards.of("table", table),
-            ),
-            layout,
-        )
+        arrays = tuple(map(jnp.asarray, (table, *slots)))
+        layout = _layout_of(arrays)
+        shards = Shards.of("table", arrays[0])
+        lines = _pack_shards(vary_alike(arrays), layout=layout, shards=shards)
+        return cls(lines, layout)
 
     @classmethod
     def init(
@@ -95,20 +92,36 @@ class PackedTable:
         dim: int,
         initializer: Callable[..., jax.Array],
         *,
+        rule: UpdateRule | None = None,
         dtype: DTypeLike = jnp.float32,
         slot_dtype: DTypeLike = jnp.float32,
     ) -> "PackedTable":
-        """Draws the weights, `initializer(key, (V, D), dtype)`; the slots are zero."""
+        """Draws the weights, `initializer(key, (V, D), dtype)`, and makes new slots.
+
+        Args:
+            key: of `jax.random`.
+            num_rows: V.
+            dim: D, 1 to 4096.
+            initializer: as those of `jax.nn.initializers`.
+            rule: whose slots to make; None is Adam's.
+            dtype: of the weights.
+            slot_dtype: of the slots.
+
+        Raises:
+            ValueError: D is above 4096, or the rule has a slot that is per row.
+        """
+        rule = AdamRule() if rule is None else rule
+        _check_slots(rule)
         shape = (num_rows, dim)
 
         def make(key: jax.Array) -> "PackedTable":
-            zeros = jnp.zeros(shape, slot_dtype)
-            return cls.pack(initializer(key, shape, dtype), zeros, zeros)
+            slots = initial_slots(rule, shape, slot_dtype)
+            return cls.pack(initializer(key, shape, dtype), *slots)
 
         return jax.jit(make)(key)
 
-    def unpack(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns `table, momenta, velocities`, `[V, D]` each."""
+    def unpack(self) -> tuple[jax.Array, ...]:
+        """Returns the table and its slots, `[V, D]` each."""
         shards = Shards.of("lines", self.lines)
         return _unpack_shards(self.lines, layout=self.layout, shards=shards)
 
@@ -121,127 +134,82 @@ class PackedTable:
             TypeError: `ids` are not integers.
             ValueError: the lines are not of the layout's shape.
         """
-        logical_shapes(self)
-        return lookup_rows(self.lines, ids, self.layout)
+        check_lines(self)
+        return lookup_packed(self.lines, ids, self.layout)
 
 
-def packed_adam_update(
-    packed: PackedTable,
-    ids: ArrayLike,
-    grads: ArrayLike,
-    *,
-    learning_rate: ArrayLike = 1e-3,
-    beta_1: float = 0.9,
-    beta_2: float = 0.999,
-    epsilon: float = 1e-7,
-    lazy_adam: bool = True,
-    sum_inside_sqrt: bool = True,
-    use_gradient_accumulation: bool = True,
-    clip_weight_min: float | None = None,
-    clip_weight_max: float | None = None,
-    weight_decay_factor: float | None = None,
-    multiply_weight_decay_factor_by_learning_rate: bool | None = None,
-    clipvalue: float | tuple[float | None, float | None] | None = None,
-    sample_ids: ArrayLike | None = None,
-    gains: ArrayLike | None = None,
-    plan: UpdatePlan | None = None,
-    rounding: str = "nearest",
-    key: jax.Array | None = None,
-    implementation: str | None = None,
-    config: Config | None = None,
-) -> PackedTable:
-    """Updates the rows of a packed table that a batch looked up, with Adam.
-
-    The same as `sparse_adam_update` in every respect but the storage; see there for
-    the maths, the arguments and the errors. Donate the table
-    (``jax.jit(..., donate_argnums=0)``) and it is updated in place.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> table = PackedTable.pack(*[jnp.zeros((4, 2))] * 3)
-        >>> ids, grads = jnp.array([1, 1]), jnp.ones((2, 2))
-        >>> table = packed_adam_update(table, ids, grads, learning_rate=0.1)
-        >>> print((table.unpack()[1] > 0).any(axis=1))
-        [False  True False False]
-    """
-    table, momenta, velocities = logical_shapes(packed)
-    problem = validate.problem(
-        packed=True,
-        table=table,
-        momenta=momenta,
-        velocities=velocities,
-        ids=ids,
-        grads=grads,
-        beta_1=beta_1,
-        beta_2=beta_2,
-        epsilon=epsilon,
-        lazy_adam=lazy_adam,
-        sum_inside_sqrt=sum_inside_sqrt,
-        use_gradient_accumulation=use_gradient_accumulation,
-        clip_weight_min=clip_weight_min,
-        clip_weight_max=clip_weight_max,
-        weight_decay_factor=weight_decay_factor,
-        multiply_weight_decay_factor_by_learning_rate=(
-            multiply_weight_decay_factor_by_learning_rate
-        ),
-        clipvalue=clipvalue,
-        sample_ids=sample_ids,
-        gains=gains,
-        plan=plan,
-        rounding=rounding,
-        key=key,
-    )
-    occurrences = Occurrences(ids, grads, sample_ids, gains, plan)
-    step = make_step(learning_rate, key, problem)
-    (lines,) = update_rows(
-        (packed.lines,), occurrences, step, problem, implementation, config
-    )
-    return PackedTable(lines, packed.layout)
-
-
-def logical_shapes(packed: PackedTable) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """The arrays that a packed table holds, as `unpack` would return them.
+def packed_layout(packed: PackedTable, rule: UpdateRule) -> PackedLayout:
+    """Returns the layout of a packed table, checked against the rule that updates it.
 
     Raises:
-        ValueError: the lines are not of the layout's shape.
+        ValueError: the table holds another number of arrays than the rule has, the
+            rule has a slot that is per row, or the lines are not of the layout's shape.
     """
-    layout = packed.layout
-    if packed.lines.shape != layout.shape:
+    check_lines(packed)
+    _check_slots(rule)
+    names = ("table", *(slot.name for slot in rule.slots))
+    if len(names) != len(packed.layout.dtypes):
         raise ValueError(
-            f"packed.lines.shape={packed.lines.shape} must be {layout.shape}, as its "
-            "layout says: make it by PackedTable.pack"
+            f"the packed table holds {len(packed.layout.dtypes)} arrays, but "
+            f"{type(rule).__name__} has {len(names)}, {names}: pass "
+            "PackedTable.pack(table, *initial_slots(rule, table.shape, table.dtype))"
         )
-    shape = (layout.num_rows, layout.dim)
-    return tuple(jax.ShapeDtypeStruct(shape, dtype) for dtype in layout.dtypes)
+    return packed.layout
 
 
-def _layout_of(
-    table: ArrayLike, momenta: ArrayLike, velocities: ArrayLike
-) -> PackedLayout:
-    shape, dtypes = validate.stored(table, momenta, velocities)
+def check_lines(packed: PackedTable) -> None:
+    """Refuses lines that are not of the layout's shape.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if packed.lines.shape != packed.layout.shape:
+        raise ValueError(
+            f"packed.lines.shape={packed.lines.shape} must be {packed.layout.shape}, "
+            "as its layout says: make it by PackedTable.pack"
+        )
+
+
+def _check_slots(rule: UpdateRule) -> None:
+    per_row = [slot.name for slot in rule.slots if slot.per == "row"]
+    if per_row:
+        raise ValueError(
+            f"{rule!r} has the slots {per_row} of one number for each row, for which a "
+            "packed table has no place: keep plain arrays (storage='plain')"
+        )
+
+
+def _layout_of(arrays: Sequence[jax.Array]) -> PackedLayout:
+    names = ("table", *(f"slots[{i}]" for i in range(len(arrays) - 1)))
+    shape = arrays[0].shape
+    for name, array in zip(names, arrays, strict=True):
+        if array.ndim != 2 or 0 in array.shape or array.shape != shape:
+            raise ValueError(
+                f"{name}.shape={array.shape} must be (V, D), both at least 1, and the "
+                f"same for the table and its slots; table.shape={shape}"
+            )
+        if array.dtype not in STORED_DTYPES:
+            raise TypeError(
+                f"{name}.dtype={array.dtype} must be float32 or bfloat16: pass "
+                f"{name}.astype(jnp.float32)"
+            )
     if shape[1] > MAX_DIM:
         raise ValueError(
             f"table.shape={shape}: D must be at most {MAX_DIM} to be packed; split the "
-            "table by columns, or keep three plain arrays"
+            "table by columns, or keep plain arrays"
         )
-    return PackedLayout(*shape, *dtypes)
+    return PackedLayout(*shape, tuple(array.dtype for array in arrays))
 
 
 @in_32_bits
 @functools.partial(jax.jit, static_argnames=("layout", "shards"))
 def _pack_shards(
-    table: jax.Array,
-    momenta: jax.Array,
-    velocities: jax.Array,
-    *,
-    layout: PackedLayout,
-    shards: Shards | None,
+    arrays: State, *, layout: PackedLayout, shards: Shards | None
 ) -> jax.Array:
-    arrays = (table, momenta, velocities)
     if shards is None:
-        return _pack(*arrays, layout=layout)
-    own = shards.own_layout(layout)
-    return shards.on_each(lambda arrays: _pack(*arrays, layout=own), arrays)
+        return _pack(arrays, layout=layout)
+    own = layout.divided(shards.count)
+    return shards.on_each(functools.partial(_pack, layout=own), arrays)
 
 
 @in_32_bits
@@ -251,46 +219,45 @@ def _unpack_shards(
 ) -> State:
     if shards is None:
         return _unpack(lines, layout=layout)
-    own = shards.own_layout(layout)
-    return shards.on_each(lambda lines: _unpack(lines, layout=own), lines)
+    own = layout.divided(shards.count)
+    return shards.on_each(functools.partial(_unpack, layout=own), lines)
 
 
-def _pack(
-    table: jax.Array, momenta: jax.Array, velocities: jax.Array, *, layout: PackedLayout
-) -> jax.Array:
-    plain, packed, size = _storages(layout)
-    arrays = plain.opened((table, momenta, velocities))
+def _pack(arrays: State, *, layout: PackedLayout) -> jax.Array:
+    plain, packed, size = _both_rows(layout)
+    opened = plain.opened(arrays)
 
     def pack(start: jax.Array, rows: int, lines: State) -> State:
         missing = -rows % packed.step
-        w, m, v = (
-            jnp.pad(x, ((0, missing), (0, 0))) for x in plain.slice(arrays, start, rows)
+        values = tuple(
+            jnp.pad(x, ((0, missing), (0, 0))) for x in plain.slice(opened, start, rows)
         )
-        return packed.update_slice(lines, start, (w, m, v), NO_NOISE)
+        return packed.update_slice(lines, start, values, None)
 
-    lines = vary_alike(jnp.zeros(layout.shape, jnp.int32), table)
+    lines = vary_alike(jnp.zeros(layout.shape, jnp.int32), arrays[0])
     return _in_blocks(pack, layout.num_rows, size, (lines,))[0]
 
 
 def _unpack(lines: jax.Array, *, layout: PackedLayout) -> State:
-    plain, packed, size = _storages(layout)
+    plain, packed, size = _both_rows(layout)
     shape = (layout.num_rows, layout.dim)
     zeros = tuple(jnp.zeros(shape, dtype) for dtype in layout.dtypes)
     arrays = plain.opened(vary_alike(zeros, lines))
 
     def unpack(start: jax.Array, rows: int, arrays: State) -> State:
         missing = -rows % packed.step
-        w, m, v = (x[:rows] for x in packed.slice((lines,), start, rows + missing))
-        return plain.update_slice(arrays, start, (w, m, v), NO_NOISE)
+        values = packed.slice((lines,), start, rows + missing)
+        return plain.update_slice(arrays, start, tuple(x[:rows] for x in values), None)
 
     return plain.closed(_in_blocks(unpack, layout.num_rows, size, arrays))
 
 
-def _storages(layout: PackedLayout) -> tuple[storage.Plain, storage.Packed, int]:
-    """Both, and how many rows to move at a time."""
-    packed = storage.Packed(layout)
-    rows = max(1, _BLOCK_WORDS // layout.dim // packed.step) * packed.step
-    return storage.Plain(layout.num_rows, layout.dtypes), packed, rows
+def _both_rows(layout: PackedLayout) -> tuple[PlainRows, PackedRows, int]:
+    """Returns the rows of both storages, and how many of them to move at a time."""
+    packed = PackedRows(layout)
+    size = max(1, _BLOCK_WORDS // layout.dim // packed.step) * packed.step
+    arrays = PlainLayout(layout.num_rows, layout.dim, layout.dtypes, layout.per_row)
+    return PlainRows(arrays), packed, size
 
 
 def _in_blocks(

@@ -16,8 +16,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from sparse_adam._types import Indices
-from sparse_adam.ops import validate
-from sparse_adam.ops.integers import in_32_bits
+from sparse_adam.ops.integers import in_32_bits, integers
 
 
 @functools.partial(
@@ -64,7 +63,7 @@ def plan_update(ids: ArrayLike, num_rows: int) -> UpdatePlan:
         >>> plan.ids.tolist(), plan.order.tolist()
         ([2, 7, 7, 10], [1, 0, 3, 2])
     """
-    num_ids = math.prod(validate.integers("ids", ids))
+    num_ids = math.prod(integers("ids", ids))
     if not 1 <= num_rows < 2**31 - num_ids:
         raise ValueError(
             f"{num_rows=} must be at least 1 and below 2**31 - {num_ids} (ids are "

@@ -19,7 +19,6 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sparse_adam._types import Indices
-from sparse_adam.kernels.layout import PackedLayout
 
 _Tree = TypeVar("_Tree")
 
@@ -63,25 +62,6 @@ class Shards:
     def count(self) -> int:
         """Into how many parts the rows are cut."""
         return math.prod(self.mesh.shape[axis] for axis in self.axes)
-
-    def own_layout(self, layout: PackedLayout) -> PackedLayout:
-        """Of the packed table that one device has.
-
-        Raises:
-            ValueError: a shard of the lines would be no table of its own.
-        """
-        own = dataclasses.replace(layout, num_rows=layout.num_rows // self.count)
-        alike = self.count * own.num_rows == layout.num_rows
-        if self.count > 1 and not (
-            alike and own.num_groups * own.rows_per_group == own.num_rows
-        ):
-            one = dataclasses.replace(layout, num_rows=1)
-            least = self.count * one.num_groups * layout.rows_per_group
-            raise ValueError(
-                f"V={layout.num_rows} rows of D={layout.dim} do not make {self.count} "
-                f"packed tables of whole tiles: V must be a multiple of {least}"
-            )
-        return own
 
     def own(self, ids: Indices, num_rows: int) -> Indices:
         """Ids as rows of this device: -1 where they are of another one."""

@@ -1,4 +1,4 @@
-"""The op: check the arguments, plan, choose an implementation, run it."""
+"""Adam on sparse rows: the op that this package is named for."""
 
 from typing import NamedTuple
 
@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sparse_adam.ops import validate
 from sparse_adam.ops.dispatch import Config
+from sparse_adam.ops.options import UpdateInputs, UpdateOptions
+from sparse_adam.ops.packed import PackedTable
 from sparse_adam.ops.plan import UpdatePlan
-from sparse_adam.ops.run import Occurrences, make_step, update_rows
+from sparse_adam.ops.sparse_update import update_state
+from sparse_adam.rules import AdamRule, numbers
 
 
 class AdamState(NamedTuple):
@@ -38,12 +40,13 @@ def sparse_adam_update(
     use_gradient_accumulation: bool = True,
     clip_weight_min: float | None = None,
     clip_weight_max: float | None = None,
-    weight_decay_factor: float | None = None,
+    weight_decay_factor: ArrayLike | None = None,
     multiply_weight_decay_factor_by_learning_rate: bool | None = None,
     clipvalue: float | tuple[float | None, float | None] | None = None,
     sample_ids: ArrayLike | None = None,
     gains: ArrayLike | None = None,
     plan: UpdatePlan | None = None,
+    gradient_scale: ArrayLike | None = None,
     rounding: str = "nearest",
     key: jax.Array | None = None,
     implementation: str | None = None,
@@ -96,7 +99,8 @@ def sparse_adam_update(
             order of `ids`, instead of one for their sum.
         clip_weight_min: lower bound of updated weights; None is none.
         clip_weight_max: upper bound of updated weights; None is none.
-        weight_decay_factor: :math:`\lambda`, decoupled and before the step; None is 0.
+        weight_decay_factor: :math:`\lambda`, decoupled and before the step, traced or
+            not; None is 0.
         multiply_weight_decay_factor_by_learning_rate: True makes it
             :math:`\lambda\eta`.
         clipvalue: bounds of G: `x` for `(-x, x)`, or `(low, high)` with None for an
@@ -105,6 +109,8 @@ def sparse_adam_update(
             `gains[i] * grads[sample_ids[i]]`. One outside `[0, B)` adds zero.
         gains: like `ids`: factor of each occurrence's gradient; None is 1.
         plan: `plan_update(ids, V)` of these very ids, made earlier.
+        gradient_scale: a scalar, traced or not, that G is multiplied by before it is
+            clipped: for clipping by global norm, or loss scaling. None is 1.
         rounding: how bfloat16 arrays are rounded: "nearest", to which an update of less
             than half a unit in the last place is lost, or "stochastic", which keeps it
             on average.
@@ -145,37 +151,85 @@ def sparse_adam_update(
     `BuildAdamOptimizerComputation` in
     `tensorflow/core/tpu/kernels/sparse_core_ops_utils.cc` for the formula.
     """
+    rule = AdamRule(beta_1, beta_2, epsilon, sum_inside_sqrt)
+    options = UpdateOptions(
+        learning_rate,
+        numbers.flag("lazy_adam", lazy_adam),
+        use_gradient_accumulation,
+        clip_weight_min,
+        clip_weight_max,
+        weight_decay_factor,
+        multiply_weight_decay_factor_by_learning_rate,
+        clipvalue,
+        gradient_scale,
+        rounding,
+        key,
+        implementation,
+        config,
+    )
+    inputs = UpdateInputs(ids, grads, sample_ids, gains, plan)
     state = (table, momenta, velocities)
-    problem = validate.problem(
-        table=table,
-        momenta=momenta,
-        velocities=velocities,
-        ids=ids,
-        grads=grads,
-        beta_1=beta_1,
-        beta_2=beta_2,
-        epsilon=epsilon,
-        lazy_adam=lazy_adam,
-        sum_inside_sqrt=sum_inside_sqrt,
-        use_gradient_accumulation=use_gradient_accumulation,
-        clip_weight_min=clip_weight_min,
-        clip_weight_max=clip_weight_max,
-        weight_decay_factor=weight_decay_factor,
-        multiply_weight_decay_factor_by_learning_rate=(
-            multiply_weight_decay_factor_by_learning_rate
-        ),
-        clipvalue=clipvalue,
-        sample_ids=sample_ids,
-        gains=gains,
-        plan=plan,
-        rounding=rounding,
-        key=key,
+    return AdamState(*update_state(state, inputs, rule, options))
+
+
+def packed_adam_update(
+    packed: PackedTable,
+    ids: ArrayLike,
+    grads: ArrayLike,
+    *,
+    learning_rate: ArrayLike = 1e-3,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+    epsilon: float = 1e-7,
+    lazy_adam: bool = True,
+    sum_inside_sqrt: bool = True,
+    use_gradient_accumulation: bool = True,
+    clip_weight_min: float | None = None,
+    clip_weight_max: float | None = None,
+    weight_decay_factor: ArrayLike | None = None,
+    multiply_weight_decay_factor_by_learning_rate: bool | None = None,
+    clipvalue: float | tuple[float | None, float | None] | None = None,
+    sample_ids: ArrayLike | None = None,
+    gains: ArrayLike | None = None,
+    plan: UpdatePlan | None = None,
+    gradient_scale: ArrayLike | None = None,
+    rounding: str = "nearest",
+    key: jax.Array | None = None,
+    implementation: str | None = None,
+    config: Config | None = None,
+) -> PackedTable:
+    """Updates the rows of a packed table that a batch looked up, with Adam.
+
+    The same as `sparse_adam_update` in every respect but the storage; see there for
+    the maths, the arguments and the errors. Donate the table
+    (``jax.jit(..., donate_argnums=0)``) and it is updated in place.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> table = PackedTable.pack(*[jnp.zeros((4, 2))] * 3)
+        >>> ids, grads = jnp.array([1, 1]), jnp.ones((2, 2))
+        >>> table = packed_adam_update(table, ids, grads, learning_rate=0.1)
+        >>> print((table.unpack()[1] > 0).any(axis=1))
+        [False  True False False]
+    """
+    rule = AdamRule(beta_1, beta_2, epsilon, sum_inside_sqrt)
+    options = UpdateOptions(
+        learning_rate,
+        numbers.flag("lazy_adam", lazy_adam),
+        use_gradient_accumulation,
+        clip_weight_min,
+        clip_weight_max,
+        weight_decay_factor,
+        multiply_weight_decay_factor_by_learning_rate,
+        clipvalue,
+        gradient_scale,
+        rounding,
+        key,
+        implementation,
+        config,
     )
-    occurrences = Occurrences(ids, grads, sample_ids, gains, plan)
-    step = make_step(learning_rate, key, problem)
-    return AdamState(
-        *update_rows(state, occurrences, step, problem, implementation, config)
-    )
+    inputs = UpdateInputs(ids, grads, sample_ids, gains, plan)
+    return update_state(packed, inputs, rule, options)
 
 
 def bias_corrected_learning_rate(
@@ -223,6 +277,6 @@ def bias_corrected_learning_rate(
             log_beta = np.log1p(-(1 - np.float64(beta)))
         return -jnp.expm1(t * np.float32(log_beta))
 
-    correction = jnp.sqrt(one_minus_power(validate.beta("beta_2", beta_2)))
-    correction /= one_minus_power(validate.beta("beta_1", beta_1))
-    return validate.learning_rate(learning_rate) * correction
+    correction = jnp.sqrt(one_minus_power(numbers.beta("beta_2", beta_2)))
+    correction /= one_minus_power(numbers.beta("beta_1", beta_1))
+    return numbers.scalar("learning_rate", learning_rate) * correction

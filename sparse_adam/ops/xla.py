@@ -14,41 +14,39 @@ import jax.numpy as jnp
 from jax import lax
 
 from sparse_adam._types import Gains, Grads, Indices, Tile
-from sparse_adam.kernels.adam_tile import adam_tile
-from sparse_adam.kernels.problem import Batch, Problem, State, Step
-from sparse_adam.ops import storage
-from sparse_adam.ops.storage import Rows
+from sparse_adam.kernels.spec import SortedBatch, State, StepScalars, UpdateSpec
+from sparse_adam.ops.rows import row_noises, rows_of
+from sparse_adam.rules import StepNumbers, Values
 
 _BLOCK_ELEMENTS = 2**18  # of a table, in the sweep over all rows
 
 
-def unsupported(problem: Problem) -> str | None:
-    """None: this path does every `problem`."""
-    del problem
+def unsupported(spec: UpdateSpec) -> str | None:
+    """Returns None: this path does every update."""
+    del spec
     return None
 
 
-def xla_update(state: State, batch: Batch, step: Step, problem: Problem) -> State:
+def xla_update(
+    state: State, batch: SortedBatch, scalars: StepScalars, spec: UpdateSpec
+) -> State:
     """Updates the rows `batch.ids` (sorted; V for none)."""
-    stored = storage.of(problem)
+    stored = rows_of(spec.layout)
     rows = batch.ids
-    if problem.num_ids:
+    numbers = spec.numbers(lambda i: scalars.numbers[i])
+    if spec.num_ids:
         gradients = _gradients(batch.grads, batch.sources, batch.gains)
-        if problem.accumulate:
-            rows, sums = _sum_runs(gradients, batch.ids, problem.num_rows)
-            w, m, v = stored.gather(state, rows)
-            rate = step.learning_rate
-            updated = adam_tile(w, m, v, sums, rate, problem.hyper)
+        if spec.accumulate:
+            rows, sums = _sum_runs(gradients, batch.ids, spec.num_rows)
+            updated = spec.step(stored.gather(state, rows), sums, numbers)
         else:
             rows, updated = _step_each_occurrence(
-                stored.gather(state, rows), gradients, rows, step, problem
+                stored.gather(state, rows), gradients, rows, numbers, spec
             )
-        noises = storage.noises_of(rows, step.seeds, problem.dim, problem.dtypes)
-        state = stored.scatter(
-            state, rows, updated, noises, ascending=problem.accumulate
-        )
-    if not problem.lazy:
-        state = _update_other_rows(state, rows, step, problem)
+        noises = row_noises(rows, scalars.seeds, spec.layout)
+        state = stored.scatter(state, rows, updated, noises, spec.accumulate)
+    if not spec.lazy:
+        state = _update_other_rows(state, rows, scalars, spec)
     return state
 
 
@@ -102,43 +100,50 @@ def _sums_by_scan(gradients: Tile, is_start: jax.Array, run: Indices) -> Tile:
 
 
 def _step_each_occurrence(
-    stored: Rows, gradients: Tile, ids: Indices, step: Step, problem: Problem
-) -> tuple[Indices, Rows]:
-    """One Adam step for each occurrence, in the order of the batch.
+    stored: Values,
+    gradients: Tile,
+    ids: Indices,
+    numbers: StepNumbers,
+    spec: UpdateSpec,
+) -> tuple[Indices, Values]:
+    """Makes one step for each occurrence, in the order of the batch.
 
     Returns the last occurrence of each id with its row, between others out of range.
     """
     is_start = jnp.append(jnp.ones((1,), bool), ids[1:] != ids[:-1])
     is_end = jnp.append(ids[1:] != ids[:-1], jnp.ones((1,), bool))
 
-    def advance(row: Rows, occurrence: tuple[jax.Array, ...]) -> tuple[Rows, Rows]:
+    def advance(
+        row: Values, occurrence: tuple[jax.Array, ...]
+    ) -> tuple[Values, Values]:
         starts, gradient, *fresh = occurrence
-        w, m, v = (jnp.where(starts, f, r) for f, r in zip(fresh, row, strict=True))
-        row = adam_tile(w, m, v, gradient, step.learning_rate, problem.hyper)
+        row = tuple(jnp.where(starts, f, r) for f, r in zip(fresh, row, strict=True))
+        row = spec.step(row, gradient, numbers)
         return row, row
 
     def rowwise(x: Tile) -> jax.Array:
         return x[:, None]  # [N, 1, D]: a scan step sees a tile of one row
 
-    w, m, v = (jnp.zeros_like(x[:1]) for x in stored)
+    none = tuple(jnp.zeros_like(x[:1]) for x in stored)
     occurrences = (is_start, rowwise(gradients), *map(rowwise, stored))
-    _, (new_w, new_m, new_v) = lax.scan(advance, (w, m, v), occurrences)
-    last = is_end & (ids < problem.num_rows)
-    rows = _distinct(ids, last, problem.num_rows)
-    return rows, (new_w[:, 0], new_m[:, 0], new_v[:, 0])
+    _, stepped = lax.scan(advance, none, occurrences)
+    last = is_end & (ids < spec.num_rows)
+    rows = _distinct(ids, last, spec.num_rows)
+    return rows, tuple(x[:, 0] for x in stepped)
 
 
 def _update_other_rows(
-    state: State, rows: Indices, step: Step, problem: Problem
+    state: State, rows: Indices, scalars: StepScalars, spec: UpdateSpec
 ) -> State:
     """Steps every row but `rows` with a gradient of 0, block by block in place.
 
     In one piece, XLA would recompute the new moments where it updates the weights, and
     so would copy the old moments that it overwrites.
     """
-    stored = storage.of(problem)
+    stored = rows_of(spec.layout)
+    numbers = spec.numbers(lambda i: scalars.numbers[i])
     num_rows = stored.num_rows
-    size = max(1, _BLOCK_ELEMENTS // problem.dim // stored.step) * stored.step
+    size = max(1, _BLOCK_ELEMENTS // spec.dim // stored.step) * stored.step
     size = min(num_rows, size)
     touched = jnp.zeros((num_rows,), bool).at[rows].set(True, mode="drop")
 
@@ -150,18 +155,15 @@ def _update_other_rows(
 
         old = stored.slice(state, start, size)
 
-        def advance(old: Rows) -> Rows:
-            w, m, v = old
-            nothing = jnp.zeros_like(w)
-            new = adam_tile(w, m, v, nothing, step.learning_rate, problem.hyper)
-            w, m, v = (
+        def advance(old: Values) -> Values:
+            new = spec.step(old, jnp.zeros_like(old[0]), numbers)
+            return tuple(
                 jnp.where(done[:, None], x, n) for x, n in zip(old, new, strict=True)
             )
-            return w, m, v
 
         new = lax.cond(jnp.all(done), lambda old: old, advance, old)
         # Noise does not move what is done: it is in the dtypes of the storage already.
-        noises = storage.noises_of(here, step.seeds, problem.dim, problem.dtypes)
+        noises = row_noises(here, scalars.seeds, spec.layout)
         return stored.update_slice(state, start, new, noises)
 
     state = lax.fori_loop(0, -(-num_rows // size), update_block, stored.opened(state))

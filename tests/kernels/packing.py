@@ -6,7 +6,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from sparse_adam import PackedTable
-from sparse_adam.kernels.lines import nearest_pair
+from sparse_adam.kernels.vmem import round_pair
 
 
 def pack(rows, dim, ids):
@@ -28,7 +28,7 @@ def pair_by_kernel(rows, dim, ids):
     """Two float32 in the halves of a word, as the TensorCore's kernels round them."""
 
     def kernel(low, high, words):
-        words[...] = nearest_pair(low[...], high[...])
+        words[...] = round_pair(low[...], high[...])
 
     array = jax.ShapeDtypeStruct((rows, dim), jnp.float32)
     words = jax.ShapeDtypeStruct((rows, dim), jnp.int32)

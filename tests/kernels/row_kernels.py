@@ -1,6 +1,5 @@
 """Runs a row kernel, under its own name and with a config, beside the reference."""
 
-import dataclasses
 import functools
 
 import jax
@@ -8,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_adam import PackedTable, plan_update, reference
-from sparse_adam.kernels.problem import Batch, Step
+from sparse_adam.kernels.spec import SortedBatch, StepScalars
 from sparse_adam.ops.plan import indices_or
+from sparse_adam.ops.xla import xla_update
 from tests import cases, helpers
 
 RATE = 0.01
@@ -17,8 +17,14 @@ RATE = 0.01
 
 @functools.cache
 def _jitted(update, problem, config):
-    options = {} if config is None else {"config": config}
-    return jax.jit(functools.partial(update, problem=problem, **options))
+    """The kernel, interpreted; plain JAX code takes no config."""
+    options = {} if update is xla_update else {"config": config, "interpret": True}
+    return jax.jit(functools.partial(update, spec=problem, **options))
+
+
+def scalars(seeds=None, decay=0):
+    """The numbers of a step with the rate `RATE`."""
+    return StepScalars(jnp.float32([RATE, decay, 0]), seeds)
 
 
 def plainly(f, *args):
@@ -29,16 +35,19 @@ def plainly(f, *args):
 def run_stored(update, run, stored, arrays, case, config=None, *, packed, seeds=None):
     """What a kernel makes of a state in its storage; with seeds, rounded by them."""
     _, ids, grads, weights = arrays
-    problem = dataclasses.replace(
-        helpers.problem(case, arrays, packed), stochastic=seeds is not None
+    problem = helpers.changed(
+        helpers.spec(case, arrays, packed), stochastic=seeds is not None
     )
     plan = plan_update(ids, problem.num_rows)
     sources, gains = plan.order, None
     if weights:
         samples = indices_or(weights["sample_ids"], problem.num_grads, fill=-1)
         sources, gains = samples[plan.order], weights["gains"][plan.order]
-    batch = Batch(jnp.asarray(grads), plan.ids, sources, gains)
-    step = Step(jnp.float32(RATE), seeds)
+    decay = case.options.get("weight_decay_factor", 0)
+    if case.options.get("multiply_weight_decay_factor_by_learning_rate"):
+        decay = decay * RATE
+    batch = SortedBatch(jnp.asarray(grads), plan.ids, sources, gains)
+    step = scalars(seeds, decay)
     return run(_jitted(update, problem, config), stored, batch, step)
 
 

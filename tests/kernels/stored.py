@@ -45,7 +45,7 @@ def unpack(
 
 
 def _layout(state: tuple[np.ndarray, ...]) -> PackedLayout:
-    return PackedLayout(*state[0].shape, *(x.dtype for x in state))
+    return PackedLayout(*state[0].shape, tuple(x.dtype for x in state))
 
 
 def _places(layout: PackedLayout) -> list[tuple[np.ndarray, str]]:

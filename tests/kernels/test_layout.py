@@ -16,7 +16,7 @@ DIMS = (1, 2, 3, 7, 8, 9, 16, 20, 31, 32, 64, 65, 100, 127, 128, 129, 256, 768, 
 @pytest.mark.parametrize("dim", DIMS)
 @pytest.mark.parametrize("dtypes", PAIRS)
 def test_every_number_has_a_place_of_its_own(dim, dtypes):
-    layout = PackedLayout(11, dim, *dtypes)
+    layout = PackedLayout(11, dim, dtypes)
     lines, lanes = layout.shape
     assert lines % 8 == 0
     assert layout.num_groups * layout.rows_per_group >= 11
@@ -35,7 +35,7 @@ def test_every_number_has_a_place_of_its_own(dim, dtypes):
 
 @pytest.mark.parametrize("dtypes", PAIRS)
 def test_every_array_is_in_one_plane(dtypes):
-    planes = PackedLayout(11, 16, *dtypes).planes
+    planes = PackedLayout(11, 16, dtypes).planes
     assert sorted(itertools.chain(*planes)) == [0, 1, 2]
     assert 0 in planes[0]
     for arrays in planes:
@@ -61,12 +61,12 @@ def test_rows_can_be_moved_alone_from_8_lanes_on():
     ],
 )
 def test_waste(dim, dtypes, waste):
-    assert PackedLayout(1_000_000, dim, *dtypes).waste == pytest.approx(waste)
+    assert PackedLayout(1_000_000, dim, dtypes).waste == pytest.approx(waste)
 
 
 @pytest.mark.parametrize("dtypes", PAIRS)
 def test_words_hold_the_values(dtypes):
-    layout = PackedLayout(11, 16, *dtypes)
+    layout = PackedLayout(11, 16, dtypes)
     rng = np.random.default_rng(0)
     values = tuple(
         jnp.asarray(rng.standard_normal((8, 16)), dtype).astype(jnp.float32)

@@ -9,7 +9,7 @@ from jax.experimental import pallas as pl
 
 from sparse_adam.kernels import rounding
 from sparse_adam.kernels.layout import PackedLayout
-from sparse_adam.kernels.sweep.storage import Packed
+from sparse_adam.kernels.vmem import PackedGroups
 from tests.kernels.row_kernels import plainly
 
 ODD = np.array(
@@ -77,11 +77,11 @@ def test_specials_to_the_nearest():
 
 def test_specials_to_the_nearest_in_an_interpreted_kernel(run_in_tpu_interpreter):
     # All three arrays of a packed table: one has its words to itself, two share them.
-    layout = PackedLayout(16, 128, *[np.dtype(jnp.bfloat16)] * 3)
+    layout = PackedLayout(16, 128, (np.dtype(jnp.bfloat16),) * 3)
     assert layout.planes == ((0,), (1, 2))
 
     def kernel(w, m, v, alone, shared):
-        alone[...], shared[...] = Packed(layout).words((w[...], m[...], v[...]))
+        alone[...], shared[...] = PackedGroups(layout).words((w[...], m[...], v[...]))
 
     words = jax.ShapeDtypeStruct((16, 128), jnp.int32)
     w, m, v = specials(), specials()[::-1].copy(), specials()[:, ::-1].copy()

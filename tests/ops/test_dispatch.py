@@ -1,7 +1,5 @@
 """Which implementation runs, and how it is told."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -13,8 +11,7 @@ from tests import cases, helpers
 from tests.cases import CASES, Case
 
 PROBLEMS = [
-    pytest.param(helpers.problem(case, cases.arrays(case)), id=case.name)
-    for case in CASES
+    pytest.param(helpers.spec(case, cases.arrays(case)), id=case.name) for case in CASES
 ]
 WIDE = Case("wide", 40, 128, 24)
 NARROW = Case("narrow", 40, 3, 24)
@@ -29,13 +26,13 @@ def shapes(case):
 
 
 def problem(case):
-    return helpers.problem(case, cases.arrays(case))
+    return helpers.spec(case, cases.arrays(case))
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_none_takes_the_first_that_is_compiled_there_and_able(problem):
     # So large a table that no batch is large beside it.
-    problem = dataclasses.replace(problem, num_rows=1_000_000)
+    problem = helpers.changed(problem, num_rows=1_000_000)
     chosen = dispatch.choices(problem, None)
     for platform, one in chosen._asdict().items():
         platform = platform.removeprefix("on_")
@@ -72,7 +69,7 @@ def test_the_last_one_does_everything():
 
 
 def best_on_tpu(case, **changes):
-    changed = dataclasses.replace(problem(case), **changes)
+    changed = helpers.changed(problem(case), **changes)
     return dispatch.choices(changed, None).on_tpu.implementation.name
 
 
@@ -87,15 +84,14 @@ def test_the_best_on_a_tpu():
 def test_the_sweep_where_a_batch_is_large_beside_the_table(packed):
     share = sweep.crossover(problem(WIDE), "tensorcore")
     assert 0.1 < share < 0.5
-    many = dataclasses.replace(problem(WIDE), num_rows=10_000, packed=packed)
+    many = helpers.changed(problem(WIDE), num_rows=10_000, packed=packed)
     share = sweep.crossover(many, "tensorcore")
     below, above = int(10_000 * share * 0.98), int(10_000 * share * 1.02)
     for num_ids, best in ((below, "tensorcore"), (above, "sweep")):
-        case = dataclasses.replace(many, num_ids=num_ids)
+        case = helpers.changed(many, num_ids=num_ids)
         assert dispatch.choices(case, None).on_tpu.implementation.name == best
-        assert f"from {share:.0%} on the sweep is faster" in dispatch.explain(
-            case, None
-        )
+        said = dispatch.explain(case, dispatch.choices(case, None))
+        assert f"from {share:.0%} on the sweep is faster" in said
         named = dispatch.choices(case, "tensorcore").on_tpu
         assert named.implementation.name == "tensorcore"
 
@@ -123,7 +119,7 @@ def test_a_config_names_its_implementation_and_is_used():
         (Case("", 40, 2**18, 8), "D=262144 is too large"),
         (Case("", 40, 128, 8, dtypes=cases.BFLOAT16), "table is bfloat16"),
         (Case("", 40, 128, 8, dtypes=cases.MIXED), "momenta is bfloat16"),
-        (Case("", 40, 128, 8, options={"lazy_adam": False}), "lazy_adam=False"),
+        (Case("", 40, 128, 8, options={"lazy_adam": False}), "lazy=False"),
     ],
 )
 def test_what_the_tensorcore_kernel_cannot_do(case, words):

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_adam.kernels.problem import Batch, Problem, State, Step
+from sparse_adam.kernels.layout import PackedLayout
+from sparse_adam.kernels.spec import SortedBatch, State, StepScalars, UpdateSpec
 from sparse_adam.kernels.tiles import LANES
 
 LIBRARY = Path(__file__).parent / "sparse_adam_cpu.so"
@@ -18,9 +19,12 @@ _TARGET = "sparse_adam_cpu"
 ENCODINGS = ("float32", "bfloat16", "widened", "low_half", "high_half")
 
 
-def unsupported(problem: Problem) -> str | None:
-    """Says why this kernel cannot do `problem`, or None when it can."""
-    del problem
+def unsupported(spec: UpdateSpec) -> str | None:
+    """Says why this kernel cannot do an update, or returns None when it can."""
+    from sparse_adam.rules import AdamRule
+
+    if type(spec.rule) is not AdamRule or spec.rule.bias_correction or spec.scales:
+        return "its C++ library has no loop for this rule"
     return _load()
 
 
@@ -29,57 +33,59 @@ def bytes_moved(num_ids: int, num_unique: int, dim: int) -> int:
     return 4 * (num_ids * dim + 6 * num_unique * dim + num_ids)
 
 
-def cpu_update(state: State, batch: Batch, step: Step, problem: Problem) -> State:
+def cpu_update(
+    state: State, batch: SortedBatch, scalars: StepScalars, spec: UpdateSpec
+) -> State:
     """Updates the rows `batch.ids` (V for none), in any order, in place."""
     grads, ids, sources, gains = batch
     if grads.dtype not in (jnp.float32, jnp.bfloat16):
         grads = grads.astype(jnp.float32)
     if gains is None:
         gains = jnp.zeros((0,), jnp.float32)
-    seeds = jnp.zeros((0,), jnp.int32) if step.seeds is None else step.seeds
-    operands = (grads, ids, sources, gains, step.learning_rate, seeds)
+    seeds = jnp.zeros((0,), jnp.int32) if scalars.seeds is None else scalars.seeds
+    operands = (grads, ids, sources, gains, scalars.numbers[0], seeds)
     call = jax.ffi.ffi_call(
         _TARGET,
-        state,
+        spec.layout.shapes,
         input_output_aliases={len(operands) + i: i for i in range(len(state))},
     )
-    return tuple(call(*operands, *state, **attributes(problem)))
+    return tuple(call(*operands, *state, **attributes(spec)))
 
 
-def attributes(problem: Problem) -> dict[str, Any]:
-    """All that the library is told when the call is compiled."""
-    hyper = problem.hyper
+def attributes(spec: UpdateSpec) -> dict[str, Any]:
+    """Returns all that the library is told when the call is compiled."""
+    hyper, limits = spec.rule, spec.limits
 
     def bound(value: float | None, otherwise: float) -> np.float32:
         return np.float32(otherwise if value is None else value)
 
     return {
-        **_places(problem),
-        "lazy": problem.lazy,
-        "accumulate": problem.accumulate,
+        **_places(spec),
+        "lazy": spec.lazy,
+        "accumulate": spec.accumulate,
         "beta_1": np.float32(hyper.beta_1),
         "beta_2": np.float32(hyper.beta_2),
         "epsilon": np.float32(hyper.epsilon),
-        "decay": np.float32(hyper.weight_decay_factor),
-        "decay_by_rate": hyper.multiply_weight_decay_factor_by_learning_rate,
+        "decay": np.float32(0),
+        "decay_by_rate": False,
         "sum_inside_sqrt": hyper.sum_inside_sqrt,
-        "gradient_min": bound(hyper.clip_gradient_min, -np.inf),
-        "gradient_max": bound(hyper.clip_gradient_max, np.inf),
-        "weight_min": bound(hyper.clip_weight_min, -np.inf),
-        "weight_max": bound(hyper.clip_weight_max, np.inf),
+        "gradient_min": bound(limits.gradient_min, -np.inf),
+        "gradient_max": bound(limits.gradient_max, np.inf),
+        "weight_min": bound(limits.weight_min, -np.inf),
+        "weight_max": bound(limits.weight_max, np.inf),
     }
 
 
-def _places(problem: Problem) -> dict[str, Any]:
-    """Where the rows of w, m and v begin, and how their numbers are encoded.
+def _places(spec: UpdateSpec) -> dict[str, Any]:
+    """Returns where the rows of each array begin, and how its numbers are encoded.
 
     Row r stands `r // rows_per_group * group_stride + r % rows_per_group * stride`
     items behind the first one.
     """
-    rows_per_group, stride, group_stride = problem.num_rows, problem.dim, 0
-    first, encodings = [0, 0, 0], [dtype.name for dtype in problem.dtypes]
-    if problem.packed:
-        layout = problem.layout
+    layout = spec.layout
+    rows_per_group, stride, group_stride = spec.num_rows, spec.dim, 0
+    first, encodings = [0] * len(spec.dtypes), [dtype.name for dtype in spec.dtypes]
+    if isinstance(layout, PackedLayout):
         rows_per_group, stride = layout.rows_per_group, layout.stride
         group_stride = layout.lines_per_group * LANES
         for plane, arrays in enumerate(layout.planes):
@@ -90,7 +96,7 @@ def _places(problem: Problem) -> dict[str, Any]:
                     encodings[array] = encoding
     numbers = [ENCODINGS.index(encoding) for encoding in encodings]
     return {
-        "num_rows": np.int32(problem.num_rows),
+        "num_rows": np.int32(spec.num_rows),
         "rows_per_group": np.int32(rows_per_group),
         "stride": np.int32(stride),
         "group_stride": np.int32(group_stride),

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from sparse_adam.kernels.adam_tile import adam_tile
 from sparse_adam.kernels.sparsecore.config import FEW, MARGIN
 from sparse_adam.kernels.sparsecore.memory import Share, Unit
 from sparse_adam.kernels.sparsecore.pipeline import Pipeline
@@ -24,7 +23,7 @@ class Accumulate(Pipeline):
 
     def list_rows(self, unit: Unit, share: Share) -> None:
         """Lists the runs that end in the chunk, but not the head: records, places."""
-        words, window, storage = self.scratch.words, self.window, self.storage
+        words, window, records = self.scratch.words, self.window, self.records
         ids = unit.words + self.at.ids + MARGIN
         rows, ends = unit.words + self.at.fetched, unit.words + self.at.second
         none = jnp.full((window,), NONE, jnp.int32)
@@ -35,10 +34,12 @@ class Accumulate(Pipeline):
             place = i * window
             id_ = self.vector(words, ids + place)
             following = self.vector(words, ids + place + 1)
-            ending = (id_ != following) & (id_ < storage.num_rows) & (id_ != share.head)
+            ending = (
+                (id_ != following) & (id_ < self.spec.num_rows) & (id_ != share.head)
+            )
             rank = count + jnp.cumsum(ending.astype(jnp.int32)) - 1
             places = lax.iota(jnp.int32, window) + (unit.row + place)
-            record = storage.state.index(id_, unit.block)
+            record = records.state.index(id_, unit.block)
             self.on.store_where(words, rows + rank, record, ending)
             self.on.store_where(words, ends + rank, places, ending)
             return count + self.on.count(ending)
@@ -99,7 +100,7 @@ class Accumulate(Pipeline):
         length = in_head[0]  # they come first
         last = self.vector(words, ids + chunk - 1)[0]
         following = self.vector(words, ids + chunk)[0]
-        goes_on = (last == following) & (last < self.storage.num_rows)
+        goes_on = (last == following) & (last < self.spec.num_rows)
         ends_here = (length < chunk) | (following != head) | is_last
         row = 2 * share.worker
         self._write_sum(unit, row, length - 1, (length > 0) & ends_here)
@@ -109,22 +110,20 @@ class Accumulate(Pipeline):
     def _write_sum(self, unit: Unit, row: Any, i: Any, needed: jax.Array) -> None:
         @pl.when(needed)
         def write():
-            width = self.storage.width
-            at = self.storage.grads.index(row, unit.block) * width
+            width = self.records.width
+            at = self.records.grads.index(row, unit.block) * width
             target = self.operands.sums.at[pl.ds(pl.multiple_of(at, width), width)]
             self.on.put(self.scratch.grads.at[unit.row + i], target)
 
     def _update_rows(self, unit: Unit, count: jax.Array) -> None:
-        scratch = self.scratch
-        rate = self.vector(scratch.rate, 0)[0]
+        scratch, numbers = self.scratch, self.numbers()
 
         def update(slices: list[Any], i: jax.Array) -> None:
             end = self.vector(scratch.words, unit.words + self.at.second + i)[0]
             noises = self.noises(unit, end - unit.row)
             for lanes in slices:
-                w, m, v = self.stored(unit.row + i, lanes)
-                gradient = scratch.grads[end, lanes]
-                new = adam_tile(w, m, v, gradient, rate, self.hyper)
+                old = self.stored(unit.row + i, lanes)
+                new = self.spec.step(old, scratch.grads[end, lanes], numbers)
                 self.store(unit.row + i, lanes, new, noises(lanes))
 
         few = FEW if self.operands.seeds else len(self.slices)

@@ -9,23 +9,24 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import tpu_sc as plsc
 
-from sparse_adam.kernels.problem import Hyperparams, State
 from sparse_adam.kernels.sparsecore.accumulate import Accumulate
 from sparse_adam.kernels.sparsecore.config import Config
 from sparse_adam.kernels.sparsecore.in_place import update_in_place
-from sparse_adam.kernels.sparsecore.math import ensure_roots
 from sparse_adam.kernels.sparsecore.memory import Operands, Scratch
 from sparse_adam.kernels.sparsecore.occurrences import EachOccurrence
-from sparse_adam.kernels.sparsecore.records import TILE, Storage
+from sparse_adam.kernels.sparsecore.records import RowRecords
+from sparse_adam.kernels.sparsecore.roots import ensure_roots
 from sparse_adam.kernels.sparsecore.shim import Interpreted, Native
 from sparse_adam.kernels.sparsecore.work import Work
+from sparse_adam.kernels.spec import State, UpdateSpec
+from sparse_adam.kernels.tiles import SUBLANES
 
 
 class Inputs(NamedTuple):
     """Arrays that are only read; `Operands` says what they are."""
 
     work: Work
-    rate: jax.Array
+    numbers: jax.Array
     seeds: tuple[jax.Array, ...]
     grads: jax.Array
 
@@ -34,9 +35,8 @@ class Inputs(NamedTuple):
 class Kernel:
     """What is static in a call."""
 
-    storage: Storage
-    hyper: Hyperparams
-    accumulate: bool
+    records: RowRecords
+    spec: UpdateSpec
     config: Config
     cost: pl.CostEstimate
     interpret: bool
@@ -50,16 +50,16 @@ class Kernel:
 
     def _body(self, on: Native | Interpreted, operands: Operands, scratch: Any) -> None:
         """The program of one subcore."""
-        kind = Accumulate if self.accumulate else EachOccurrence
-        kind(on, operands, scratch, self.storage, self.hyper, self.config).run()
+        kind = Accumulate if self.spec.accumulate else EachOccurrence
+        kind(on, operands, scratch, self.records, self.spec, self.config).run()
 
     @property
     def _scratch(self) -> Scratch:
-        return Scratch.types(self.config, self.storage, self.accumulate)
+        return Scratch.types(self.config, self.records, self.spec.accumulate)
 
     def _no_sums(self, state: State) -> jax.Array:
-        rows = pl.cdiv(2 * self.config.workers, TILE) * TILE
-        size = rows * self.storage.blocks * self.storage.width
+        rows = pl.cdiv(2 * self.config.workers, SUBLANES) * SUBLANES
+        size = rows * self.records.blocks * self.records.width
         return jnp.zeros_like(state[0], jnp.float32, shape=(size,))
 
     def _compiled(
@@ -93,7 +93,7 @@ class Kernel:
             compiler_params=pltpu.CompilerParams(
                 needs_layout_passes=False,
                 disable_bounds_checks=True,
-                use_tc_tiling_on_sc=self.storage.layout is None,
+                use_tc_tiling_on_sc=self.records.keeps_tiles,
             ),
         )
 
@@ -104,8 +104,8 @@ class Kernel:
 
         def subcore(inputs: Any, state_in: Any, *refs: Any) -> None:
             del state_in  # the same memory as the state that goes out
-            (work, rate, seeds, grads), (state, sums, scratch) = inputs, refs
-            operands = Operands(work, rate, seeds, grads, state, sums)
+            (work, numbers, seeds, grads), (state, sums, scratch) = inputs, refs
+            operands = Operands(work, numbers, seeds, grads, state, sums)
             self._body(Interpreted(), operands, scratch)
 
         operands = (inputs, state)

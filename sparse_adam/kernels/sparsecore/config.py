@@ -5,8 +5,10 @@ import dataclasses
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sparse_adam.kernels.problem import Problem
-from sparse_adam.kernels.sparsecore.records import Storage
+from sparse_adam.kernels import chips
+from sparse_adam.kernels.costs import check_fits
+from sparse_adam.kernels.sparsecore.records import records_of
+from sparse_adam.kernels.spec import UpdateSpec
 from sparse_adam.kernels.tiles import LANES
 
 SLOTS = 3  # of rows of a chunk: they arrive, are computed, leave
@@ -22,13 +24,6 @@ GRANULE = 8  # words that a stream moves at least
 MAX_CHUNK = 128
 MAX_DIM = 1024
 MAX_BYTES = 2**34  # of an array; the compiler refuses more
-
-# The kernel has been compiled for these; a new generation is to be tried first.
-CHIPS = {
-    pltpu.ChipVersion.TPU_V5P: "v5p",
-    pltpu.ChipVersion.TPU_V6E: "v6e",
-    pltpu.ChipVersion.TPU_7X: "7x",
-}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,12 +54,13 @@ class Config:
         """Words for one number of each worker and one more, read a window at a time."""
         return MARGIN * pl.cdiv(self.workers + WINDOW, MARGIN)
 
-    def vmem_bytes(self, problem: Problem) -> int:
+    def vmem_bytes(self, spec: UpdateSpec) -> int:
         """What the kernel keeps in the memory of each subcore."""
-        storage = Storage.of(problem)
-        buffers = (1 + storage.planes) * SLOTS * self.chunk * storage.width
+        records = records_of(spec.layout)
+        buffers = (1 + records.planes) * SLOTS * self.chunk * records.width
         words = WORD_SLOTS * (5 * self.chunk + 3 * WINDOW)
-        opened = (1 if problem.accumulate else 3) * storage.blocks * storage.width
+        opened = 1 if spec.accumulate else len(spec.layout.dtypes)
+        opened *= records.blocks * records.width
         return 4 * (buffers + words + opened + 3 * self.share_words + 5 * WINDOW)
 
     @classmethod
@@ -74,48 +70,38 @@ class Config:
         return cls(cores=1, subcores=4, lanes=LANES, chunk=chunk, streams=1)
 
     @classmethod
-    def choose(cls, problem: Problem) -> "Config":
+    def choose(cls, spec: UpdateSpec) -> "Config":
         """The largest chunk that each subcore's share of N fills and its memory holds.
 
         A long chunk costs less: what happens once a chunk is spread over more rows.
         For rows of 128 words that makes 40 on v6e, and 80 on v5p and 7x, which have
         twice the memory.
         """
-        info = pltpu.get_tpu_info().sparse_core
-        assert info is not None
+        info = chips.in_scope().sparse_core
         step = max(info.num_lanes, MARGIN)
         workers = info.num_cores * info.num_subcores
-        chunk = step * pl.cdiv(max(pl.cdiv(problem.num_ids, workers), WINDOW), step)
+        chunk = step * pl.cdiv(max(pl.cdiv(spec.num_ids, workers), WINDOW), step)
         chunk = min(chunk, MAX_CHUNK)
         while True:
             config = cls(info.num_cores, info.num_subcores, info.num_lanes, chunk)
-            if config.vmem_bytes(problem) <= _capacity():
+            if config.vmem_bytes(spec) <= _capacity():
                 return config
             chunk -= step
 
-    def check(self, problem: Problem) -> None:
+    def check(self, spec: UpdateSpec) -> None:
         """Raises a ValueError if a chunk does not fit a subcore of the TPU in scope."""
-        needed, there_is = self.vmem_bytes(problem), _capacity()
-        if needed > there_is:
-            raise ValueError(
-                f"chunk={self.chunk} needs {needed:,} bytes of each subcore, which has "
-                f"{there_is:,}: pass chunk={type(self).choose(problem).chunk}, or no "
-                "config"
-            )
+        needed, chosen = self.vmem_bytes(spec), type(self).choose(spec)
+        check_fits(self, needed, _capacity(), "each subcore", chosen)
 
 
 def _capacity() -> int:
     """Bytes of a subcore of the TPU in scope; the compiler wants some for itself."""
-    info = pltpu.get_tpu_info().sparse_core
-    assert info is not None
-    return info.vmem_capacity_bytes - 1024
+    return chips.in_scope().sparse_core.vmem_capacity_bytes - 1024
 
 
 def least_width() -> int:
-    """Words of the narrowest record: a vector, and never less than a stream moves."""
-    if not pltpu.is_tpu_device():
-        return GRANULE
-    info = pltpu.get_tpu_info().sparse_core
+    """Returns the words of the narrowest record: a vector, or a granule if larger."""
+    info = chips.in_scope().sparse_core
     return GRANULE if info is None else max(GRANULE, info.num_lanes)
 
 
@@ -137,7 +123,8 @@ def wrong_chip() -> str | None:
     """Says why the TPU in scope, if there is one, cannot run the kernel, or None."""
     if not pltpu.is_tpu_device():
         return None
-    version = pltpu.get_tpu_info().chip_version
-    if version in CHIPS:
+    if chips.in_scope().sparse_core is not None:
         return None
-    return f"{version} has no SparseCore as on {', '.join(CHIPS.values())}"
+    version = pltpu.get_tpu_info().chip_version
+    known = [name for name, chip in chips.CHIPS.items() if chip.sparse_core]
+    return f"{version} has no SparseCore as on {', '.join(known)}"

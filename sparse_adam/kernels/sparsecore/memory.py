@@ -13,7 +13,7 @@ from sparse_adam.kernels.sparsecore.config import (
     WORD_SLOTS,
     Config,
 )
-from sparse_adam.kernels.sparsecore.records import Storage
+from sparse_adam.kernels.sparsecore.records import RowRecords
 from sparse_adam.kernels.sparsecore.work import Work
 
 
@@ -21,15 +21,15 @@ class Operands(NamedTuple):
     """Refs in HBM."""
 
     work: Work
-    rate: Any  # [WINDOW]: the learning rate, repeated
-    seeds: tuple[Any, ...]  # () or [WINDOW] int32: of w, m, v
+    numbers: Any  # [WINDOW]: `StepScalars.numbers` to the front
+    seeds: tuple[Any, ...]  # () or [WINDOW] int32: of each array
     grads: Any  # records of gradients
     state: tuple[Any, ...]  # records of the state, updated in place
     sums: Any  # flat: records of each worker's head and tail
 
 
 class Scratch(NamedTuple):
-    """Refs in the subcore's own memory. A slot's words lie together, as `Words` says.
+    """Refs in the subcore's own memory; `WordOffsets` says where a slot's words lie.
 
     Rows are as wide as a record: a wider row is handled in blocks.
     """
@@ -38,7 +38,7 @@ class Scratch(NamedTuple):
     gains: Any  # [WORD_SLOTS * C + WINDOW] float32
     shares: Any  # [3 * share_words] int32
     edge: Any  # [2 * WINDOW] int32: ids around this worker's first one
-    rate: Any  # [WINDOW] float32
+    numbers: Any  # [WINDOW] float32
     seeds: Any  # [WINDOW] int32
     opened: Any  # float32, of the run with which the last chunk ended: see `types`
     grads: Any  # [SLOTS * C, width] float32
@@ -48,24 +48,25 @@ class Scratch(NamedTuple):
     rows_left: Any
 
     @classmethod
-    def types(cls, config: Config, storage: Storage, accumulate: bool) -> "Scratch":
-        """What to allocate.
+    def types(cls, config: Config, records: RowRecords, accumulate: bool) -> "Scratch":
+        """Returns what to allocate.
 
-        Of an open run the sum is kept, or else the three rows that its steps advance.
+        Of an open run the sum is kept, or else the rows that its steps advance.
         """
-        shape = SLOTS * config.chunk, storage.width
-        words = WORD_SLOTS * Words(config.chunk).size
-        row = storage.blocks * storage.width
+        shape = SLOTS * config.chunk, records.width
+        words = WORD_SLOTS * WordOffsets(config.chunk).size
+        row = records.blocks * records.width
+        kept = 1 if accumulate else len(records.layout.dtypes)
         return cls(
             words=pltpu.VMEM((words,), jnp.int32),
             gains=pltpu.VMEM((WORD_SLOTS * config.chunk + WINDOW,), jnp.float32),
             shares=pltpu.VMEM((3 * config.share_words,), jnp.int32),
             edge=pltpu.VMEM((2 * WINDOW,), jnp.int32),
-            rate=pltpu.VMEM((WINDOW,), jnp.float32),
+            numbers=pltpu.VMEM((WINDOW,), jnp.float32),
             seeds=pltpu.VMEM((WINDOW,), jnp.int32),
-            opened=pltpu.VMEM((row if accumulate else 3 * row,), jnp.float32),
+            opened=pltpu.VMEM((kept * row,), jnp.float32),
             grads=pltpu.VMEM(shape, jnp.float32),
-            state=(pltpu.VMEM(shape, storage.dtype),) * storage.planes,
+            state=(pltpu.VMEM(shape, records.dtype),) * records.planes,
             words_arrived=pltpu.SemaphoreType.DMA((WORD_SLOTS,)),
             rows_arrived=pltpu.SemaphoreType.DMA((SLOTS,)),
             rows_left=pltpu.SemaphoreType.DMA((SLOTS,)),
@@ -73,7 +74,7 @@ class Scratch(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Words:
+class WordOffsets:
     """Where the int32 words of a chunk of C occurrences stand in their slot."""
 
     chunk: int

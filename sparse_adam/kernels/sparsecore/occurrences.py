@@ -7,12 +7,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from sparse_adam.kernels.adam_tile import adam_tile
-from sparse_adam.kernels.layout import Values
 from sparse_adam.kernels.sparsecore.config import FEW, MARGIN
 from sparse_adam.kernels.sparsecore.memory import Share, Unit
 from sparse_adam.kernels.sparsecore.pipeline import Pipeline
 from sparse_adam.kernels.sparsecore.shim import NONE
+from sparse_adam.rules import Values
 
 
 class EachOccurrence(Pipeline):
@@ -35,8 +34,8 @@ class EachOccurrence(Pipeline):
             id_ = self.vector(words, here)
             number = lax.iota(jnp.int32, window) + (first + place)
             mine = (number >= share.begin) & (number < share.end)
-            mine = mine & (id_ < self.storage.num_rows)
-            record = self.storage.state.index(id_, unit.block)
+            mine = mine & (id_ < self.spec.num_rows)
+            record = self.records.state.index(id_, unit.block)
             for neighbour, begin in ((-1, at.fetched), (1, at.second)):
                 other = self.vector(words, here + neighbour)
                 listed = jnp.where(mine & (id_ != other), record, NONE)
@@ -49,8 +48,8 @@ class EachOccurrence(Pipeline):
             self._step(unit, slices)
 
     def _step(self, unit: Unit, slices: list[Any]) -> None:
-        opened, rate = self.scratch.opened, self.vector(self.scratch.rate, 0)[0]
-        size = self.storage.blocks * self.storage.width
+        opened, numbers = self.scratch.opened, self.numbers()
+        size = self.records.blocks * self.records.width
 
         def step(i: jax.Array, rows: tuple[Values, ...]) -> tuple[Values, ...]:
             goes_on, new = self.same_as_previous(unit, i), []
@@ -58,21 +57,21 @@ class EachOccurrence(Pipeline):
             for lanes, row in zip(slices, rows, strict=True):
                 fetched = self.stored(unit.row + i, lanes)
                 # A select: a row's NaN must not reach the next one.
-                w, m, v = (
+                row = tuple(
                     jnp.where(goes_on, x, y) for x, y in zip(row, fetched, strict=True)
                 )
                 gradient = self.gradient(unit, i, lanes)
-                row = adam_tile(w, m, v, gradient, rate, self.hyper)
+                row = self.spec.step(row, gradient, numbers)
                 self.store(unit.row + i, lanes, row, noises(lanes))
                 new.append(row)
             return tuple(new)
 
         places = [
-            [pl.ds(t * size + s.start, s.size) for t in range(3)]
+            [pl.ds(t * size + s.start, s.size) for t in range(len(self.spec.dtypes))]
             for s in self.opened(unit, slices)
         ]
-        rows = tuple(tuple(opened[at] for at in three) for three in places)
+        rows = tuple(tuple(opened[at] for at in arrays) for arrays in places)
         rows = self.on.parallel_loop(self.config.chunk, step, rows)
-        for three, row in zip(places, rows, strict=True):
-            for at, value in zip(three, row, strict=True):
+        for arrays, row in zip(places, rows, strict=True):
+            for at, value in zip(arrays, row, strict=True):
                 opened[at] = value

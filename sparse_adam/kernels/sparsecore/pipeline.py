@@ -15,8 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from sparse_adam.kernels import rounding
-from sparse_adam.kernels.layout import NO_NOISE, Noises, Values
-from sparse_adam.kernels.problem import Hyperparams
+from sparse_adam.kernels.layout import Noises
 from sparse_adam.kernels.sparsecore.config import (
     MARGIN,
     SLOTS,
@@ -29,10 +28,12 @@ from sparse_adam.kernels.sparsecore.memory import (
     Scratch,
     Share,
     Unit,
-    Words,
+    WordOffsets,
 )
-from sparse_adam.kernels.sparsecore.records import Storage
+from sparse_adam.kernels.sparsecore.records import RowRecords
 from sparse_adam.kernels.sparsecore.shim import NONE, Interpreted, Native
+from sparse_adam.kernels.spec import UpdateSpec
+from sparse_adam.rules import StepNumbers, Values
 
 NO_ID = -1
 
@@ -44,8 +45,8 @@ class Pipeline(abc.ABC):
     on: Native | Interpreted
     operands: Operands
     scratch: Scratch
-    storage: Storage
-    hyper: Hyperparams
+    records: RowRecords
+    spec: UpdateSpec
     config: Config
 
     @abc.abstractmethod
@@ -61,9 +62,9 @@ class Pipeline(abc.ABC):
         """Where in a slot of words the lists stand: to fetch, to write."""
 
     @property
-    def at(self) -> Words:
+    def at(self) -> WordOffsets:
         """Of a slot of words."""
-        return Words(self.config.chunk)
+        return WordOffsets(self.config.chunk)
 
     @property
     def window(self) -> int:
@@ -73,8 +74,8 @@ class Pipeline(abc.ABC):
     @property
     def slices(self) -> list[Any]:
         """The vectors of a record; what lies behind a narrow row is left alone."""
-        lanes = min(self.config.lanes, self.storage.width)
-        used = min(self.storage.dim, self.storage.width)
+        lanes = min(self.config.lanes, self.records.width)
+        used = min(self.spec.dim, self.records.width)
         return [pl.ds(lane, lanes) for lane in range(0, used, lanes)]
 
     def parts(self, size: int) -> list[list[Any]]:
@@ -90,8 +91,8 @@ class Pipeline(abc.ABC):
         one before that is computed and its rows begin to leave.
         """
         share = self._share()
-        units = share.chunks * self.storage.blocks
-        lanes = min(self.config.lanes, self.storage.width)
+        units = share.chunks * self.records.blocks
+        lanes = min(self.config.lanes, self.records.width)
         for lane in range(0, self.scratch.opened.shape[0], lanes):
             self.scratch.opened[pl.ds(lane, lanes)] = jnp.zeros((lanes,), jnp.float32)
 
@@ -138,7 +139,10 @@ class Pipeline(abc.ABC):
 
     def _share(self) -> Share:
         scratch, work, chunk = self.scratch, self.operands.work, self.config.chunk
-        copies = [(work.shares, scratch.shares), (self.operands.rate, scratch.rate)]
+        copies = [
+            (work.shares, scratch.shares),
+            (self.operands.numbers, scratch.numbers),
+        ]
         copies += [(seeds, scratch.seeds) for seeds in self.operands.seeds]
         for source, target in copies:
             pltpu.sync_copy(source, target)
@@ -158,7 +162,7 @@ class Pipeline(abc.ABC):
         return Share(worker, begin, end, first, chunks, head)
 
     def _unit(self, number: jax.Array) -> Unit:
-        chunk, block, blocks = number, 0, self.storage.blocks
+        chunk, block, blocks = number, 0, self.records.blocks
         if blocks > 1:
             chunk = lax.div(number, blocks)
             block = number - chunk * blocks
@@ -174,12 +178,12 @@ class Pipeline(abc.ABC):
 
     def _list_gradients(self, unit: Unit) -> None:
         """Turns rows of gradients into records of them."""
-        if self.storage.blocks == 1:
+        if self.records.blocks == 1:
             return
         for place in range(0, self.config.chunk, self.window):
             here = pl.ds(unit.words + self.at.sources + place, self.window)
             source = self.scratch.words[here]
-            record = self.storage.grads.index(source, unit.block)
+            record = self.records.grads.index(source, unit.block)
             self.scratch.words[here] = jnp.where(source == NONE, source, record)
 
     def _words(self, unit: Unit, share: Share) -> list[Any]:
@@ -199,7 +203,7 @@ class Pipeline(abc.ABC):
     def _arriving(self, unit: Unit) -> list[Any]:
         operands, scratch = self.operands, self.scratch
         arrived = scratch.rows_arrived.at[unit.row_slot]
-        planes, copies = self.storage.plane_refs(operands.state), []
+        planes, copies = self.records.plane_refs(operands.state), []
         for here, fetched, _, sources in self._streams(unit):
             tile = scratch.grads.at[here]
             copies += self.on.gather([operands.grads], sources, [tile], arrived)
@@ -209,7 +213,7 @@ class Pipeline(abc.ABC):
 
     def _leaving(self, unit: Unit) -> list[Any]:
         left = self.scratch.rows_left.at[unit.row_slot]
-        planes, copies = self.storage.plane_refs(self.operands.state), []
+        planes, copies = self.records.plane_refs(self.operands.state), []
         for here, _, written, _ in self._streams(unit):
             tiles = [x.at[here] for x in self.scratch.state]
             copies += self.on.scatter(tiles, planes, written, left)
@@ -235,7 +239,7 @@ class Pipeline(abc.ABC):
 
     def opened(self, unit: Unit, slices: list[Any]) -> list[Any]:
         """Where vectors of this unit stand in what is kept of an open run."""
-        first = unit.block * self.storage.width
+        first = unit.block * self.records.width
         return [pl.ds(first + s.start, s.size) for s in slices]
 
     def vector(self, ref: Any, at: Any) -> jax.Array:
@@ -261,30 +265,30 @@ class Pipeline(abc.ABC):
 
     def stored(self, row: Any, lanes: Any) -> Values:
         """What the buffers hold: float32 `w`, `m`, `v`."""
-        return self.storage.values(tuple(x[row, lanes] for x in self.scratch.state))
+        return self.records.values(tuple(x[row, lanes] for x in self.scratch.state))
 
     def store(self, row: Any, lanes: Any, values: Values, noises: Noises) -> None:
         """Rounds and puts back."""
-        words = self.storage.words(values, noises, self.on.pack)
+        words = self.records.words(values, noises, self.on.pack)
         for x, word in zip(self.scratch.state, words, strict=True):
             x[row, lanes] = word
 
+    def numbers(self) -> StepNumbers:
+        """Returns the traced numbers of the update."""
+        numbers = self.vector(self.scratch.numbers, 0)
+        return self.spec.numbers(lambda i: numbers[i])
+
     def noises(self, unit: Unit, i: Any) -> Callable[[Any], Noises]:
         """Random bits for vectors of the row of occurrence i."""
-        layout = self.storage.layout
-        if not self.operands.seeds or layout is None:
-            return lambda lanes: NO_NOISE
+        if not self.operands.seeds:
+            return lambda lanes: None
         seeds = self.vector(self.scratch.seeds, 0)
         row = self.vector(self.scratch.words, unit.words + self.at.ids + MARGIN + i)[0]
 
         def of(lanes: Any) -> Noises:
-            first = unit.block * self.storage.width + lanes.start
+            first = unit.block * self.records.width + lanes.start
             columns = lax.iota(jnp.int32, lanes.size) + first
-            elements = rounding.element(row, columns, self.storage.dim)
-            w, m, v = (
-                rounding.noise(seeds[t], elements) if dtype == jnp.bfloat16 else None
-                for t, dtype in enumerate(layout.dtypes)
-            )
-            return w, m, v
+            elements = rounding.element(row, columns, self.spec.dim)
+            return rounding.noises(seeds, elements, self.spec.dtypes)
 
         return of

@@ -1,5 +1,10 @@
-"""How rows stand in the arrays that the kernel sees."""
+"""How rows stand in the arrays that the kernel sees: as records, in both layouts.
 
+A record is one block of at most 128 words of one row in one plane. A record of a plane
+has the same number in every plane, so one list of numbers serves all of them.
+"""
+
+import abc
 import dataclasses
 from typing import Any
 
@@ -8,12 +13,18 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from sparse_adam._types import Grads, Indices
-from sparse_adam.kernels.layout import Noises, PackedLayout, Pair, Values, Words
-from sparse_adam.kernels.problem import Problem, State
-from sparse_adam.kernels.tiles import LANES
-
-TILE = 8  # rows that lie together in a plain array of more than 128 lanes
+from sparse_adam._types import Grads, Indices, Ref
+from sparse_adam.kernels.layout import (
+    Layout,
+    Noises,
+    PackedLayout,
+    PlainLayout,
+    PlaneWords,
+    RoundPair,
+)
+from sparse_adam.kernels.spec import State
+from sparse_adam.kernels.tiles import LANES, SUBLANES
+from sparse_adam.rules import Values
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,14 +41,14 @@ class Records:
     lines: int  # how often as many records as that stand in a group
 
     def index(self, row: Any, block: Any) -> Any:
-        """Where this block of a row stands."""
+        """Returns where this block of a row stands."""
         if self.lines == 1:
             return row
         group = lax.shift_right_logical(row, self.rows.bit_length() - 1)
         return (group * self.lines + block) * self.rows + (row & (self.rows - 1))
 
     def of(self, rows: jax.Array) -> jax.Array:
-        """Makes them of `[B, D]`: on a TPU a bitcast where D is a multiple of 128."""
+        """Makes records of `[B, D]`: on a TPU a bitcast where 128 divides D."""
         missing = -rows.shape[0] % self.rows, self.blocks * self.width - rows.shape[1]
         rows = jnp.pad(rows, tuple((0, count) for count in missing))
         if self.blocks == 1:
@@ -46,83 +57,81 @@ class Records:
         return blocks.transpose(0, 2, 1, 3).reshape(-1, self.width)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Storage:
-    """Where the state is, and the gradients to it: the same blocks of rows.
+class RowRecords(abc.ABC):
+    """The records of a state, and of the gradients to it: the same blocks of rows.
 
-    `layout` is that of packed storage, None of three float32 arrays. Either way the
-    kernel sees planes of the same records; those of packed storage overlap, a line
-    apart each.
+    Attributes:
+        layout: of the state.
+        dtype: of their words.
+        keeps_tiles: whether the arrays stay in the tiles of a TensorCore.
     """
 
-    num_rows: int
-    dim: int
-    state: Records
-    grads: Records
-    layout: PackedLayout | None
+    layout: Layout
+    dtype: Any
+    keeps_tiles: bool
 
-    @classmethod
-    def of(cls, problem: Problem) -> "Storage":
-        """The storage of a problem's state."""
-        if problem.packed:
-            layout = problem.layout
-            group, lines = layout.rows_per_group, layout.lines_per_group
-            width = layout.stride if group > 1 else LANES
-            state = Records(width, layout.blocks, group, lines)
-        else:
-            layout, state = None, tiled(LANES, problem.dim // LANES)
-        grads = tiled(state.width, state.blocks)
-        return cls(problem.num_rows, problem.dim, state, grads, layout)
+    @property
+    @abc.abstractmethod
+    def state(self) -> Records:
+        """Returns the records of the state."""
+
+    @property
+    def grads(self) -> Records:
+        """Returns the records of the gradients."""
+        return tiled(self.state.width, self.state.blocks)
 
     @property
     def width(self) -> int:
-        """Words of a record."""
+        """Returns the words of a record."""
         return self.state.width
 
     @property
     def blocks(self) -> int:
-        """Records of a row in each plane."""
+        """Returns the records of a row in each plane."""
         return self.state.blocks
 
     @property
     def planes(self) -> int:
-        """Records of one block of a row."""
-        return 3 if self.layout is None else len(self.layout.planes)
+        """Returns the records of one block of a row."""
+        return len(self.layout.planes)
 
-    @property
-    def dtype(self) -> Any:
-        """Of the words of the state."""
-        return jnp.float32 if self.layout is None else jnp.int32
-
+    @abc.abstractmethod
     def records(self, state: State) -> State:
-        """The arrays of the state as records: a bitcast on a TPU."""
-        if self.layout is None:
-            return tuple(map(self.state.of, state))
-        return tuple(x.reshape(-1, self.width) for x in state)
+        """Returns the arrays of the state as records: a bitcast on a TPU."""
 
+    @abc.abstractmethod
     def arrays(self, records: State) -> State:
-        """And back."""
-        if self.layout is not None:
-            return tuple(x.reshape(self.layout.shape) for x in records)
-        if self.blocks == 1:
-            return records
-        tiles = (x.reshape(-1, self.blocks, TILE, LANES) for x in records)
-        return tuple(x.transpose(0, 2, 1, 3).reshape(-1, self.dim) for x in tiles)
+        """Returns records as the arrays of the state."""
+
+    @abc.abstractmethod
+    def plane_refs(self, refs: tuple[Ref, ...]) -> list[Ref]:
+        """Returns a ref for each plane; an index means the same row in all of them."""
+
+    @abc.abstractmethod
+    def values(self, words: PlaneWords) -> Values:
+        """Reads planes: float32, one array for each of the state's."""
+
+    @abc.abstractmethod
+    def words(
+        self, values: Values, noises: Noises, round_pair: RoundPair
+    ) -> PlaneWords:
+        """Writes planes, rounding as the dtypes and the noise say."""
 
     def lay_out(self, grads: Grads, sources: Indices) -> tuple[jax.Array, Indices]:
-        """Gradients as records, and which of them each occurrence adds; -1: none.
+        """Returns gradients as records, and which of them each occurrence adds.
 
-        Narrow rows come column by column from a TPU. Side by side in lines they are
-        made by a plain transposition if the lines are filled one place after the other:
-        the first place of all of them, then the second. In the order of the rows it
-        takes XLA up to eight times as long, and a copy with 128 words for each row.
+        A source of -1 stays -1. Narrow rows come column by column from a TPU. Side by
+        side in lines they are made by a plain transposition if the lines are filled one
+        place after the other: the first place of all of them, then the second. In the
+        order of the rows it takes XLA up to eight times as long, and a copy with 128
+        words for each row.
         """
         grads = grads.astype(jnp.float32)
         if self.width == LANES:
             return self.grads.of(grads), sources
         places = LANES // self.width
         lines = LANES * pl.cdiv(grads.shape[0], LANES * places)
-        missing = self.width - self.dim, places * lines - grads.shape[0]
+        missing = self.width - grads.shape[1], places * lines - grads.shape[0]
         columns = jnp.pad(grads.T, tuple((0, count) for count in missing))
         grads = jnp.concatenate(jnp.split(columns, places, axis=1)).T
         records = lax.rem(sources, lines) * places + lax.div(sources, lines)
@@ -130,10 +139,78 @@ class Storage:
         grads = lax.optimization_barrier(grads).reshape(-1, self.width)
         return grads, jnp.where(sources < 0, sources, records)
 
-    def plane_refs(self, refs: tuple[Any, ...]) -> list[Any]:
-        """A ref for each plane; the same index means the same row in all of them."""
-        if self.layout is None:
-            return list(refs)
+
+@dataclasses.dataclass(frozen=True)
+class PlainRecords(RowRecords):
+    """A record is a row, or 128 lanes of one, of a float32 array."""
+
+    layout: PlainLayout
+
+    dtype = jnp.float32
+    keeps_tiles = True
+
+    @property
+    def state(self) -> Records:
+        """Returns the records of each array."""
+        return tiled(LANES, self.layout.blocks)
+
+    def records(self, state: State) -> State:
+        """Returns each array as records."""
+        return tuple(map(self.state.of, state))
+
+    def arrays(self, records: State) -> State:
+        """Returns records as `[V, D]` arrays."""
+        if self.blocks == 1:
+            return records
+        tiles = (x.reshape(-1, self.blocks, SUBLANES, LANES) for x in records)
+        return tuple(
+            x.transpose(0, 2, 1, 3).reshape(-1, self.layout.dim) for x in tiles
+        )
+
+    def plane_refs(self, refs: tuple[Ref, ...]) -> list[Ref]:
+        """Returns the arrays themselves."""
+        return list(refs)
+
+    def values(self, words: PlaneWords) -> Values:
+        """Returns the words: they are floats."""
+        return words
+
+    def words(
+        self, values: Values, noises: Noises, round_pair: RoundPair
+    ) -> PlaneWords:
+        """Returns the values: they are words."""
+        del noises, round_pair
+        return values
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedRecords(RowRecords):
+    """A record is what a row has of a line; the planes overlap, a line apart each."""
+
+    layout: PackedLayout
+
+    dtype = jnp.int32
+    keeps_tiles = False
+
+    @property
+    def state(self) -> Records:
+        """Returns the records of the lines."""
+        layout = self.layout
+        width = layout.stride if layout.rows_per_group > 1 else LANES
+        return Records(
+            width, layout.blocks, layout.rows_per_group, layout.lines_per_group
+        )
+
+    def records(self, state: State) -> State:
+        """Returns the lines as records."""
+        return tuple(x.reshape(-1, self.width) for x in state)
+
+    def arrays(self, records: State) -> State:
+        """Returns records as lines."""
+        return tuple(x.reshape(self.layout.shape) for x in records)
+
+    def plane_refs(self, refs: tuple[Ref, ...]) -> list[Ref]:
+        """Returns the lines, from the first one of each plane on."""
         (ref,) = refs
         step, size = self.blocks * self.state.rows, ref.shape[0]
         return [
@@ -141,20 +218,28 @@ class Storage:
             for plane in range(self.planes)
         ]
 
-    def values(self, words: Words) -> Values:
-        """Reads planes: float32 `w`, `m`, `v`."""
-        if self.layout is not None:
-            return self.layout.values(words)
-        w, m, v = words
-        return w, m, v
+    def values(self, words: PlaneWords) -> Values:
+        """Reads planes."""
+        return self.layout.values(words)
 
-    def words(self, values: Values, noises: Noises, nearest: Pair) -> Words:
-        """Writes planes, rounding as the dtypes and the noise say."""
-        if self.layout is None:
-            return values
-        return self.layout.words(values, noises, nearest)
+    def words(
+        self, values: Values, noises: Noises, round_pair: RoundPair
+    ) -> PlaneWords:
+        """Writes planes."""
+        return self.layout.words(values, noises, round_pair)
+
+
+def records_of(layout: Layout) -> RowRecords:
+    """Returns the records of a layout."""
+    if isinstance(layout, PackedLayout):
+        return PackedRecords(layout)
+    assert isinstance(layout, PlainLayout)
+    return PlainRecords(layout)
 
 
 def tiled(width: int, blocks: int) -> Records:
-    """Of a plain array; if it has more than 128 lanes it stands in tiles of 8 rows."""
-    return Records(width, blocks, TILE if blocks > 1 else 1, blocks)
+    """Returns the records of a plain array.
+
+    One that has more than 128 lanes stands in tiles of 8 rows.
+    """
+    return Records(width, blocks, SUBLANES if blocks > 1 else 1, blocks)

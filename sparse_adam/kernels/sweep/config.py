@@ -3,7 +3,8 @@
 import dataclasses
 
 from sparse_adam.kernels import chips
-from sparse_adam.kernels.problem import Problem
+from sparse_adam.kernels.costs import check_fits
+from sparse_adam.kernels.spec import UpdateSpec
 from sparse_adam.kernels.tiles import LANES, SUBLANES
 
 STATE_SLOTS = 3  # of table blocks: one arrives, one is updated, one leaves
@@ -47,57 +48,43 @@ class Config:
         """Places for the indices of a chunk: a DMA moves whole lines of 128 words."""
         return max(self.occurrences_per_chunk, LANES)
 
-    def vmem_bytes(self, problem: Problem) -> int:
+    def vmem_bytes(self, spec: UpdateSpec) -> int:
         """What the kernel keeps in VMEM."""
         groups, chunk = self.groups_per_block, self.occurrences_per_chunk
-        state = STATE_SLOTS * groups * _bytes_per_group(problem)
+        state = STATE_SLOTS * groups * spec.layout.group_bytes
         # The sums of a block and a row for what is of other blocks; gradients.
         rows = groups + SUBLANES + GRADIENT_SLOTS * chunk
-        return state + 4 * rows * _width(problem)
+        return state + 4 * rows * spec.layout.blocks * LANES
 
-    def needed_bytes(self, problem: Problem) -> int:
+    def needed_bytes(self, spec: UpdateSpec) -> int:
         """That, and what the compiler wants for itself."""
-        return self.vmem_bytes(problem) + _COMPILER_BYTES
+        return self.vmem_bytes(spec) + _COMPILER_BYTES
 
-    def vmem_limit(self, problem: Problem) -> int | None:
+    def vmem_limit(self, spec: UpdateSpec) -> int | None:
         """What the compiler must be told to allow for, if its own limit is too low."""
-        needed = self.needed_bytes(problem)
+        needed = self.needed_bytes(spec)
         return needed if needed > _COMPILER_LIMIT else None
 
-    def check(self, problem: Problem) -> None:
+    def check(self, spec: UpdateSpec) -> None:
         """Raises a ValueError if a block does not fit the TPU in scope."""
-        chip, needed = chips.in_scope(), self.needed_bytes(problem)
-        if needed > chip.vmem_bytes:
-            raise ValueError(
-                f"{self} needs {needed:,} bytes of VMEM, but {chip.name} has "
-                f"{chip.vmem_bytes:,}: pass {type(self).choose(problem)}, or no config"
-            )
+        chip, needed = chips.in_scope(), self.needed_bytes(spec)
+        memory, chosen = f"VMEM of {chip.name}", type(self).choose(spec)
+        check_fits(self, needed, chip.vmem_bytes, memory, chosen)
 
     @classmethod
-    def choose(cls, problem: Problem) -> "Config":
+    def choose(cls, spec: UpdateSpec) -> "Config":
         """Blocks of up to 1.5 MiB and chunks of up to 128 KiB, none larger than needed.
 
         A block arrives while the one before it leaves: 3 MiB in flight. Half a
         microsecond of latency at 7x's 3,690 GB/s asks for 1.8 MB.
         """
-        layout = problem.layout
-        groups = layout.num_groups if problem.packed else problem.num_rows
-        block = _BLOCK_BYTES // _bytes_per_group(problem)
-        chunk = _CHUNK_BYTES // (4 * _width(problem))
+        layout = spec.layout
+        block = _BLOCK_BYTES // layout.group_bytes
+        chunk = _CHUNK_BYTES // (4 * layout.blocks * LANES)
         return cls(
-            _power_of_two(min(block, 2 * groups - 1)),
-            _power_of_two(min(chunk, 2 * problem.num_ids - 1)),
+            _power_of_two(min(block, 2 * layout.num_groups - 1)),
+            _power_of_two(min(chunk, 2 * spec.num_ids - 1)),
         )
-
-
-def _bytes_per_group(problem: Problem) -> int:
-    if problem.packed:
-        return 4 * LANES * problem.layout.lines_per_group
-    return problem.dim * sum(dtype.itemsize for dtype in problem.dtypes)
-
-
-def _width(problem: Problem) -> int:
-    return problem.layout.blocks * LANES
 
 
 def _power_of_two(bound: int) -> int:

@@ -22,7 +22,7 @@ from importlib import resources
 from typing import NamedTuple
 
 from sparse_adam.kernels import chips
-from sparse_adam.kernels.problem import Problem
+from sparse_adam.kernels.spec import UpdateSpec
 from sparse_adam.kernels.tiles import LANES
 
 _FILE = resources.files("sparse_adam.kernels.sweep").joinpath("bundles.json")
@@ -81,7 +81,7 @@ def _bundles() -> tuple[dict[str, _RowKernel], dict[str, _Sweep]]:
 _SLOWEST = "v4"  # for a TPU that nobody has named
 
 
-def crossover(problem: Problem, rows: str) -> float:
+def crossover(spec: UpdateSpec, rows: str) -> float:
     """The share N / V from which on the sweep is faster than a row kernel, in percents
     of the table; infinity if that is not so even where N = V.
 
@@ -89,48 +89,48 @@ def crossover(problem: Problem, rows: str) -> float:
     the row kernel may still be faster: name it then.
 
     Args:
-        problem: what to update; its number of ids does not matter.
+        spec: what to update; its number of ids does not matter.
         rows: the row kernel, "tensorcore" or "sparsecore".
     """
     if rows not in ("tensorcore", "sparsecore"):
         raise ValueError(f"{rows=} must be 'tensorcore' or 'sparsecore'")
     for percent in range(1, 101):
         share = percent / 100
-        if _sweep(problem, share) <= _row_kernel(problem, rows, share):
+        if _sweep(spec, share) <= _row_kernel(spec, rows, share):
             return share
     return math.inf
 
 
-def _sweep(problem: Problem, share: float) -> float:
+def _sweep(spec: UpdateSpec, share: float) -> float:
     """Nanoseconds for each row of the table."""
     _, found = _bundles()
     bundles = found.get(chips.in_scope().name, found[_SLOWEST])
-    per_group, blocks = _rows_per_group(problem), problem.layout.blocks
+    per_group, blocks = spec.layout.rows_per_group, spec.layout.blocks
     added = bundles.shared if per_group > 1 else bundles.added[blocks > 1]
     return _time(
         bundles.line * blocks / per_group + share * added,
-        2 * _group_bytes(problem) / per_group + share * 4 * LANES * blocks,
+        2 * spec.layout.group_bytes / per_group + share * 4 * LANES * blocks,
     )
 
 
-def _row_kernel(problem: Problem, rows: str, share: float) -> float:
+def _row_kernel(spec: UpdateSpec, rows: str, share: float) -> float:
     """Nanoseconds for each row of the table."""
     found, _ = _bundles()
     bundles = found.get(chips.in_scope().name, found[_SLOWEST])
-    per_group, blocks = _rows_per_group(problem), problem.layout.blocks
+    per_group, blocks = spec.layout.rows_per_group, spec.layout.blocks
     gradient = 4 * LANES * blocks
     if rows == "sparsecore":
         # It moves single rows. The clock of its subcores is not published, so that only
         # its bytes are known.
         touched = -math.expm1(-share)
-        moved = touched * 2 * _group_bytes(problem) + share * gradient
+        moved = touched * 2 * spec.layout.group_bytes + share * gradient
         return _time(0.0, moved / per_group)
     touched = -math.expm1(-share * per_group) / per_group
-    group = bundles.packed if problem.packed else bundles.plain
+    group = getattr(bundles, spec.layout.storage)
     summed = bundles.shared if per_group > 1 else bundles.summed[blocks > 1]
     return _time(
         touched * group[blocks > 1] + share * summed,
-        touched * 2 * _group_bytes(problem) + share * gradient,
+        touched * 2 * spec.layout.group_bytes + share * gradient,
     )
 
 
@@ -139,14 +139,3 @@ def _time(bundles: float, num_bytes: float) -> float:
     chip = chips.in_scope()
     moving = num_bytes / (_ATTAINABLE * chip.hbm_gb_per_s)
     return max(bundles / chip.clock_ghz, moving)
-
-
-def _rows_per_group(problem: Problem) -> int:
-    return problem.layout.rows_per_group if problem.packed else 1
-
-
-def _group_bytes(problem: Problem) -> int:
-    """Of the table: of a row of three arrays, or of the lines that rows share."""
-    if problem.packed:
-        return 4 * LANES * problem.layout.lines_per_group
-    return problem.dim * sum(dtype.itemsize for dtype in problem.dtypes)

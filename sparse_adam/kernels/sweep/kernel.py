@@ -12,9 +12,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sparse_adam.kernels.adam_tile import adam_tile
-from sparse_adam.kernels.lines import Refs, noises_of, select
-from sparse_adam.kernels.problem import Problem
+from sparse_adam._types import Ref
+from sparse_adam.kernels.spec import UpdateSpec
 from sparse_adam.kernels.sweep.config import (
     BATCH,
     GRADIENT_SLOTS,
@@ -23,8 +22,8 @@ from sparse_adam.kernels.sweep.config import (
     TILE,
     Config,
 )
-from sparse_adam.kernels.sweep.storage import Storage
 from sparse_adam.kernels.tiles import LANES, for_each
+from sparse_adam.kernels.vmem import Groups, Refs, group_noises, select
 
 # The sum of no gradients at all. No sum is ever left at -0, so this both marks what the
 # batch did not touch and is a gradient of zero.
@@ -36,23 +35,23 @@ _NOTHING_BITS = np.int32(-(2**31))
 class Sweep:
     """What the kernel knows when it is compiled."""
 
-    problem: Problem
-    stored: Storage
+    spec: UpdateSpec
+    groups: Groups
     config: Config
     tiles: int  # updated in one iteration
 
     @property
     def num_blocks(self) -> int:
-        """Of the table, the last one perhaps not full."""
-        return pl.cdiv(self.stored.num_groups, self.config.groups_per_block)
+        """Returns the blocks of the table, the last one perhaps not full."""
+        return pl.cdiv(self.spec.layout.num_groups, self.config.groups_per_block)
 
 
 class Scalars(NamedTuple):
     """Refs in SMEM, whole."""
 
     active: Any  # [1]: chunks up to the last one that holds a valid id
-    learning_rate: Any  # [1]
-    seeds: Refs  # () or [3]
+    numbers: Ref  # [3], as `StepScalars` has them
+    seeds: Refs  # () or a seed for each array
 
 
 class Indices(NamedTuple):
@@ -81,7 +80,7 @@ class Scratch(NamedTuple):
 def kernel(
     scalars: Scalars,
     indices: Indices,
-    grads: jax.Ref,  # ANY [B, W]
+    grads: Ref,  # ANY [B, W]
     state_in: Refs,  # ANY, the arrays of the table
     state_out: Refs,  # the same memory
     scratch: Scratch,
@@ -139,15 +138,15 @@ def _move(
 ) -> None:
     """Starts the DMAs of a block, or waits for them: one for each array."""
     slot, last = lax.rem(block, STATE_SLOTS), sweep.num_blocks - 1
-    size = sweep.config.groups_per_block * sweep.stored.lines_per_group
-    rest = sweep.stored.num_groups * sweep.stored.lines_per_group - last * size
+    size = sweep.config.groups_per_block
+    rest = sweep.spec.layout.num_groups - last * size
     semaphores = scratch.state_arrived if arrives else scratch.state_left
+    buffers = tuple(buffer.at[slot] for buffer in scratch.state)
+    first = pl.multiple_of(block * size, size)
 
-    def move(rows: int) -> None:
-        for array, buffer in zip(state, scratch.state, strict=True):
-            table = array.at[pl.ds(pl.multiple_of(block * size, size), rows)]
-            here = buffer.at[slot, pl.ds(0, rows)]
-            ends = (table, here) if arrives else (here, table)
+    def move(count: int) -> None:
+        for there, here in sweep.groups.copies(state, buffers, first, 0, count):
+            ends = (there, here) if arrives else (here, there)
             do(pltpu.make_async_copy(*ends, semaphores.at[slot]))
 
     if last == 0 or rest == size:
@@ -161,7 +160,7 @@ def _add_gradients(
     block: jax.Array,
     scalars: Scalars,
     indices: Indices,
-    grads: jax.Ref,
+    grads: Ref,
     scratch: Scratch,
     sweep: Sweep,
 ) -> None:
@@ -217,7 +216,7 @@ def _fetch_gradients(
     chunk: jax.Array,
     scalars: Scalars,
     indices: Indices,
-    grads: jax.Ref,
+    grads: Ref,
     scratch: Scratch,
     sweep: Sweep,
 ) -> None:
@@ -297,7 +296,9 @@ def _add_batch(
         if ids.lanes:
             lane = lax.broadcasted_iota(jnp.int32, total.shape, 1)
             lane = (lane - ids.lanes[0][at + j]).astype(jnp.uint32)
-            total = jnp.where(lane < jnp.uint32(sweep.stored.stride), total, before)
+            total = jnp.where(
+                lane < jnp.uint32(sweep.spec.layout.stride), total, before
+            )
         scratch.sums[here] = total
 
     for_each(BATCH, add, sweep.config.unroll)
@@ -315,9 +316,10 @@ def _forget(sums: Any) -> None:
 
 
 def _update(block: jax.Array, scalars: Scalars, scratch: Scratch, sweep: Sweep) -> None:
-    """Adam on a block in VMEM; leaves the sums of nothing for the next one."""
-    problem, stored = sweep.problem, sweep.stored
-    slot, rate = lax.rem(block, STATE_SLOTS), scalars.learning_rate[0]
+    """Steps a block in VMEM; leaves the sums of nothing for the next one."""
+    spec, moved = sweep.spec, sweep.groups
+    slot = lax.rem(block, STATE_SLOTS)
+    step_numbers = spec.numbers(lambda i: scalars.numbers[i])
     state = tuple(buffer.at[slot] for buffer in scratch.state)
     size = sweep.config.groups_per_block
     tile = min(TILE, size)
@@ -327,21 +329,21 @@ def _update(block: jax.Array, scalars: Scalars, scratch: Scratch, sweep: Sweep) 
         here = groups, pl.ds(pl.multiple_of(line * LANES, LANES), LANES)
         sums = scratch.sums[here]
         _forget(scratch.sums.at[here])
-        old = stored.read(state, groups, line)
-        new = adam_tile(*stored.values(old), sums, rate, problem.hyper)
+        old = moved.read(state, groups, line)
+        new = spec.step(moved.values(old), sums, step_numbers)
         first = block * size + groups.start
         numbers = first + lax.broadcasted_iota(jnp.int32, sums.shape, 0)
-        noises = noises_of(scalars.seeds, numbers, line, problem)
-        words = stored.words(new, noises)
-        if problem.lazy:
+        noises = group_noises(scalars.seeds, numbers, line, spec.layout)
+        words = moved.words(new, noises)
+        if spec.lazy:
             words = select(_is_nothing(sums), old, words)
-        stored.write(state, groups, line, words)
+        moved.write(state, groups, line, words)
 
     def update_line(line: jax.Array) -> None:
         update = functools.partial(update_tile, line)
         for_each(tiles, update, min(tiles, sweep.tiles))
 
-    tiles, lines = size // tile, stored.width // LANES
+    tiles, lines = size // tile, spec.layout.blocks
     # One line of many tiles after the other; of few, several lines in one iteration.
     together = min(lines, sweep.tiles // (4 * tiles))
     for_each(lines, update_line, max(1, together))

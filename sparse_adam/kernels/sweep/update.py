@@ -9,9 +9,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sparse_adam.kernels.layout import MAX_DIM
-from sparse_adam.kernels.lines import nearest_pair
-from sparse_adam.kernels.problem import Batch, Problem, State, Step
+from sparse_adam._types import Grads
+from sparse_adam.kernels.costs import cost_estimate
+from sparse_adam.kernels.layout import MAX_DIM, Layout
+from sparse_adam.kernels.spec import SortedBatch, State, StepScalars, UpdateSpec
 from sparse_adam.kernels.sweep.config import (
     BATCH,
     GRADIENT_SLOTS,
@@ -21,8 +22,9 @@ from sparse_adam.kernels.sweep.config import (
     Config,
 )
 from sparse_adam.kernels.sweep.kernel import Indices, Scalars, Scratch, Sweep, kernel
-from sparse_adam.kernels.sweep.storage import lay_out, storage_of
 from sparse_adam.kernels.tiles import LANES, SUBLANES
+from sparse_adam.kernels.vmem import groups_of, pad_to_lines
+from sparse_adam.rules import check_rule
 
 _NONE = 2**31 - 1  # a group that no table has
 # One in an iteration, since XLA's CPU compiler contracts a product and a sum in some of
@@ -30,89 +32,85 @@ _NONE = 2**31 - 1  # a group that no table has
 _TILES_INTERPRETED = 1
 
 
-def unsupported(problem: Problem) -> str | None:
-    """Says why this kernel cannot do `problem`, or None when it can."""
-    if not problem.accumulate:
+def unsupported(spec: UpdateSpec) -> str | None:
+    """Says why this kernel cannot do an update, or returns None when it can."""
+    facts = check_rule(spec.rule)
+    if facts.whole_rows or facts.per_row:
+        return (
+            "its rule has numbers of whole rows; this kernel sees 128 lanes at a time"
+        )
+    if not spec.accumulate:
         return (
             "use_gradient_accumulation=False needs a step for each occurrence; this "
             "kernel makes one step on each row"
         )
-    if not problem.packed and problem.dim % LANES:
+    if spec.layout.storage == "plain" and spec.dim % LANES:
         return (
-            f"D={problem.dim} is not a multiple of {LANES}: a TPU does not store such "
+            f"D={spec.dim} is not a multiple of {LANES}: a TPU does not store such "
             "a table row by row; pack it"
         )
-    if problem.dim > MAX_DIM:
-        return f"D={problem.dim} is above {MAX_DIM}: a block of rows must fit in VMEM"
+    if spec.dim > MAX_DIM:
+        return f"D={spec.dim} is above {MAX_DIM}: a block of rows must fit in VMEM"
     return None
 
 
-def bytes_moved(problem: Problem) -> int:
-    """HBM bytes of one update: the table in and out, each gradient row and index."""
-    layout = problem.layout
-    row = sum(dtype.itemsize for dtype in problem.dtypes) * problem.dim
-    table = layout.num_bytes if problem.packed else problem.num_rows * row
-    indices = 2 + (layout.rows_per_group > 1) + problem.weighted
+def bytes_moved(spec: UpdateSpec) -> int:
+    """Returns the HBM bytes: the table in and out, each gradient row and index."""
+    layout = spec.layout
+    indices = 2 + (layout.rows_per_group > 1) + spec.weighted
     gradient = layout.blocks * LANES
-    return 2 * table + 4 * problem.num_ids * (gradient + indices)
+    return 2 * layout.num_bytes + 4 * spec.num_ids * (gradient + indices)
 
 
 def sweep_update(
     state: State,
-    batch: Batch,
-    step: Step,
-    problem: Problem,
+    batch: SortedBatch,
+    scalars: StepScalars,
+    spec: UpdateSpec,
     config: Config | None = None,
-) -> State:
-    """Updates the rows `batch.ids` (sorted; V for none), or all rows, in place."""
-    if config is not None:
-        config.check(problem)
-    stored = storage_of(problem, nearest_pair)
-    sweep = Sweep(problem, stored, config or Config.choose(problem), TILES)
-    active, indices = _split(batch, sweep)
-    seeds = () if step.seeds is None else (step.seeds,)
-    call = functools.partial(_call, sweep=sweep)
-    padded = functools.partial(_padded_call, sweep=sweep)
-    # Unrolling buys an interpreter nothing and doubles the time to compile.
-    rolled = config or dataclasses.replace(sweep.config, unroll=1)
-    interpreted = functools.partial(
-        _padded_call,
-        sweep=Sweep(problem, storage_of(problem), rolled, _TILES_INTERPRETED),
-        interpret=True,
-    )
-    return lax.platform_dependent(
-        Scalars(active, step.learning_rate[None], seeds),
-        indices,
-        lay_out(batch.grads, stored),
-        state,
-        # A TPU stores tables in tiles of 8 rows, but not those with fewer rows.
-        tpu=padded if state[0].shape[0] < SUBLANES else call,
-        default=interpreted,
-    )
-
-
-def _padded_call(
-    scalars: Scalars,
-    indices: Indices,
-    grads: jax.Array,
-    state: State,
     *,
-    sweep: Sweep,
     interpret: bool = False,
 ) -> State:
-    """Fills the last tile of rows where the storage of the arrays does not."""
+    """Updates the rows `batch.ids` (sorted; V for none), or all rows, in place."""
+    chosen = config or Config.choose(spec)
+    if interpret and config is None:
+        # Unrolling buys an interpreter nothing and doubles the time to compile.
+        chosen = dataclasses.replace(chosen, unroll=1)
+    groups = groups_of(spec.layout, whole_rows=False, compiled=not interpret)
+    tiles = _TILES_INTERPRETED if interpret else TILES
+    sweep = Sweep(spec, groups, chosen, tiles)
+    active, indices = _split(batch, sweep)
+    seeds = () if scalars.seeds is None else (scalars.seeds,)
+    grads = _repeat_in_lines(batch.grads, spec.layout)
+    # A TPU stores tables in tiles of 8 rows, but not those with fewer rows.
     rows = state[0].shape[0]
-    filling = ((0, -rows % SUBLANES), (0, 0))
-    filled = tuple(jnp.pad(x, filling) for x in state)
-    updated = _call(scalars, indices, grads, filled, sweep=sweep, interpret=interpret)
-    return tuple(x[:rows] for x in updated)
+    missing = -rows % SUBLANES if interpret or rows < SUBLANES else 0
+    state = tuple(jnp.pad(x, ((0, missing), (0, 0))) for x in state)
+    state = _call(
+        Scalars(active, scalars.numbers, seeds), indices, grads, state, sweep, interpret
+    )
+    return tuple(x[:rows] for x in state) if missing else state
 
 
-def _split(batch: Batch, sweep: Sweep) -> tuple[jax.Array, Indices]:
+def _repeat_in_lines(grads: Grads, layout: Layout) -> jax.Array:
+    """Returns gradients as rows of float32 lines, at least one.
+
+    Each stands in every place of a line where its row may stand.
+    """
+    missing = int(grads.shape[0] == 0)
+    if layout.rows_per_group > 1:
+        unused = layout.stride - grads.shape[1]
+        grads = jnp.pad(grads.astype(jnp.float32), ((0, 0), (0, unused)))
+        grads = jnp.tile(grads, (1, layout.rows_per_group))
+    return jnp.pad(pad_to_lines(grads, layout), ((0, missing), (0, 0)))
+
+
+def _split(batch: SortedBatch, sweep: Sweep) -> tuple[jax.Array, Indices]:
     """Cuts occurrences into chunks, one at least; counts those with a valid id."""
     size, line = sweep.config.occurrences_per_chunk, sweep.config.index_line
     num_chunks = max(1, pl.cdiv(batch.ids.size, size))
-    per_group = sweep.stored.rows_per_group
+    layout = sweep.spec.layout
+    per_group = layout.rows_per_group
 
     def fill(x: jax.Array, filling: int) -> jax.Array:
         return jnp.pad(x, (0, num_chunks * size - x.size), constant_values=filling)
@@ -122,7 +120,7 @@ def _split(batch: Batch, sweep: Sweep) -> tuple[jax.Array, Indices]:
         return jnp.pad(x, ((0, 0), (0, 0), (0, line - size)))
 
     ids = fill(batch.ids, _NONE)
-    valid = ids < sweep.problem.num_rows
+    valid = ids < layout.num_rows
     groups = jnp.where(valid, lax.div(ids, per_group), _NONE).reshape(-1, BATCH)
     # An occurrence of no row says, by a complement, where the batches after it go on.
     following = lax.cummin(groups.min(axis=1), reverse=True)
@@ -131,7 +129,7 @@ def _split(batch: Batch, sweep: Sweep) -> tuple[jax.Array, Indices]:
     lanes = ()
     if per_group > 1:
         place = jnp.where(valid, lax.rem(ids, per_group), 0)
-        lanes = (cut(place * sweep.stored.stride),)
+        lanes = (cut(place * layout.stride),)
     active = (following[:: size // BATCH] < _NONE).sum(dtype=jnp.int32)
     return active[None], Indices(
         groups=cut(groups.reshape(-1)),
@@ -146,11 +144,11 @@ def _call(
     indices: Indices,
     grads: jax.Array,
     state: State,
-    *,
     sweep: Sweep,
-    interpret: bool = False,
+    interpret: bool,
 ) -> State:
-    config, stored = sweep.config, sweep.stored
+    config, layout = sweep.config, sweep.spec.layout
+    width = layout.blocks * LANES
     groups, size = config.groups_per_block, config.occurrences_per_chunk
     operands = (scalars, indices, grads, state)
     smem, hbm = pl.BlockSpec(memory_space=pltpu.SMEM), pl.BlockSpec(memory_space=pl.ANY)
@@ -159,7 +157,6 @@ def _call(
         *jax.tree.map(lambda _: hbm, (indices, grads, state)),
     )
     first_array = len(jax.tree.leaves(operands)) - len(state)
-    elements = stored.num_groups * stored.width
     (updated,) = pl.pallas_call(
         functools.partial(kernel, sweep=sweep),
         name="sparse_adam_sweep",
@@ -170,9 +167,9 @@ def _call(
         input_output_aliases={first_array + i: i for i in range(len(state))},
         scratch_shapes=(
             Scratch(
-                state=stored.buffers(STATE_SLOTS, groups),
-                sums=pltpu.VMEM((groups + SUBLANES, stored.width), jnp.float32),
-                grads=pltpu.VMEM((GRADIENT_SLOTS, size, stored.width), jnp.float32),
+                state=sweep.groups.buffers(STATE_SLOTS, groups),
+                sums=pltpu.VMEM((groups + SUBLANES, width), jnp.float32),
+                grads=pltpu.VMEM((GRADIENT_SLOTS, size, width), jnp.float32),
                 indices=jax.tree.map(
                     lambda x: pltpu.SMEM((INDEX_SLOTS * x.shape[2],), x.dtype), indices
                 ),
@@ -183,10 +180,8 @@ def _call(
                 indices_arrived=pltpu.SemaphoreType.DMA((INDEX_SLOTS,)),
             ),
         ),
-        cost_estimate=pl.CostEstimate(
-            flops=24 * elements,
-            transcendentals=elements,
-            bytes_accessed=bytes_moved(sweep.problem),
+        cost_estimate=cost_estimate(
+            sweep.spec, layout.num_rows, bytes_moved(sweep.spec)
         ),
         # The ids are proven in range before the call; the checks would cost ten
         # instruction bundles a DMA.
@@ -194,7 +189,7 @@ def _call(
             dimension_semantics=("arbitrary",),
             disable_bounds_checks=True,
             disable_semaphore_checks=True,
-            vmem_limit_bytes=config.vmem_limit(sweep.problem),
+            vmem_limit_bytes=config.vmem_limit(sweep.spec),
         ),
         interpret=interpret,
     )(*operands)

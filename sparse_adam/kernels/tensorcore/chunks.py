@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from sparse_adam.kernels.problem import Batch, Problem
+from sparse_adam.kernels.spec import SortedBatch, UpdateSpec
 
 
 class Chunks(NamedTuple):
@@ -50,27 +50,26 @@ def moved(counts: Any, continues: Any, chunk: Any, accumulate: bool) -> Moved:
     return Moved(continues[chunk], count, count - continues[chunk + 1])
 
 
-def split_into_chunks(
-    batch: Batch, problem: Problem, rows_per_group: int, size: int
-) -> Chunks:
+def split_into_chunks(batch: SortedBatch, spec: UpdateSpec, size: int) -> Chunks:
     """Cuts occurrences into chunks of `size`, the last one filled up with no group.
 
     Equal ids must stand side by side; an id V is passed over wherever it stands.
     """
+    rows_per_group = spec.layout.rows_per_group
     num_chunks = pl.cdiv(batch.ids.size, size)
-    none = pl.cdiv(problem.num_rows, rows_per_group)
+    none = pl.cdiv(spec.num_rows, rows_per_group)
 
     def split(x: jax.Array, fill: int) -> jax.Array:
         x = jnp.pad(x, (0, num_chunks * size - x.size), constant_values=fill)
         return x.reshape(num_chunks, 1, size)
 
     ids = batch.ids
-    is_row = ids < problem.num_rows
+    is_row = ids < spec.num_rows
     owners = jnp.where(is_row, lax.div(ids, jnp.int32(rows_per_group)), none)
     differs = owners[1:] != owners[:-1]
     is_start, is_end = jnp.append(True, differs), jnp.append(differs, True)
     lane = lax.broadcasted_iota(jnp.int32, (num_chunks, 1, size), 2)
-    if problem.accumulate:
+    if spec.accumulate:
         listed = split(is_end & is_row, fill=False)
     else:
         listed = (split(is_start, fill=False) | (lane == 0)) & split(is_row, fill=False)
@@ -81,7 +80,7 @@ def split_into_chunks(
         num_keys=1,
         is_stable=False,
     )
-    if not problem.accumulate:
+    if not spec.accumulate:
         order = jnp.cumsum(listed, axis=2, dtype=jnp.int32) - 1
         marks = jnp.where(split(is_row, fill=False), order, -1)
     first = lax.iota(jnp.int32, num_chunks) * size

@@ -4,7 +4,8 @@ import dataclasses
 
 from sparse_adam.kernels import chips
 from sparse_adam.kernels.chips import VMEM_BUDGET
-from sparse_adam.kernels.problem import Problem
+from sparse_adam.kernels.costs import check_fits
+from sparse_adam.kernels.spec import UpdateSpec
 from sparse_adam.kernels.tiles import LANES, SUBLANES
 
 SLOTS = 3  # of chunk buffers: one arrives, one is computed, one leaves
@@ -29,33 +30,28 @@ class Config:
         if unroll < 1:
             raise ValueError(f"dma_unroll={unroll} must be at least 1")
 
-    def vmem_bytes(self, problem: Problem) -> int:
-        """What the kernel keeps in VMEM."""
-        rows = self.rows_per_chunk
-        gradient, state = problem.dim, 3 * problem.dim
-        columns = 2  # of one value a row, spread over 128 lanes
-        if problem.packed:
-            layout = problem.layout
-            gradient = layout.blocks * LANES
-            state = layout.lines_per_group * LANES
-            columns += problem.accumulate and layout.rows_per_group > 1
+    def vmem_bytes(self, spec: UpdateSpec) -> int:
+        """Returns what the kernel keeps in VMEM."""
+        rows, layout = self.rows_per_chunk, spec.layout
+        gradient, state = layout.blocks * LANES, layout.group_bytes // 4
+        # Of one value a row, spread over 128 lanes: two for sums, one to mark rows
+        # that share lines, and three for each slot that is per row (in, out twice).
+        columns = 2 + (spec.accumulate and layout.rows_per_group > 1)
+        columns += 3 * sum(layout.per_row)
         buffers = SLOTS * (gradient + state) + columns * LANES
-        carried = SUBLANES * (3 * gradient + state)  # a run that chunks share, at most
+        # A run that chunks share, at most.
+        carried = SUBLANES * (len(layout.dtypes) * gradient + state)
         return 4 * (rows * buffers + carried)
 
-    def check(self, problem: Problem) -> None:
+    def check(self, spec: UpdateSpec) -> None:
         """Raises a ValueError if a chunk does not fit the TPU in scope."""
-        chip, needed = chips.in_scope(), self.vmem_bytes(problem)
-        if needed > chip.vmem_bytes:
-            raise ValueError(
-                f"rows_per_chunk={self.rows_per_chunk} needs {needed:,} bytes of VMEM, "
-                f"but {chip.name} has {chip.vmem_bytes:,}: pass rows_per_chunk="
-                f"{type(self).choose(problem).rows_per_chunk}, or no config"
-            )
+        chip, needed = chips.in_scope(), self.vmem_bytes(spec)
+        memory, chosen = f"VMEM of {chip.name}", type(self).choose(spec)
+        check_fits(self, needed, chip.vmem_bytes, memory, chosen)
 
     @classmethod
-    def choose(cls, problem: Problem) -> "Config":
-        """The largest chunk up to 256 rows that N fills and the budget holds.
+    def choose(cls, spec: UpdateSpec) -> "Config":
+        """Returns the largest chunk up to 256 rows that N fills and the budget holds.
 
         A chunk of 256 keeps 1,792 row DMAs of three plain tables in flight, or 512 of
         4 lines packed; half a microsecond of latency at v6e's 1,640 GB/s asks for 1,600
@@ -63,7 +59,7 @@ class Config:
         """
         rows = 256
         while rows > SUBLANES and (
-            rows >= 2 * problem.num_ids or cls(rows).vmem_bytes(problem) > VMEM_BUDGET
+            rows >= 2 * spec.num_ids or cls(rows).vmem_bytes(spec) > VMEM_BUDGET
         ):
             rows //= 2
         return cls(rows)

@@ -11,9 +11,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sparse_adam.kernels.adam_tile import adam_tile
-from sparse_adam.kernels.lines import Refs, noises_of, select
-from sparse_adam.kernels.problem import Problem
+from sparse_adam._types import Ref
+from sparse_adam.kernels.layout import join_per_row, part_per_row
+from sparse_adam.kernels.spec import UpdateSpec
 from sparse_adam.kernels.tensorcore.chunks import Moved, moved
 from sparse_adam.kernels.tensorcore.config import SLOTS, Config
 from sparse_adam.kernels.tensorcore.runs import (
@@ -25,26 +25,31 @@ from sparse_adam.kernels.tensorcore.runs import (
     sum_runs,
     weigh,
 )
-from sparse_adam.kernels.tensorcore.steps import Occurrences, Resident, step_each
-from sparse_adam.kernels.tensorcore.storage import Storage, storage_of
+from sparse_adam.kernels.tensorcore.steps import (
+    ChunkOccurrences,
+    ResidentGroup,
+    step_each,
+)
 from sparse_adam.kernels.tiles import LANES, SUBLANES, for_each, for_each_tile
+from sparse_adam.kernels.vmem import Groups, Refs, group_noises, select
+from sparse_adam.rules import StepNumbers
 
 
 class Scalars(NamedTuple):
     """Refs in SMEM, whole."""
 
-    active: Any  # [1]
-    counts: Any  # [chunks]
-    continues: Any  # [chunks + 1]
-    learning_rate: Any  # [1]
-    seeds: Refs  # (), or [3]
+    active: Ref  # [1]
+    counts: Ref  # [chunks]
+    continues: Ref  # [chunks + 1]
+    numbers: Ref  # [3], as `StepScalars` has them
+    seeds: Refs  # (), or a seed for each array
 
 
 class Arriving(NamedTuple):
     """Refs of chunk k, whose DMAs a grid step starts: SMEM [C] each."""
 
-    groups: Any
-    sources: Any
+    groups: Ref
+    sources: Ref
 
 
 class Finishing(NamedTuple):
@@ -53,41 +58,46 @@ class Finishing(NamedTuple):
     What is in a tuple is there only where it is needed.
     """
 
-    groups: Any  # SMEM
-    marks: Any  # SMEM
+    groups: Ref  # SMEM
+    marks: Ref  # SMEM
     owners: Refs  # VMEM; of sums
     places: Refs  # VMEM of sums, else SMEM; of rows that share lines
     listed: Refs  # VMEM: the groups once more, for the noise of sums
     weights: Refs  # VMEM: gains, and 1 where a gradient counts
+    row_slots: Refs  # VMEM: of the groups listed, each slot that is per row
 
 
 class Scratch(NamedTuple):
     """Refs in VMEM, and DMA semaphores, one a slot."""
 
-    grads: Any  # [SLOTS, C, W]
+    grads: Ref  # [SLOTS, C, W]
     touched: Refs  # [C, 128]: gradients for each lane; of sums of rows that share lines
-    state: Any  # [SLOTS, ...]
+    state: Refs  # [SLOTS, ...]
     columns: Columns
-    carried: Any  # OpenRun or Resident: from chunk to chunk
-    grads_arrived: Any
-    state_arrived: Any
-    state_left: Any
+    row_slots: Refs  # [C, 128]: a slot that is per row, spread over lanes
+    carried: Any  # OpenRun or ResidentGroup: from chunk to chunk
+    grads_arrived: Ref
+    state_arrived: Ref
+    state_left: Ref
 
     @classmethod
-    def shapes(cls, problem: Problem, size: int) -> "Scratch":
-        """Of chunks of `size`."""
-        stored = storage_of(problem)
-        width = stored.blocks * stored.width
-        widths, carried = (width,), Resident.scratch(stored)
-        if problem.accumulate:
-            widths = (width, LANES) if stored.rows_per_group > 1 else (width,)
+    def shapes(cls, spec: UpdateSpec, groups: Groups, size: int) -> "Scratch":
+        """Returns what to allocate for chunks of `size`."""
+        width = groups.blocks * groups.width
+        layout, widths = spec.layout, (width,)
+        if spec.accumulate:
+            widths = (width, LANES) if layout.rows_per_group > 1 else (width,)
             carried = OpenRun.scratch(*widths)
+        else:
+            carried = ResidentGroup.scratch(groups, len(layout.dtypes))
         semaphores = pltpu.SemaphoreType.DMA((SLOTS,))
+        column = pltpu.VMEM((size, LANES), jnp.float32)
         return cls(
             grads=pltpu.VMEM((SLOTS, size, width), jnp.float32),
             touched=tuple(pltpu.VMEM((size, w), jnp.float32) for w in widths[1:]),
-            state=stored.buffer(SLOTS, size),
+            state=groups.buffers(SLOTS, size),
             columns=Columns.scratch(size),
+            row_slots=(column,) * sum(layout.per_row),
             carried=carried,
             grads_arrived=semaphores,
             state_arrived=semaphores,
@@ -99,15 +109,21 @@ class Scratch(NamedTuple):
 class _Work:
     """What all parts of the kernel know."""
 
-    problem: Problem
-    stored: Storage
+    spec: UpdateSpec
+    groups: Groups
     config: Config
     scalars: Scalars
     scratch: Scratch
 
     def moved(self, chunk: jax.Array) -> Moved:
         counts, continues = self.scalars.counts, self.scalars.continues
-        return moved(counts, continues, chunk, self.problem.accumulate)
+        return moved(counts, continues, chunk, self.spec.accumulate)
+
+    def buffers(self, slot: jax.Array) -> Refs:
+        return tuple(buffer.at[slot] for buffer in self.scratch.state)
+
+    def numbers(self) -> StepNumbers:
+        return self.spec.numbers(lambda i: self.scalars.numbers[i])
 
     def for_each(self, count: Any, body: Callable[[jax.Array], None]) -> None:
         for_each(count, body, self.config.dma_unroll)
@@ -117,17 +133,18 @@ def kernel(
     scalars: Scalars,
     arriving: Arriving,
     finishing: Finishing,
-    grads: Any,  # ANY [B, W]
-    state_in: Refs,  # ANY
+    grads: Ref,  # HBM [B, W]
+    state_in: Refs,  # HBM
     state_out: Refs,  # the same memory
+    row_slots_out: Refs,  # VMEM [C, 128]: the new ones of chunk k-1
     scratch: Scratch,
     *,
-    problem: Problem,
-    stored: Storage,
+    spec: UpdateSpec,
+    groups: Groups,
     config: Config,
 ) -> None:
     """Starts the DMAs of chunk k and finishes chunk k-1."""
-    work = _Work(problem, stored, config, scalars, scratch)
+    work = _Work(spec, groups, config, scalars, scratch)
     k, active = pl.program_id(0), scalars.active[0]
 
     def wait_until_left(chunk: jax.Array) -> None:
@@ -146,10 +163,10 @@ def kernel(
     def finish():
         slot, these = lax.rem(k - 1, SLOTS), work.moved(k - 1)
         _take_gradients(work, finishing, slot)
-        if problem.accumulate:
+        if spec.accumulate:
             _sum(work, finishing, slot, k - 1)
             _wait(work, scratch.state_arrived, slot, these.count)
-            _update(work, finishing, slot, these.count)
+            _update(work, finishing, row_slots_out, slot, these.count)
         else:
             _wait(work, scratch.state_arrived, slot, these.count - these.first)
             _step(work, finishing, slot, k - 1)
@@ -166,13 +183,13 @@ def kernel(
 def _fetch(
     work: _Work,
     arriving: Arriving,
-    grads: Any,
+    grads: Ref,
     state: Refs,
     slot: jax.Array,
     these: Moved,
 ) -> None:
-    scratch = work.scratch
-    buffer, arrived = scratch.state.at[slot], scratch.state_arrived.at[slot]
+    scratch, buffers = work.scratch, work.buffers(slot)
+    arrived = scratch.state_arrived.at[slot]
 
     def fetch_gradient(i: jax.Array) -> None:
         pltpu.make_async_copy(
@@ -184,7 +201,7 @@ def _fetch(
     def fetch_group(i: jax.Array) -> None:
         i = these.first + i
         group = arriving.groups[i]
-        for there, here in work.stored.copies(state, buffer, group, i):
+        for there, here in work.groups.copies(state, buffers, group, i, 1):
             pltpu.make_async_copy(there, here, arrived).start()
 
     work.for_each(work.config.rows_per_chunk, fetch_gradient)
@@ -194,17 +211,17 @@ def _fetch(
 def _write_back(
     work: _Work, finishing: Finishing, state: Refs, slot: jax.Array, count: Any
 ) -> None:
-    buffer, left = work.scratch.state.at[slot], work.scratch.state_left.at[slot]
+    buffers, left = work.buffers(slot), work.scratch.state_left.at[slot]
 
     def write_group(i: jax.Array) -> None:
         group = finishing.groups[i]
-        for there, here in work.stored.copies(state, buffer, group, i):
+        for there, here in work.groups.copies(state, buffers, group, i, 1):
             pltpu.make_async_copy(here, there, left).start()
 
     work.for_each(count, write_group)
 
 
-def _wait(work: _Work, semaphores: Any, slot: jax.Array, count: Any) -> None:
+def _wait(work: _Work, semaphores: Ref, slot: jax.Array, count: Any) -> None:
     """Waits for all DMAs of `count` groups: once for a full chunk.
 
     Equal DMAs on one semaphore add up, but the size of a wait is static: so one wait
@@ -212,8 +229,8 @@ def _wait(work: _Work, semaphores: Any, slot: jax.Array, count: Any) -> None:
     """
 
     def wait(groups: int) -> None:
-        words = work.stored.moved(work.scratch.state.at[slot], groups)
-        pltpu.make_async_copy(words, words, semaphores.at[slot]).wait()
+        for words in work.groups.moved(work.buffers(slot), groups):
+            pltpu.make_async_copy(words, words, semaphores.at[slot]).wait()
 
     for digit in range(work.config.rows_per_chunk.bit_length()):
         pl.when((count >> digit) & 1 == 1)(functools.partial(wait, 1 << digit))
@@ -234,7 +251,7 @@ def _sum(work: _Work, finishing: Finishing, slot: jax.Array, chunk: jax.Array) -
     grads, open_run, columns = scratch.grads.at[slot], scratch.carried, scratch.columns
     count = scalars.counts[chunk]
     for places, touched in zip(finishing.places, scratch.touched, strict=True):
-        mark_rows(grads, touched, places, work.stored.stride, columns)
+        mark_rows(grads, touched, places, work.spec.layout.stride, columns)
 
     @pl.when(chunk == 0)
     def no_run_is_open():
@@ -246,27 +263,36 @@ def _sum(work: _Work, finishing: Finishing, slot: jax.Array, chunk: jax.Array) -
         sum_runs(arrays, owners, finishing.marks, count, columns, open_run)
 
 
-def _update(work: _Work, finishing: Finishing, slot: jax.Array, count: Any) -> None:
+def _update(
+    work: _Work, finishing: Finishing, row_slots_out: Refs, slot: jax.Array, count: Any
+) -> None:
     """Steps the groups listed, the i-th by the i-th row of sums."""
-    stored, problem, scalars = work.stored, work.problem, work.scalars
-    grads, buffer = work.scratch.grads.at[slot], work.scratch.state.at[slot]
-    numbers = work.scratch.columns.integers
-    learning_rate = scalars.learning_rate[0]
-    for groups in finishing.listed:
-        spread(groups, numbers)
+    groups, spec, scalars = work.groups, work.spec, work.scalars
+    grads, buffers = work.scratch.grads.at[slot], work.buffers(slot)
+    integers, numbers = work.scratch.columns.integers, work.numbers()
+    for listed in finishing.listed:
+        spread(listed, integers)
+    for column, row_slot in zip(
+        work.scratch.row_slots, finishing.row_slots, strict=True
+    ):
+        spread(row_slot, column)
 
     def update(rows: pl.Slice) -> None:
-        groups = numbers[rows] if finishing.listed else None
-        for block in range(stored.blocks):
-            old = stored.read(buffer, rows, block)
-            gradient = grads[rows, pl.ds(block * stored.width, stored.width)]
-            w, m, v = stored.values(old)
-            values = adam_tile(w, m, v, gradient, learning_rate, problem.hyper)
-            noises = noises_of(scalars.seeds, groups, block, problem)
-            new = stored.words(values, noises)
+        listed = integers[rows] if finishing.listed else None
+        for block in range(groups.blocks):
+            old = groups.read(buffers, rows, block)
+            gradient = grads[rows, pl.ds(block * groups.width, groups.width)]
+            by_row = [column[rows][:, :1] for column in work.scratch.row_slots]
+            values = join_per_row(spec.layout.per_row, groups.values(old), by_row)
+            values = spec.step(values, gradient, numbers)
+            elements, by_row = part_per_row(spec.layout.per_row, values)
+            for out, value in zip(row_slots_out, by_row, strict=True):
+                out[rows] = jnp.broadcast_to(value, (rows.size, LANES))
+            noises = group_noises(scalars.seeds, listed, block, spec.layout)
+            new = groups.words(elements, noises)
             for touched in work.scratch.touched:
                 new = select(touched[rows] > 0, new, old)
-            stored.write(buffer, rows, block, new)
+            groups.write(buffers, rows, block, new)
 
     for_each_tile(count, update, min(2 * SUBLANES, grads.shape[0]))
 
@@ -275,17 +301,17 @@ def _step(work: _Work, finishing: Finishing, slot: jax.Array, chunk: jax.Array) 
     """Steps the groups listed, once for each occurrence."""
     scratch, scalars = work.scratch, work.scalars
     step_each(
-        Occurrences(
+        ChunkOccurrences(
             scratch.grads.at[slot],
             finishing.marks,
             finishing.groups,
             finishing.places,
             scalars.continues[chunk] != 0,
         ),
-        scratch.state.at[slot],
+        work.buffers(slot),
         scratch.carried,
-        scalars.learning_rate[0],
+        work.numbers(),
         scalars.seeds,
-        work.problem,
-        work.stored,
+        work.spec,
+        work.groups,
     )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from sparse_adam.kernels.problem import Batch, Step
 
 from sparse_adam import (
     AdamState,
@@ -20,7 +21,6 @@ from sparse_adam import (
     sparse_adam_update,
 )
 from sparse_adam.kernels import cpu
-from sparse_adam.kernels.problem import Batch, Step
 from sparse_adam.ops import dispatch
 from sparse_adam.ops.xla import xla_update
 from tests import cases, helpers

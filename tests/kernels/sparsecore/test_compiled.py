@@ -192,7 +192,7 @@ def test_named_for_a_tpu_without_sparsecores():
 
 def test_traffic_of_a_distinct_row():
     case = cases.Case("", 40, 128, 8)
-    problem = helpers.problem(case, cases.arrays(case))
+    problem = helpers.spec(case, cases.arrays(case))
     assert bytes_moved(65_536, 65_536, problem) / 65_536 <= 4200
 
 

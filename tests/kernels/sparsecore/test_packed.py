@@ -4,7 +4,6 @@ A row of it is moved by itself, in as many records as the layout has planes. So 
 tried here is rows that share lines, taken by different chunks and subcores.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -14,8 +13,8 @@ import pytest
 
 from sparse_adam import PackedTable, plan_update
 from sparse_adam.kernels.layout import PackedLayout
-from sparse_adam.kernels.problem import Batch, Step
 from sparse_adam.kernels.sparsecore import Config, sparsecore_update, unsupported
+from sparse_adam.kernels.spec import SortedBatch
 from sparse_adam.ops import xla
 from tests import cases, helpers
 from tests.cases import BFLOAT16, FLOAT32, Arrays, Case
@@ -133,7 +132,7 @@ def test_neighbours_keep_every_bit(options):
     # Signalling NaN, infinity, subnormal numbers, -0: in rows beside those updated.
     dtypes = ("float32", "bfloat16", "bfloat16", "float32")
     case = Case("", 40, 16, 12, dtypes=dtypes, options=options)
-    layout = PackedLayout(40, 16, *map(np.dtype, dtypes[:3]))
+    layout = PackedLayout(40, 16, tuple(map(np.dtype, dtypes[:3])))
     rng = np.random.default_rng(0)
     words = rng.integers(-(2**31), 2**31, layout.shape, np.int64).astype(np.int32)
     words[::5] = 0x7F80 << 16 | 0x7F81
@@ -146,12 +145,14 @@ def test_neighbours_keep_every_bit(options):
 
 def update_lines(lines, arrays, case, seeds=None, update=sparsecore_update, **config):
     """The lines of a table after an update."""
-    problem = helpers.problem(case, arrays, packed=True)
-    problem = dataclasses.replace(problem, stochastic=seeds is not None)
+    problem = helpers.spec(case, arrays, packed=True)
+    problem = helpers.changed(problem, stochastic=seeds is not None)
     plan = plan_update(arrays.ids, case.num_rows)
-    batch = Batch(jnp.asarray(arrays.grads), plan.ids, plan.order, None)
-    run = jax.jit(functools.partial(update, problem=problem, **config))
-    step = Step(jnp.float32(row_kernels.RATE), seeds)
+    batch = SortedBatch(jnp.asarray(arrays.grads), plan.ids, plan.order, None)
+    if update is sparsecore_update:
+        config["interpret"] = True
+    run = jax.jit(functools.partial(update, spec=problem, **config))
+    step = row_kernels.scalars(seeds)
     return run((jnp.asarray(lines),), batch, step)[0]
 
 
@@ -201,8 +202,8 @@ def test_stochastic_rounding_is_that_of_the_portable_path(dim, dtypes, options):
 def test_unsupported_sizes(shape, words):
     def problem(num_rows, dim):
         case = Case("", 40, 8, 8)
-        small = helpers.problem(case, cases.arrays(case), packed=True)
-        return dataclasses.replace(small, num_rows=num_rows, dim=dim)
+        small = helpers.spec(case, cases.arrays(case), packed=True)
+        return helpers.changed(small, num_rows=num_rows, dim=dim)
 
     assert words in unsupported(problem(*shape))
     assert unsupported(problem(40, 25)) is None

@@ -9,14 +9,14 @@ from importlib.metadata import version
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from benchmarks.static import Case, count_all
 from benchmarks.static.chips import CHIPS
 from sparse_adam import UpdatePlan, sparse_adam_update
-from sparse_adam.kernels.problem import Hyperparams, Problem
 from sparse_adam.kernels.sweep import Config
+from tests import cases as cases_
+from tests import helpers
 
 V, N = 2**20, 65_536
 # Of 1,000,003 rows the last block is not full, nor its last tile.
@@ -102,12 +102,9 @@ def test_in_place_at_the_speed_of_memory(chip, tmp_path):
         lines = max(case.dim, 128) * 4 * case.ids
         assert report.memory.temp < 2.1 * lines + 2**21 < report.table_bytes, case
         assert report.table_copies == (), case
-    problem = Problem(
-        *(V, 128, N, N, *(np.dtype("float32"),) * 4),
-        weighted=False,
-        lazy=True,
-        accumulate=True,
-        hyper=Hyperparams(),
+    small = cases_.Case("", 8, 128, 8)
+    problem = helpers.changed(
+        helpers.spec(small, cases_.arrays(small)), num_rows=V, num_ids=N, num_grads=N
     )
     config = Config.choose(problem)
     config.check(problem)

@@ -1,6 +1,5 @@
 """The sweep kernel's values, in the plain interpreter: both storages, every mode."""
 
-import dataclasses
 import functools
 import math
 
@@ -12,12 +11,17 @@ import pytest
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 
-from sparse_adam import PackedTable, plan_update
+from sparse_adam import (
+    PackedTable,
+    packed_adam_update,
+    plan_update,
+    sparse_adam_update,
+)
 from sparse_adam.kernels import chips, sweep
 from sparse_adam.kernels.layout import PackedLayout
-from sparse_adam.kernels.problem import Batch, Step
+from sparse_adam.kernels.spec import SortedBatch
 from sparse_adam.kernels.sweep import Config, sweep_update
-from sparse_adam.ops.vmap import over_tables
+from sparse_adam.ops import dispatch
 from sparse_adam.ops.xla import xla_update
 from tests import cases, helpers
 from tests.cases import BFLOAT16, FLOAT32, MIXED, Case
@@ -121,12 +125,12 @@ def test_any_ids(ids):
 
 @each_storage
 def test_no_ids(case):
-    check(dataclasses.replace(case, num_ids=0, options=NOT_LAZY))
+    check(helpers.changed(case, num_ids=0, options=NOT_LAZY))
 
 
 @each_storage
 def test_no_gradient_counts(case):
-    case = dataclasses.replace(case, weighted=True)
+    case = helpers.changed(case, weighted=True)
     arrays = cases.arrays(case)
     weights = arrays.weights | {"sample_ids": np.full(N, -1)}
     grads = np.full_like(arrays.grads, np.nan)
@@ -175,13 +179,17 @@ def stored(case, state=None, stochastic=False):
     """The operands of a case as an implementation takes them."""
     arrays, packed = cases.arrays(case), is_packed(case)
     arrays = arrays._replace(state=state or arrays.state)
-    problem = helpers.problem(case, arrays, packed)
-    problem = dataclasses.replace(problem, stochastic=stochastic)
+    problem = helpers.spec(case, arrays, packed)
+    problem = helpers.changed(problem, stochastic=stochastic)
     state = tuple(map(jnp.asarray, arrays.state))
     if packed:
         state = (PackedTable.pack(*state).lines,)
     plan = plan_update(arrays.ids, case.num_rows)
-    return state, Batch(jnp.asarray(arrays.grads), plan.ids, plan.order, None), problem
+    return (
+        state,
+        SortedBatch(jnp.asarray(arrays.grads), plan.ids, plan.order, None),
+        problem,
+    )
 
 
 @each_storage
@@ -192,8 +200,8 @@ def test_untouched_rows_keep_even_the_bits_of_a_nan(case):
     state = tuple(np.where(touched[:, None], x, signalling) for x in arrays.state)
     stored_state, batch, problem = stored(case, state)
     update = row_kernels._jitted(sweep_update, problem, SMALL)
-    new = update(stored_state, batch, Step(jnp.float32(RATE), None))
-    if problem.packed:
+    new = update(stored_state, batch, row_kernels.scalars(None))
+    if problem.layout.storage == "packed":
         new = PackedTable(new[0], problem.layout).unpack()
     for x, old in zip(new, state, strict=True):
         helpers.assert_bitwise_equal(np.asarray(x)[~touched], old[~touched])
@@ -208,12 +216,12 @@ def test_stochastic_rounding_is_that_of_the_portable_path(dim, dtypes, options):
     state, batch, problem = stored(case, stochastic=True)
 
     def update(function, **config):
-        function = functools.partial(function, problem=problem, **config)
+        function = functools.partial(function, spec=problem, **config)
 
         def values(seeds):
-            step = Step(jnp.float32(RATE), jnp.array(seeds, jnp.int32))
+            step = row_kernels.scalars(jnp.array(seeds, jnp.int32))
             new = function(state, batch, step)
-            if problem.packed:
+            if problem.layout.storage == "packed":
                 new = PackedTable(new[0], problem.layout).unpack()
             return tuple(x.astype(jnp.float32) for x in new)
 
@@ -221,7 +229,7 @@ def test_stochastic_rounding_is_that_of_the_portable_path(dim, dtypes, options):
 
     portable = update(xla_update)
     swept, same, other = (
-        update(sweep_update, config=SMALL)((1, 2, 3)),
+        update(sweep_update, config=SMALL, interpret=True)((1, 2, 3)),
         *(portable(seeds) for seeds in ((1, 2, 3), (4, 5, 6))),
     )
     for x, y, z, dtype in zip(swept, same, other, dtypes, strict=False):
@@ -234,62 +242,70 @@ def test_stochastic_rounding_is_that_of_the_portable_path(dim, dtypes, options):
 
 @each_storage
 def test_vmap_over_tables(case):
-    # Some ids of the tables are padding, one table's all: so those of the one tall
-    # table that the kernel sees are grouped and not sorted.
+    # Some ids of the tables are padding, one table's all.
     state, batch, problem = stored(case)
     rows = case.num_rows
     ids = np.stack([cases.arrays(case, seed).ids for seed in range(4)])
     ids[0, 5:], ids[1], ids[3, :20] = -1, rows, -1
+
+    def update(state, ids, plan=None):
+        if is_packed(case):
+            table = PackedTable(state[0], problem.layout)
+            new = packed_adam_update(table, ids, batch.grads, config=SMALL, plan=plan)
+            return (new.lines,)
+        return sparse_adam_update(*state, ids, batch.grads, config=SMALL, plan=plan)
+
+    together = jax.jit(jax.vmap(update, in_axes=(None, 0)))(state, jnp.asarray(ids))
+    # With plans the ids of the one tall table are grouped and not sorted.
     plans = [plan_update(x, rows) for x in ids]
-    batches = [batch._replace(ids=p.ids, sources=p.order) for p in plans]
-    step = Step(jnp.float32(RATE), None)
-    one = row_kernels._jitted(sweep_update, problem, SMALL)
-    tall = functools.partial(over_tables(sweep_update), problem=problem, config=SMALL)
-    together = jax.jit(jax.vmap(tall, in_axes=(None, 0, None)))(
-        state, jax.tree.map(lambda *x: jnp.stack(x), *batches), step
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *plans)
+    planned = jax.jit(jax.vmap(update, in_axes=(None, 0, 0)))(
+        state, jnp.asarray(ids), stacked
     )
-    for t, each in enumerate(batches):
-        for x, y in zip(together, one(state, each, step), strict=True):
-            helpers.assert_bitwise_equal(x[t], y)
+    for t in range(4):
+        alone = jax.jit(update)(state, jnp.asarray(ids[t]))
+        for x, y, z in zip(together, planned, alone, strict=True):
+            helpers.assert_bitwise_equal(x[t], z)
+            helpers.assert_bitwise_equal(y[t], z)
 
 
 def test_what_it_cannot_do():
     case = Case("", 40, 64, 8)
-    problem = helpers.problem(case, cases.arrays(case))
+    problem = helpers.spec(case, cases.arrays(case))
     assert "D=64 is not a multiple of 128" in sweep.unsupported(problem)
-    problem = dataclasses.replace(problem, packed=True)
+    problem = helpers.changed(problem, packed=True)
     assert sweep.unsupported(problem) is None
-    steps = dataclasses.replace(problem, accumulate=False)
+    steps = helpers.changed(problem, accumulate=False)
     assert "use_gradient_accumulation=False" in sweep.unsupported(steps)
-    wide = dataclasses.replace(problem, packed=False, dim=4096)
+    wide = helpers.changed(problem, packed=False, dim=4096)
     assert sweep.unsupported(wide) is None
     assert Config.choose(wide).needed_bytes(wide) <= chips.UNKNOWN.vmem_bytes
-    wider = dataclasses.replace(wide, dim=4224)
+    wider = helpers.changed(wide, dim=4224)
     assert "D=4224 is above 4096" in sweep.unsupported(wider)
 
 
 def test_a_config_must_fit():
-    state, batch, problem = stored(PLAIN)
-    step = Step(jnp.float32(RATE), None)
+    _, _, problem = stored(PLAIN)
     large = Config(groups_per_block=2**14)
-    with pytest.raises(ValueError, match=r"needs .* bytes of VMEM, but unknown has"):
-        sweep_update(state, batch, step, problem, config=large)
+    words = r"needs .* bytes of VMEM of unknown, which has"
+    with pytest.raises(ValueError, match=words):
+        dispatch.choices(problem, None, large)
     for wrong in ({"groups_per_block": 8}, {"occurrences_per_chunk": 48}):
         with pytest.raises(ValueError, match="must be a power of two >= 16"):
             Config(**wrong)
     with pytest.raises(ValueError, match="unroll=17 must be 1 to 16"):
         Config(unroll=17)
     assert Config.choose(problem) == Config(128, 128)
-    many = dataclasses.replace(problem, num_rows=10**6, num_ids=10**6)
+    many = helpers.changed(problem, num_rows=10**6, num_ids=10**6)
     assert Config.choose(many) == Config(1024, 256)
 
 
 def test_crossover(monkeypatch):
-    problem = helpers.problem(PLAIN, cases.arrays(PLAIN))
+    problem = helpers.spec(PLAIN, cases.arrays(PLAIN))
 
     def share(chip, dim, packed, rows="tensorcore"):
         monkeypatch.setattr(chips, "in_scope", lambda: chip)
-        changed = dataclasses.replace(problem, dim=dim, packed=packed)
+        changed = helpers.changed(problem, dim=dim, packed=packed)
         return sweep.crossover(changed, rows)
 
     plain = {chip.name: share(chip, 128, False) for chip in chips.CHIPS.values()}

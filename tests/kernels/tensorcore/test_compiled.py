@@ -141,7 +141,7 @@ def test_packed_updates_in_place(chip):
     cases = [Case(program, chip, V, dim, N) for program, dim in PACKED]
     counted = zip(count_all(cases), PACKED.values(), PACKED_COUNTS[chip], strict=True)
     for case, (report, dtypes, counts) in zip(cases, counted, strict=True):
-        layout = PackedLayout(V, case.dim, *map(jnp.dtype, dtypes))
+        layout = PackedLayout(V, case.dim, tuple(map(jnp.dtype, dtypes)))
         check_in_place(case, report, layout.num_bytes)
         # Gradients in lines of their own, at most twice; and indices.
         assert report.memory.temp < 3 * N * 512 * layout.blocks, case

@@ -1,7 +1,5 @@
 """The TensorCore kernel's block sizes, and what it says it cannot do."""
 
-import dataclasses
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,10 +7,10 @@ import pytest
 from sparse_adam import sparse_adam_update
 from sparse_adam.kernels import tensorcore
 from sparse_adam.kernels.chips import VMEM_BUDGET
-from sparse_adam.kernels.layout import MAX_DIM, PackedLayout
+from sparse_adam.kernels.layout import MAX_DIM
 from sparse_adam.kernels.tensorcore.config import Config
 from sparse_adam.kernels.tensorcore.kernel import Scratch
-from sparse_adam.kernels.tensorcore.storage import storage_of
+from sparse_adam.kernels.vmem import groups_of
 from tests import cases, helpers
 from tests.cases import Case
 
@@ -21,15 +19,15 @@ FLOAT32, BFLOAT16 = np.dtype(np.float32), np.dtype(jnp.bfloat16)
 
 def problem(dim, num_ids=4096, packed=True, **fields):
     case = Case("", 3, 128, 2)
-    found = helpers.problem(case, cases.arrays(case), packed)
-    return dataclasses.replace(found, dim=dim, num_ids=num_ids, **fields)
+    found = helpers.spec(case, cases.arrays(case), packed)
+    return helpers.changed(found, dim=dim, num_ids=num_ids, **fields)
 
 
 @pytest.mark.parametrize("accumulate", [True, False])
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
 @pytest.mark.parametrize("dim", [1, 3, 64, 100, 128, 129, 768, MAX_DIM])
 def test_every_packed_table_fits(dim, dtype, accumulate):
-    one = problem(dim, accumulate=accumulate, table_dtype=dtype, momenta_dtype=dtype)
+    one = problem(dim, accumulate=accumulate, dtypes=(dtype, dtype, FLOAT32))
     assert tensorcore.unsupported(one) is None
     assert Config.choose(one).vmem_bytes(one) <= VMEM_BUDGET
 
@@ -38,8 +36,9 @@ def test_every_packed_table_fits(dim, dtype, accumulate):
 @pytest.mark.parametrize(("dim", "packed"), [(16, True), (300, True), (256, False)])
 def test_vmem_bytes_are_those_of_the_buffers(dim, packed, accumulate):
     one, config = problem(dim, packed=packed, accumulate=accumulate), Config(64)
-    shapes = Scratch.shapes(one, config.rows_per_chunk)
-    buffers = [shapes.grads, shapes.state, *shapes.touched, *shapes.columns]
+    groups = groups_of(one.layout, whole_rows=True, compiled=True)
+    shapes = Scratch.shapes(one, groups, config.rows_per_chunk)
+    buffers = [shapes.grads, *shapes.state, *shapes.touched, *shapes.columns]
     exact = sum(4 * int(np.prod(buffer.shape)) for buffer in buffers)
     assert exact <= config.vmem_bytes(one) <= 1.2 * exact
 
@@ -73,7 +72,7 @@ def test_impossible_configs(fields, words):
 def test_a_chunk_that_does_not_fit_is_refused():
     state, ids, grads, _ = cases.arrays(Case("", 40, 128, 12))
     config = Config(rows_per_chunk=2**14)
-    words = r"rows_per_chunk=16384 needs [\d,]+ bytes of VMEM.*pass rows_per_chunk=16,"
+    words = r"rows_per_chunk=16384.*needs [\d,]+ bytes.*pass Config\(rows_per_chunk=16,"
     with pytest.raises(ValueError, match=words):
         sparse_adam_update(*state, ids, grads, config=config)
 
@@ -81,24 +80,28 @@ def test_a_chunk_that_does_not_fit_is_refused():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"lazy": False}, "lazy_adam=False updates every row"),
+        ({"lazy": False}, "lazy=False steps every row"),
         ({"packed": False, "dim": 100}, "D=100 is not a multiple of 128"),
-        ({"packed": False, "momenta_dtype": BFLOAT16}, "momenta is bfloat16"),
+        (
+            {"packed": False, "dtypes": (FLOAT32, BFLOAT16, FLOAT32)},
+            "momenta is bfloat16",
+        ),
         ({"packed": False, "dim": 128 * 1000}, "D=128000 is too large"),
     ],
 )
 def test_unsupported(fields, words):
-    reason = tensorcore.unsupported(dataclasses.replace(problem(128), **fields))
+    reason = tensorcore.unsupported(helpers.changed(problem(128), **fields))
     assert reason.startswith(words)
 
 
 def test_bytes_moved():
     # Of two occurrences of one row: two gradients, the row in and out, ten indices.
-    assert tensorcore.bytes_moved(2, 1, 128) == 4 * (2 * 128 + 6 * 128 + 10)
-    packed = tensorcore.bytes_moved(2, 1, 16, PackedLayout(9, 16))
+    plain = tensorcore.bytes_moved(2, 1, problem(128, packed=False))
+    assert plain == 4 * (2 * 128 + 6 * 128 + 10)
+    packed = tensorcore.bytes_moved(2, 1, problem(16))
     assert packed == 4 * (2 * 128 + 6 * 128 + 10)
 
 
 def test_a_plain_row_is_a_group_of_its_own():
-    assert storage_of(problem(256, packed=False)).rows_per_group == 1
-    assert storage_of(problem(16)).rows_per_group == 8
+    assert problem(256, packed=False).layout.rows_per_group == 1
+    assert problem(16).layout.rows_per_group == 8

@@ -1,0 +1,129 @@
+"""What a user says of an update, as one record each for its batch and its options."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from sparse_adam.kernels.layout import Layout
+from sparse_adam.kernels.spec import StepScalars
+from sparse_adam.ops.plan import UpdatePlan
+from sparse_adam.rules import Limits, numbers
+
+
+class UpdateInputs(NamedTuple):
+    """A batch as a user passes it; `sparse_update` documents each argument."""
+
+    ids: ArrayLike
+    grads: ArrayLike
+    sample_ids: ArrayLike | None = None
+    gains: ArrayLike | None = None
+    plan: UpdatePlan | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class UpdateOptions:
+    """The options of an update, whatever its rule; `sparse_update` documents each.
+
+    Raises:
+        TypeError: an option of the wrong kind.
+        ValueError: one out of its range, or two that exclude each other.
+    """
+
+    learning_rate: Any = 1e-3
+    lazy: bool = True
+    use_gradient_accumulation: bool = True
+    clip_weight_min: float | None = None
+    clip_weight_max: float | None = None
+    weight_decay_factor: Any = None
+    multiply_weight_decay_factor_by_learning_rate: bool | None = None
+    clipvalue: Any = None
+    gradient_scale: Any = None
+    rounding: str = "nearest"
+    key: jax.Array | None = None
+    implementation: str | None = None
+    config: Any = None
+
+    def __post_init__(self) -> None:
+        self.limits()
+        _check_rounding(self.rounding, self.key)
+        multiply = self.multiply_weight_decay_factor_by_learning_rate
+        if multiply is not None:
+            numbers.flag("multiply_weight_decay_factor_by_learning_rate", multiply)
+        if self.weight_decay_factor is not None:
+            numbers.scalar("weight_decay_factor", self.weight_decay_factor)
+        numbers.flag("lazy", self.lazy)
+        accumulate = numbers.flag(
+            "use_gradient_accumulation", self.use_gradient_accumulation
+        )
+        if accumulate:
+            return
+        if self.clipvalue is not None:
+            raise ValueError(
+                f"clipvalue={self.clipvalue!r} clips the accumulated gradient, so it "
+                "needs use_gradient_accumulation=True; or pass clipvalue=None"
+            )
+        if not self.lazy:
+            raise ValueError(
+                "lazy=False, or lazy_adam=False, needs use_gradient_accumulation=True: "
+                "a step for each occurrence has no meaning for rows that do not occur"
+            )
+
+    def limits(self) -> Limits:
+        """Returns the bounds of gradients and weights."""
+        return Limits.of(self.clipvalue, self.clip_weight_min, self.clip_weight_max)
+
+    @property
+    def decays(self) -> bool:
+        """Returns whether weights decay: the factor is traced, or is not 0."""
+        factor = self.weight_decay_factor
+        if factor is None:
+            return False
+        return isinstance(factor, jax.Array) or bool(factor != 0)
+
+    @property
+    def scales(self) -> bool:
+        """Returns whether gradients are scaled."""
+        return self.gradient_scale is not None
+
+    def scalars(self, layout: Layout, *, stochastic: bool) -> StepScalars:
+        """Returns the traced numbers of the update: no value of them recompiles."""
+        rate = numbers.scalar("learning_rate", self.learning_rate)
+        decay = scale = jnp.zeros_like(rate)
+        if self.decays:
+            decay = numbers.scalar("weight_decay_factor", self.weight_decay_factor)
+            if self.multiply_weight_decay_factor_by_learning_rate:
+                decay = decay * rate
+        if self.scales:
+            scale = numbers.scalar("gradient_scale", self.gradient_scale)
+        seeds = None
+        if stochastic and self.key is not None:
+            bits = jax.random.bits(self.key, (len(layout.dtypes),), jnp.uint32)
+            seeds = lax.bitcast_convert_type(bits, jnp.int32)
+        return StepScalars(jnp.stack([rate, decay, scale]), seeds)
+
+
+def _check_rounding(rounding: Any, key: Any) -> None:
+    if rounding not in ("nearest", "stochastic"):
+        raise ValueError(f"{rounding=} must be 'nearest' or 'stochastic'")
+    if rounding == "nearest":
+        if key is not None:
+            raise ValueError(
+                f"a key is of no use for {rounding=}: pass rounding='stochastic', or "
+                "no key"
+            )
+        return
+    if key is None:
+        raise ValueError(
+            f"{rounding=} needs a key: pass key=jax.random.fold_in(key, step), a new "
+            "one for each update"
+        )
+    if not isinstance(key, jax.Array):
+        raise TypeError(
+            f"{key=} must be a key of jax.random: pass jax.random.key({key!r})"
+            if isinstance(key, int)
+            else f"{key=} must be a key of jax.random"
+        )
