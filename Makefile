@@ -4,12 +4,22 @@
 # And make bench: every benchmark, with figures and a report, in runs/bench; QUICK=1 for
 # a minute of it.
 # PYTHON picks the interpreter (3.11 to 3.13); VENV the environment it makes.
+# On a host with a TPU, `demo` and `bench` run on the TPU. JAX_PLATFORMS=cpu keeps them
+# off it.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# libtpu may be installed to compile kernels ahead of time; no TPU is to be looked for.
-export JAX_PLATFORMS ?= cpu
+comma := ,
+# A TPU host has a PCI device whose vendor is Google, and a device node for each chip. It
+# takes both to tell: Google's network cards have the same vendor, and the accelerators
+# of others have nodes of the same names.
+GOOGLE_PCI := $(shell grep -ls 0x1ae0 /sys/bus/pci/devices/*/vendor)
+TPU_NODES := $(wildcard /dev/accel[0-9]* /dev/vfio/[0-9]*)
+TPU := $(and $(GOOGLE_PCI),$(TPU_NODES))
+# The tests compile for TPUs by libtpu and run on the CPU: they must look for no TPU.
+check static: export JAX_PLATFORMS ?= cpu
+demo bench: export JAX_PLATFORMS ?= $(if $(TPU),tpu$(comma)cpu,cpu)
 
 # An editable package is compiled when it is installed.
 COMPILED := pyproject.toml hatch_build.py \
@@ -57,7 +67,7 @@ static: $(VENV)/.test
 
 $(VENV)/.demo: $(COMPILED)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[bench,examples]'
+	$(BIN)/pip install --quiet --editable '.[bench,examples$(if $(TPU),$(comma)tpu)]'
 	touch $@
 
 $(VENV)/.bench: $(COMPILED)

@@ -1,11 +1,24 @@
 """`python -m benchmarks`: the subcommands, each imported only when it is called."""
 
 import importlib
+import sys
 
-import click
+try:
+    import click
+
+    from benchmarks.options import missing_extra
+except ModuleNotFoundError:
+    sys.exit(
+        "`python -m benchmarks` needs click, which is not installed: pip install "
+        "'.[bench]' installs what the benchmarks need"
+    )
 
 # Name of the subcommand: where its click command stands, and its line of help.
 COMMANDS = {
+    "bundles": (
+        "benchmarks.static.cost:bundles",
+        "The figures by which the package chooses its sweep.",
+    ),
     "compare": ("benchmarks.compare:compare", "Two result files, or two commits."),
     "plot": ("benchmarks.figures:plot", "Draw the figures of a folder of results."),
     "report": ("benchmarks.report:report", "Figures, tables and a report of results."),
@@ -30,7 +43,13 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            # A module of this repository that is missing is no matter of extras.
+            if error.name is None or error.name.partition(".")[0] == "benchmarks":
+                raise
+            raise click.ClickException(missing_extra(cmd_name, error)) from error
 
     def format_commands(
         self, ctx: click.Context, formatter: click.HelpFormatter

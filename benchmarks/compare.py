@@ -15,9 +15,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.contenders import CONTENDERS
 from benchmarks.results import ROOT, Results, Row
 from benchmarks.statistics import Interval, ratio_of_medians
-from benchmarks.update import QUICK
+from benchmarks.update import CASES, QUICK
 
 NOISE = 0.05  # a change below it is none, however sure
 
@@ -64,10 +65,38 @@ def merged(runs: Sequence[Results]) -> Results:
 @click.command()
 @click.argument("a")
 @click.argument("b")
-@click.option("--case", "cases", multiple=True, default=QUICK, show_default=True)
-@click.option("--impl", "impls", multiple=True, default=("cpu", "xla", "copy"))
-@click.option("--times", default=3, help="Runs of each commit, in turn.")
-@click.option("--rounds", default=9, help="Timed calls in each run.")
+@click.option(
+    "--case",
+    "cases",
+    multiple=True,
+    type=click.Choice(list(CASES)),
+    default=QUICK,
+    show_default=True,
+    help="A case to time for two commits; again for more.",
+)
+@click.option(
+    "--impl",
+    "impls",
+    multiple=True,
+    type=click.Choice(list(CONTENDERS)),
+    default=("cpu", "xla", "copy"),
+    show_default=True,
+    help="A contender to time for two commits; again for more.",
+)
+@click.option(
+    "--times",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Runs of each commit, in turn.",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=9,
+    show_default=True,
+    help="Timed calls in each run.",
+)
 def compare(
     a: str,
     b: str,
@@ -82,7 +111,13 @@ def compare(
     there, and today's benchmarks time them in turn; nothing in the working tree
     changes. The ratio of medians stands between the bounds of its 90 % interval.
     """
-    if Path(a).is_file() and Path(b).is_file():
+    files = [name for name in (a, b) if Path(name).is_file()]
+    if len(files) == 1:
+        raise click.ClickException(
+            f"{files[0]} is a file and {b if files[0] == a else a} is none: compare "
+            "two result files, or two commits"
+        )
+    if files:
         old, new = Results.read(Path(a)), Results.read(Path(b))
     else:
         options = [x for c in cases for x in ("--case", c)]
@@ -134,17 +169,22 @@ def time_commits(
         ]
         runs: tuple[list[Results], list[Results]] = ([], [])
         for turn in range(times):
-            for tree, own in zip(trees, runs, strict=True):
+            for commit, tree, own in zip((a, b), trees, runs, strict=True):
                 out = tree / f"{turn}.json"
                 command = [sys.executable, "-m", "benchmarks", "update", *options]
                 # It reports failures by its status too; here they are rows.
                 subprocess.run([*command, "--out", str(out)], cwd=tree, check=False)
+                if not out.exists():
+                    raise click.ClickException(
+                        f"the benchmarks could not time commit {commit}; what they "
+                        "said stands above"
+                    )
                 own.append(Results.read(out))
         return merged(runs[0]), merged(runs[1])
 
 
 def _tree(commit: str, into: Path) -> Path:
-    """The package of a commit, with the benchmarks and cases of today."""
+    """The package of a commit, with the benchmarks of today."""
     command = [
         "git",
         "-C",
@@ -154,16 +194,16 @@ def _tree(commit: str, into: Path) -> Path:
         "sparse_adam",
         "hatch_build.py",
     ]
-    done = subprocess.run(command, capture_output=True)
+    try:
+        done = subprocess.run(command, capture_output=True)
+    except FileNotFoundError as error:
+        raise click.ClickException("two commits are compared by git") from error
     if done.returncode:
         words = done.stderr.decode().strip()
         raise click.ClickException(f"{commit} is no result file and no commit: {words}")
     with tarfile.open(fileobj=BytesIO(done.stdout)) as archive:
         archive.extractall(into, filter="data")
     shutil.copytree(ROOT / "benchmarks", into / "benchmarks")
-    (into / "tests").mkdir()
-    for name in ("__init__.py", "cases.py"):
-        shutil.copy(ROOT / "tests" / name, into / "tests" / name)
     # Without a compiler, or without hatchling, its rows will say that it is missing.
     subprocess.run([sys.executable, "hatch_build.py"], cwd=into, check=False)
     return into

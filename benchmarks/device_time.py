@@ -3,7 +3,6 @@
 It was never run on a TPU. Its parts are tested on a CPU, with profiles made by hand.
 """
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,10 +10,10 @@ from typing import Any
 
 import jax
 
-from benchmarks.results import COMMITTED
+from benchmarks.cases import Case
+from benchmarks.results import COMMITTED, read_records
 from benchmarks.static.chips import CHIPS
 from benchmarks.static.tables import records_of
-from tests.cases import Case
 
 _PACKED = ("packed_sparsecore", "packed_tensorcore")  # the best first
 
@@ -54,7 +53,7 @@ def predicted_ms(
     path = folder / "static.json"
     if chip is None or not path.exists():
         return None
-    records = records_of(json.loads(path.read_text()))
+    records = records_of(read_records(path))
     programs = _PACKED if impl == "packed" else (impl,)
     found = (records.get((program, chip)) for program in programs)
     record = next((record for record in found if record and not record["error"]), None)

@@ -1,51 +1,117 @@
-"""One aligned line a row, printed as it finishes."""
+"""Prints the rows of a case as lines of at most 80 columns."""
+
+from collections.abc import Sequence
 
 from rich.text import Text
 
+from benchmarks.options import WIDTH, wrapped
 from benchmarks.results import Row
 
+# Header and width of each column; negative widths are aligned to the left.
 _COLUMNS = {
-    "case": -17,
-    "V": 10,
-    "D": 4,
-    "N": 8,
-    "update": -29,
-    "ms p50": 9,
-    "p20": 9,
-    "p80": 9,
-    "compile s": 9,
-    "GB/s": 7,
+    "": -28,
+    "ms": 7,
+    "p20-p80": 12,
+    "compile": 7,
+    "GB/s": 6,
     "of copy": 7,
-    "x ours": 7,
+    "x ours": 6,
 }
+LEGEND = (
+    "ms is the median of calls that took turns with those of all others; p20-p80 are "
+    "the quantiles around it. Tables are donated. compile is in seconds, and in no "
+    "time. GB/s counts the least bytes that an update must move, of copy compares it "
+    "with this machine's own copy, x ours is the time beside the first line."
+)
+
+
+def case_line(row: Row) -> Text:
+    """Says what the rows below it have timed: a case with its sizes."""
+    sizes = {"V": row.rows, "D": row.dim, "N": row.ids}
+    facts = [f"{name} = {size:,}" for name, size in sizes.items()]
+    dtypes = row.dtypes[0] if len(set(row.dtypes)) == 1 else "/".join(row.dtypes)
+    facts += [f"{row.distribution} ids", dtypes]
+    return Text(wrapped(f"{row.case}: {', '.join(facts)}"), style="bold")
 
 
 def header() -> Text:
-    """The names of the columns."""
+    """Names the columns."""
     return Text(_line(list(_COLUMNS)), style="bold")
 
 
 def line(row: Row) -> Text:
-    """A row: its times, or in their place the reason that there are none."""
-    cells = [row.case, f"{row.rows:,}", f"{row.dim}", f"{row.ids:,}", row.title]
+    """Shows a row: its times, or the error in their place."""
     if row.status != "ok":
-        style = "red" if row.status == "failed" else "dim"
-        return Text(f"{_line(cells)} {row.status}: {row.reason}", style=style)
+        words = wrapped(f"{row.title} {row.status}: {row.reason}")
+        return Text(words, style="red" if row.status == "failed" else "dim")
     share, ratio = row.share_of_copy, row.ratio
-    cells += [f"{ms:.2f}" for ms in (row.p50_ms, row.p20_ms, row.p80_ms)]
-    cells += [
+    cells = [
+        row.title,
+        number(row.p50_ms),
+        f"{number(row.p20_ms)}-{number(row.p80_ms)}",
         f"{row.compile_s:.2f}",
-        f"{row.gb_per_s:.1f}",
+        number(row.gb_per_s),
         "" if share is None else f"{share:.0%}",
-        "" if ratio is None else f"{ratio:.2f}",
+        "" if ratio is None else number(ratio),
     ]
+    text = _line(cells)
     if row.predicted_ms is not None:
-        cells[-1] += f"  predicted at least {row.predicted_ms:.2f} ms"
-    return Text(_line(cells), style="cyan" if row.ratio == 1 else "")
+        text += f"\n    at least {number(row.predicted_ms)} ms by its compiled program"
+    return Text(text, style="cyan" if row.ratio == 1 else "")
 
 
-def _line(cells: list[str]) -> str:
+def skipped_line(rows: Sequence[Row]) -> Text | None:
+    """Names those of the rows that were skipped, in one line; None if there are none.
+
+    The reasons are the same in many cases; `skipped_reasons` gives them in the end.
+    """
+    names = [row.impl for row in rows if row.status == "skipped"]
+    if not names:
+        return None
+    shown = len(names)
+    while len(_names(names, shown)) > WIDTH:
+        shown -= 1
+    return Text(_names(names, shown), style="dim")
+
+
+def _names(names: Sequence[str], shown: int) -> str:
+    rest = [f"{len(names) - shown} more"] if shown < len(names) else []
+    return f"skipped: {', '.join([*names[:shown], *rest])}"
+
+
+def skipped_reasons(rows: Sequence[Row]) -> Text | None:
+    """Lists the reasons of all skipped rows, with the cases if not all are meant."""
+    cases = dict.fromkeys(row.case for row in rows)
+    found: dict[str, dict[str, list[str]]] = {}
+    for row in rows:
+        if row.status == "skipped":
+            found.setdefault(row.reason, {}).setdefault(row.impl, []).append(row.case)
+    if not found:
+        return None
+    lines = ["Skipped, and why:"]
+    for reason, impls in found.items():
+        by_cases: dict[tuple[str, ...], list[str]] = {}
+        for impl, names in impls.items():
+            by_cases.setdefault(tuple(names), []).append(impl)
+        for names, alike in by_cases.items():
+            entered = {row.case for row in rows if row.impl in alike}
+            where = "" if set(names) == entered else f" in {', '.join(names)}"
+            if len(names) == len(cases):
+                where = ""
+            lines.append(wrapped(f"{', '.join(alike)}{where}: {reason}", 4, 2))
+    if any(reason.endswith("is not installed") for reason in found):
+        lines.append("  pip install '.[peers]' installs those that are not installed")
+    return Text("\n".join(lines), style="dim")
+
+
+def number(value: float) -> str:
+    """Shows a number in three digits or so, without an exponent."""
+    digits = 0 if value >= 99.95 else 1 if value >= 9.995 else 2
+    return f"{value:.{digits}f}"
+
+
+def _line(cells: Sequence[str]) -> str:
     return " ".join(
         f"{cell:<{-width}}" if width < 0 else f"{cell:>{width}}"
-        for width, cell in zip(_COLUMNS.values(), cells, strict=False)
-    )
+        for width, cell in zip(_COLUMNS.values(), cells, strict=True)
+    ).rstrip()

@@ -5,7 +5,6 @@ markers and is made anew from `benchmarks/results/`, and so are the pictures. A 
 compares.
 """
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,9 +15,9 @@ import click
 
 from benchmarks import figures
 from benchmarks.contenders import OURS
-from benchmarks.results import COMMITTED, ROOT, Results, Row
-from benchmarks.static import tables
-from benchmarks.update import HEADLINE
+from benchmarks.results import COMMITTED, ROOT, Results, Row, read_records
+from benchmarks.static import cost, tables
+from benchmarks.update import headline_cases
 
 PAGES = tuple(
     ROOT / page
@@ -28,6 +27,7 @@ PAGES = tuple(
         "docs/cpu.md",
         "docs/packed.md",
         "docs/static_analysis.md",
+        "docs/sweep.md",
     )
 )
 FIGURES = ROOT / "docs" / "figures"
@@ -49,6 +49,7 @@ def report(folder: Path | None) -> None:
     are taken, and the tables of the README and the docs and their figures rewritten.
     """
     if folder is not None:
+        figures.require_results(folder)
         (folder / "report.md").write_text(page(folder))
         click.echo(f"wrote {folder / 'report.md'}")
         return
@@ -73,16 +74,19 @@ def make(name: str, folder: Path) -> str:
 def headline_table(path: Path) -> str:
     """The two cases of the README: everybody's time, as ratios within a round."""
     found = Results.read(path)
-    cases = [name for name in HEADLINE if _rows(found, name)]
+    timed = [row for row in found.rows if row.ms and row.ratio is not None]
+    cases = headline_cases(timed)
     header = [""]
     for name in cases:
-        header += [f"{name}: ms", "times ours", "of copy"]
+        (row, *_) = _rows(found, name)
+        header += [f"{row.distribution}: ms", "times ours", "of copy"]
     titles = dict.fromkeys(row.title for name in cases for row in _rows(found, name))
     lines = []
     for title in titles:
         cells = [title]
         for name in cases:
-            cells += _figures(next(r for r in _rows(found, name) if r.title == title))
+            row = next((r for r in _rows(found, name) if r.title == title), None)
+            cells += ["", "", ""] if row is None else _figures(row)
         lines.append(cells)
     return markdown(header, lines)
 
@@ -99,7 +103,11 @@ def _rows(found: Results, case: str) -> list[Row]:
 def _figures(row: Row) -> list[str]:
     share = "" if row.share_of_copy is None else f"{row.share_of_copy:.0%}"
     bold = "**" if row.ratio == 1 else ""
-    return [f"{bold}{row.p50_ms:.1f}{bold}", f"{row.ratio:.1f}", f"{bold}{share}{bold}"]
+    cells = [f"{row.p50_ms:.1f}", f"{row.ratio:.1f}", share]
+    return [
+        f"{bold}{cell}{bold}" if cell and at != 1 else cell
+        for at, cell in enumerate(cells)
+    ]
 
 
 def cases_table(path: Path) -> str:
@@ -191,8 +199,13 @@ def page(folder: Path) -> str:
     drawn = {path.stem for path in figures.draw_all(folder, folder)}
     parts = ["# Benchmark report", ""]
     for title, names, pictures in SECTIONS:
-        body = [make(name, folder) for name in names if _has(folder, name)]
-        body += [f"![{name}]({name}.png)" for name in pictures if name in drawn]
+        made = [make(name, folder) for name in names if _has(folder, name)]
+        body = [table for table in made if table.count("\n") > 1]  # a header alone: no
+        body += [
+            f"![{figures.CAPTIONS[name]}]({name}.png)"
+            for name in pictures
+            if name in drawn
+        ]
         if body:
             parts += [f"## {title}", "", "\n\n".join(body), ""]
     return "\n".join(parts)
@@ -209,9 +222,14 @@ def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def _static(table: Callable[[dict[str, Any]], tables.Table]) -> Callable[[Path], str]:
-    return lambda path: markdown(*table(json.loads(path.read_text())))
+    return lambda path: markdown(*table(read_records(path)))
 
 
+def _bundles(table: Callable[[dict[str, Any]], tables.Table]) -> Callable[[Path], str]:
+    return lambda path: markdown(*table(cost.read(path)))
+
+
+# Name: the file that it is made of, in the folder of the results or anywhere.
 TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "headline": ("update.json", headline_table),
     "cases": ("update.json", cases_table),
@@ -225,9 +243,11 @@ TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "narrow": ("static_narrow.json", _static(tables.narrow_table)),
     "programs": ("static.json", _static(tables.programs_table)),
     "phases": ("static.json", _static(tables.phases_table)),
+    "sweep_bundles": (str(cost.BUNDLES), _bundles(tables.sweep_table)),
+    "row_kernel_bundles": (str(cost.BUNDLES), _bundles(tables.row_kernel_table)),
 }
 SECTIONS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
-    ("One update", ("headline",), ("bandwidth",)),
+    ("One update", ("headline",), ("times",)),
     ("Every case: ms, and others as ratios to it", ("cases",), ()),
     ("On huge pages", ("huge_pages",), ()),
     (
@@ -238,7 +258,7 @@ SECTIONS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     (
         "Compiled TPU programs: bounds, not timings",
         ("roofline", "programs"),
-        ("bundles",),
+        ("least_times",),
     ),
     ("The same of narrow rows: least ns, limit; bundles", ("narrow",), ()),
     ("Left out, and why", ("missing",), ()),

@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import click
+
 SCHEMA = 1
 ROOT = Path(__file__).parents[1]
 COMMITTED = ROOT / "benchmarks" / "results"
@@ -18,6 +20,10 @@ PACKAGES = (
     *("jax", "jaxlib", "libtpu", "numpy", "optax", "keras"),
     *("torch", "fbgemm-gpu-cpu", "jax-tpu-embedding"),
 )
+
+
+class WrongFileError(click.ClickException, ValueError):
+    """A file that is no result file of the command which should have written it."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +76,51 @@ class Results:
 
     @classmethod
     def read(cls, path: Path) -> "Results":
-        """What `write` wrote."""
+        """Reads what `write` wrote; anything else is a `WrongFileError`."""
+        found = _read(path, "rows", "update` or `scale")
+        try:
+            rows = tuple(
+                Row(**row | {"dtypes": tuple(row["dtypes"]), "ms": tuple(row["ms"])})
+                for row in found.pop("rows")
+            )
+            return cls(**found, rows=rows)
+        except (TypeError, KeyError) as error:
+            raise WrongFileError(
+                f"{path} was written by `update` or `scale` of another version: {error}"
+            ) from error
+
+
+def read_records(path: Path) -> dict[str, Any]:
+    """Reads a result file of `static`; anything else is a `WrongFileError`."""
+    found = _read(path, "records", "static")
+    keys = ("program", "chip", "error", "dim", "rows", "ids", "roofline", "engines")
+    for record in found["records"]:
+        if not isinstance(record, dict) or not record.keys() >= set(keys):
+            raise WrongFileError(
+                f"{path} was written by `static` of another version: each of its "
+                f"records must have {', '.join(keys)}"
+            )
+    return found
+
+
+def _read(path: Path, rows: str, commands: str) -> dict[str, Any]:
+    """Reads a JSON file with a schema and with a list under the name `rows`."""
+    try:
         found = json.loads(path.read_text())
-        if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-            raise ValueError(f"{path} is not a result file of schema {SCHEMA}")
-        rows = tuple(
-            Row(**row | {"dtypes": tuple(row["dtypes"]), "ms": tuple(row["ms"])})
-            for row in found.pop("rows")
+    except OSError as error:
+        raise WrongFileError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise WrongFileError(f"{path} is not a result file: {error}") from error
+    if not isinstance(found, dict) or not isinstance(found.get(rows), list):
+        raise WrongFileError(
+            f"{path} is not a result file of `{commands}`: it has no list {rows!r}"
         )
-        return cls(**found, rows=rows)
+    if found.get("schema") != SCHEMA:
+        raise WrongFileError(
+            f"{path} is a result file of schema {found.get('schema')!r}, and must be "
+            f"one of schema {SCHEMA}: run the command again"
+        )
+    return found
 
 
 def write(path: Path, head: dict[str, Any], name: str, rows: Sequence[Any]) -> None:
@@ -99,8 +141,13 @@ def load() -> float:
     return round(os.getloadavg()[0], 2)
 
 
-def describe_machine(load_before: float) -> dict[str, Any]:
-    """What the numbers depend on."""
+def describe_machine(load_before: float, others: float | None) -> dict[str, Any]:
+    """Describes what the numbers depend on.
+
+    Args:
+        load_before: what `load` gave before the run.
+        others: how many cores other programs took during the run, where known.
+    """
     import jax
 
     info = Path("/proc/cpuinfo")
@@ -113,7 +160,7 @@ def describe_machine(load_before: float) -> dict[str, Any]:
         "python": platform.python_version(),
         "load_before": load_before,
         "load_after": load(),
-    }
+    } | ({} if others is None else {"cores_of_others": others})
 
 
 def package_versions() -> dict[str, str]:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import click
 
+from benchmarks.cases import Case
 from benchmarks.contenders import CONTENDERS, COPY, OURS
-from benchmarks.update import QUICK_ROUNDS, RUNS, run_and_write
-from tests.cases import Case
+from benchmarks.options import out_option, rounds_option
+from benchmarks.update import QUICK_ROUNDS, run_and_write
 
 ROUNDS = 9
 # Who is drawn; of each framework the usual way.
@@ -59,14 +60,8 @@ def _sweep(case: Case, field: str, *values: int) -> tuple[Case, ...]:
     help=f"A contender; again for more. Default: {', '.join(IMPLS)}.",
 )
 @click.option("--quick", is_flag=True, help="Two small sizes on each axis.")
-@click.option("--rounds", type=int, help="Timed calls of each contender at a size.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=RUNS / "scale.json",
-    show_default=True,
-    help="The result file.",
-)
+@rounds_option("Timed calls of each contender at a size.")
+@out_option("scale.json")
 def scale(
     axes: tuple[str, ...],
     impls: tuple[str, ...],

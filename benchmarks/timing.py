@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 import jax
 
 from benchmarks import statistics
+from benchmarks.cases import Case
 from benchmarks.check import check
 from benchmarks.contenders import COPY, OURS, Contender, Running
 from benchmarks.results import Row
 from benchmarks.workload import Workload
-from tests.cases import Case
 
 REST = 0.02  # seconds in which the threads of the one before cease to spin
 PATIENCE = 0.3  # seconds of a call; who takes longer is given few rounds

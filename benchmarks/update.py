@@ -9,12 +9,13 @@ import jax
 from rich.console import Console
 from tqdm import tqdm
 
-from benchmarks import lines, results
+from benchmarks import busy, lines, results
+from benchmarks.cases import BENCHMARKS, Case
 from benchmarks.contenders import CONTENDERS, COPY
 from benchmarks.device_time import device_clock, predicted_ms
+from benchmarks.options import WIDTH, out_option, rounds_option, wrapped
 from benchmarks.results import Results, Row
 from benchmarks.timing import measure, wall_clock
-from tests.cases import BENCHMARKS, Case
 
 CASES = {case.name: case for case in BENCHMARKS}
 QUICK = tuple(name for name in CASES if name.startswith("quick"))
@@ -33,7 +34,12 @@ LEAN = (
     "fbgemm_rows",
     COPY,
 )
-RUNS = Path("runs", "bench")  # ignored by git
+
+
+def headline_cases(rows: Sequence[Row]) -> list[str]:
+    """Names the cases to be shown to everybody: the headline's, or the first two."""
+    names = list(dict.fromkeys(row.case for row in rows))
+    return [name for name in HEADLINE if name in names] or names[:2]
 
 
 @click.command()
@@ -53,14 +59,8 @@ RUNS = Path("runs", "bench")  # ignored by git
     f"cases, elsewhere {', '.join(LEAN)}.",
 )
 @click.option("--quick", is_flag=True, help="Two small cases and few rounds.")
-@click.option("--rounds", type=int, help="Timed calls of each contender in a case.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=RUNS / "update.json",
-    show_default=True,
-    help="The result file.",
-)
+@rounds_option("Timed calls of each contender in a case.")
+@out_option("update.json")
 def update(
     cases: tuple[str, ...],
     impls: tuple[str, ...],
@@ -90,9 +90,10 @@ def run_and_write(
     rounds: int,
     out: Path,
 ) -> Results:
-    """Times, prints a line a row, and writes the file after every case."""
+    """Times the cases, prints their rows, and writes the file after every case."""
     console = Console(highlight=False, soft_wrap=True)
     started, load = results.now(), results.load()
+    _warn(console, busy.warning(busy.sample(), "before the run"))
     config = {
         "rounds": rounds,
         "cases": {case.name: list(impls) for case, impls in entered},
@@ -101,38 +102,57 @@ def run_and_write(
     clock = device_clock if jax.default_backend() == "tpu" else wall_clock
     rows: list[Row] = []
     written = Results(command, config, ())
-    console.print(lines.header())
-    with tqdm(total=len(entered), leave=False, disable=None) as bar:
+    before, others = busy.read_clock(), None
+    with tqdm(total=len(entered), leave=False, disable=None, ncols=WIDTH) as bar:
         for case, impls in entered:
             field = [CONTENDERS[name] for name in impls]
             found = measure(
                 case, field, rounds, clock=clock, progress=bar.set_description
             )
             rows += (found := [_with_prediction(row, case) for row in found])
+            others = busy.cores_of_others(before, busy.read_clock())
             written = Results(
                 command,
                 config,
                 tuple(rows),
-                machine=results.describe_machine(load),
+                machine=results.describe_machine(load, others),
                 versions=results.package_versions(),
                 commit=results.commit(),
                 started=started,
             )
             written.write(out)
             bar.clear()
-            for row in found:
-                console.print(lines.line(row))
+            if len(rows) > len(found):
+                console.print()
+            _print_case(console, found)
             bar.update()
-    console.print(
-        "Medians of interleaved calls; tables donated, compilation apart. GB/s counts "
-        "the least bytes that an update must move, of copy compares it with this "
-        f"machine's own copy, x ours is the time beside the first line. Wrote {out}."
-    )
+    console.print()
+    if (reasons := lines.skipped_reasons(rows)) is not None:
+        console.print(reasons)
+    console.print(wrapped(lines.LEGEND, 0))
+    _warn(console, busy.warning(others, "during the run"))
+    console.print(f"Wrote {out}")
     return written
 
 
+def _print_case(console: Console, found: Sequence[Row]) -> None:
+    """Prints a case: what was timed, what failed, and the names of the others."""
+    console.print(lines.case_line(found[0]))
+    console.print(lines.header())
+    for row in found:
+        if row.status != "skipped":
+            console.print(lines.line(row))
+    if (skipped := lines.skipped_line(found)) is not None:
+        console.print(skipped)
+
+
+def _warn(console: Console, words: str | None) -> None:
+    if words is not None:
+        console.print(wrapped(words), style="yellow")
+
+
 def _with_prediction(row: Row, case: Case) -> Row:
-    """The row beside the static lower bound, where it was timed on a known TPU."""
+    """Adds the static lower bound to a row that was timed on a known TPU."""
     if not row.ms:
         return row
     kind = jax.devices()[0].device_kind

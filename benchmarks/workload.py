@@ -4,11 +4,10 @@ import functools
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
-from tests import cases
-from tests.cases import Case
+from benchmarks import cases
+from benchmarks.cases import Case, dtype
 
 BATCHES = 4  # different ones, in turn
 ROTATED = 2**28  # bytes that the states in rotation have at least: more than a cache
@@ -77,11 +76,6 @@ class Workload:
         grads = case.num_ids * case.dim * dtype(case.dtypes[3]).itemsize
         weight, slot, *_ = (case.dim * dtype(name).itemsize for name in case.dtypes)
         return 4 * case.num_ids + grads + 2 * rows * (weight + slots * slot)
-
-
-def dtype(name: str) -> np.dtype:
-    """A NumPy dtype by name."""
-    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
 
 
 def row_bytes(case: Case) -> int:

@@ -103,10 +103,18 @@ def read_interactions(path: Path) -> Interactions:
 
     A column `category` is that of the item; without it all have one.
     """
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a CSV file in UTF-8: {error}") from error
     if not rows or not {"user", "item"} <= set(rows[0]):
         raise ValueError(f"{path} must have a header with `user` and `item`, and rows")
+    for number, row in enumerate(rows, start=1):
+        if not row["user"] or not row["item"]:
+            raise ValueError(
+                f"{path}: row {number} below the header lacks user or item"
+            )
 
     def numbered(column: str) -> tuple[np.ndarray, int]:
         names, numbers = np.unique(

@@ -369,7 +369,10 @@ def main(
         shop = (settings.users, settings.items, settings.categories)
         data = make_interactions(*shop, seed)
     else:
-        data = read_interactions(path)
+        try:
+            data = read_interactions(path)
+        except ValueError as error:
+            raise click.ClickException(f"{error}") from error
     train_on, test_on = split(data, settings.history)
     if not len(train_on.users) or not len(test_on.users):
         raise click.ClickException("no user has two events or more")

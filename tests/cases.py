@@ -1,39 +1,33 @@
-"""Named cases of an update, and arrays for them: for the tests and the benchmarks."""
+"""The named cases of the tests, and the arguments of an update for each."""
 
-import dataclasses
 import zlib
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import ml_dtypes
 import numpy as np
 
-DISTRIBUTIONS = (
-    *("uniform", "equal", "distinct", "zipf", "padded", "wild", "sorted"),
-    "repeated",
+from benchmarks.cases import (
+    BENCHMARKS,
+    BFLOAT16,
+    DISTRIBUTIONS,
+    FLOAT32,
+    MIXED,
+    Case,
+    dtype,
+    ids,
 )
-FLOAT32 = ("float32",) * 4
-BFLOAT16 = ("bfloat16",) * 4
-MIXED = ("float32", "bfloat16", "float32", "bfloat16")
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Case:
-    """A call of the op: sizes, the distribution of the ids, dtypes and options."""
-
-    name: str
-    num_rows: int  # V
-    dim: int  # D
-    num_ids: int  # N
-    distribution: str = "uniform"
-    dtypes: tuple[str, str, str, str] = FLOAT32  # table, momenta, velocities, grads
-    weighted: bool = False  # gradients come by sample_ids and gains
-    repeats: int = 4  # of each id, where the distribution is "repeated"
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.distribution not in DISTRIBUTIONS:
-            raise ValueError(f"{self.distribution=} must be one of {DISTRIBUTIONS}")
+__all__ = [
+    "BENCHMARKS",
+    "BFLOAT16",
+    "CASES",
+    "DISTRIBUTIONS",
+    "FLOAT32",
+    "MIXED",
+    "Arrays",
+    "Case",
+    "arrays",
+    "ids",
+]
 
 
 class Arrays(NamedTuple):
@@ -116,42 +110,6 @@ CASES = (
     Case("no_memory", 40, 128, 24, "zipf", options={"beta_1": 0.0, "beta_2": 0.0}),
 )
 
-# What the benchmarks time; the tests try each of them in the small. The first two are
-# the ones that the README speaks of.
-BENCHMARKS = (
-    Case("zipf", 1_000_000, 128, 65_536, "zipf"),
-    Case("uniform", 1_000_000, 128, 65_536),
-    Case("padded", 1_000_000, 128, 65_536, "padded"),
-    Case("sorted", 1_000_000, 128, 65_536, "sorted"),
-    Case("equal", 1_000_000, 128, 65_536, "equal"),
-    Case("small_batch", 1_000_000, 128, 1024),
-    Case("small_batch_zipf", 1_000_000, 128, 1024, "zipf"),
-    Case("dim_64", 1_000_000, 64, 65_536),
-    Case("dim_64_zipf", 1_000_000, 64, 65_536, "zipf"),
-    Case("dim_16", 1_000_000, 16, 65_536),
-    Case("dim_16_zipf", 1_000_000, 16, 65_536, "zipf"),
-    Case("bfloat16", 1_000_000, 128, 65_536, "zipf", dtypes=BFLOAT16),
-    Case(
-        "all_options",
-        *(1_000_000, 128, 65_536, "zipf"),
-        options={
-            "sum_inside_sqrt": False,
-            "clipvalue": 1.5,
-            "weight_decay_factor": 0.01,
-            "clip_weight_max": 2.0,
-        },
-    ),
-    Case(
-        "each_occurrence",
-        *(1_000_000, 128, 65_536, "zipf"),
-        options={"use_gradient_accumulation": False},
-    ),
-    Case("all_rows", 250_000, 128, 65_536, "zipf", options={"lazy_adam": False}),
-    # The two of `--quick`.
-    Case("quick", 100_000, 128, 8192, "zipf"),
-    Case("quick_uniform", 100_000, 128, 8192),
-)
-
 
 def arrays(case: Case, seed: int = 0) -> Arrays:
     """Returns the arguments of `case`, the same ones at every call with this seed.
@@ -168,7 +126,7 @@ def arrays(case: Case, seed: int = 0) -> Arrays:
     if case.options.get("use_gradient_accumulation", True):
         velocities *= rng.random(shape) > 1 / 8
     state = tuple(
-        x.astype(_dtype(name))
+        x.astype(dtype(name))
         for x, name in zip((table, momenta, velocities), case.dtypes, strict=False)
     )
     num_grads, weights = case.num_ids, {}
@@ -183,47 +141,6 @@ def arrays(case: Case, seed: int = 0) -> Arrays:
     return Arrays(
         state,
         ids(rng, case.distribution, case.num_rows, case.num_ids, case.repeats),
-        grads.astype(_dtype(case.dtypes[3])),
+        grads.astype(dtype(case.dtypes[3])),
         weights,
     )
-
-
-def ids(
-    rng: np.random.Generator,
-    distribution: str,
-    num_rows: int,
-    num_ids: int,
-    repeats: int = 4,
-) -> np.ndarray:
-    """Draws `[N]` ids: int32, or int64 when some of them are wild."""
-    drawn = rng.integers(0, num_rows, num_ids)
-    match distribution:
-        case "equal":
-            drawn[:] = drawn[:1]
-        case "distinct":  # those that find no row are out of range
-            drawn = rng.permutation(max(num_rows, num_ids))[:num_ids]
-        case "zipf":
-            rank = np.arange(1, num_rows + 1)
-            share = np.cumsum(rank**-1.05)
-            rank = np.searchsorted(share / share[-1], rng.random(num_ids))
-            # Hot rows are scattered, and are the same ones in every batch.
-            scattered = np.random.default_rng(num_rows).permutation(num_rows)
-            drawn = scattered[np.minimum(rank, num_rows - 1)]
-        case "repeated":
-            distinct = rng.permutation(num_rows)[: max(1, num_ids // repeats)]
-            drawn = rng.permutation(np.resize(distinct, num_ids))
-        case "padded":
-            drawn[rng.random(num_ids) < 0.5] = -1
-        case "wild":
-            # Narrowed to 32 bits, all but the first four would be rows of the table.
-            strays = [-1, num_rows, -(2**31), 2**31 - 1, 2**32, -(2**32), 2**40]
-            stray = rng.random(num_ids) < 0.5
-            drawn[stray] = rng.choice(np.int64(strays), int(stray.sum()))
-            return drawn
-        case "sorted":
-            drawn.sort()
-    return drawn.astype(np.int32)
-
-
-def _dtype(name: str) -> np.dtype:
-    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)

@@ -6,9 +6,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from benchmarks.cases import Case
 from benchmarks.workload import RATE, Batch, Rows, Workload
 from sparse_adam.reference import sparse_adam_update as reference_update
-from tests.cases import Case
 
 
 class Running(Protocol):

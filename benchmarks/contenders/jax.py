@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.cases import Case
 from benchmarks.contenders.base import Running
 from benchmarks.workload import RATE, Batch, Rows, Workload
 from sparse_adam import AdamState, bias_corrected_learning_rate, sparse_adam_update
 from sparse_adam.reference import sparse_adam_update as reference_update
-from tests.cases import Case
 
 Update = Callable[[Any, jax.Array, jax.Array], Any]
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.cases import Case
 from benchmarks.contenders.base import plain_only
 from benchmarks.workload import RATE, Batch, Rows, Workload
 from sparse_adam import bias_corrected_learning_rate
 from sparse_adam.reference import sparse_adam_update as reference_update
-from tests.cases import Case
 
 EPSILON = 1e-8  # torch's and FBGEMM's
 

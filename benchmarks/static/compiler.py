@@ -8,9 +8,12 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
+
+import click
 
 from benchmarks.static.attribution import Work, attribute
 from benchmarks.static.bundles import Kernel, parse_tensorcore
@@ -32,6 +35,17 @@ class Case:
     rows: int
     dim: int
     ids: int
+
+
+def require_libtpu(command: str) -> None:
+    """Ends a command with a sentence where there is no libtpu to compile with."""
+    # JAX looks for it in this variable, too.
+    if find_spec("libtpu") or os.environ.get("TPU_LIBRARY_PATH"):
+        return
+    raise click.ClickException(
+        f"`python -m benchmarks {command}` compiles by libtpu, which is not "
+        "installed: pip install '.[bench,tpu]'. It needs no TPU."
+    )
 
 
 def count(program: str, chip: str, *, rows: int, dim: int, ids: int) -> StaticReport:

@@ -41,9 +41,11 @@ class Program:
     compiler_options: Mapping[str, str] = field(default_factory=dict)
 
 
-def update_arguments(rows: int, dim: int, ids: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Table, momenta, velocities, ids and gradients of an update."""
-    table = jax.ShapeDtypeStruct((rows, dim), jnp.float32)
+def update_arguments(
+    rows: int, dim: int, ids: int, dtype: Any = jnp.float32
+) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Table, momenta, velocities of this dtype, ids and float32 gradients."""
+    table = jax.ShapeDtypeStruct((rows, dim), dtype)
     return (
         table,
         table,

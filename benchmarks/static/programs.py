@@ -28,7 +28,9 @@ def find(name: str) -> Program:
     return found if isinstance(found, Program) else Program(name, found)
 
 
-def _sparse_adam(implementation: str, rows: int, dim: int, ids: int) -> Built:
+def _sparse_adam(
+    implementation: str, rows: int, dim: int, ids: int, *, dtype: Any = jnp.float32
+) -> Built:
     """The update with its plan made before: XLA's sort takes minutes to compile."""
     from sparse_adam import UpdatePlan, sparse_adam_update
 
@@ -53,7 +55,7 @@ def _sparse_adam(implementation: str, rows: int, dim: int, ids: int) -> Built:
             implementation=implementation,
         )
 
-    arguments = update_arguments(rows, dim, ids)
+    arguments = update_arguments(rows, dim, ids, dtype)
     batch = jax.ShapeDtypeStruct((ids,), jnp.int32)
     rate = jax.ShapeDtypeStruct((), jnp.float32)
     return update, (*arguments, batch, batch, rate), (0, 1, 2)
@@ -136,12 +138,18 @@ def _adam_groups(loop: Loop, work: Work) -> float | None:
 
 def _groups_of_all(loop: Loop, work: Work) -> float | None:
     """A sweep updates every group of the table: so many for each looked-up row."""
-    from sparse_adam.kernels.layout import PackedLayout
-
     groups = _adam_groups(loop, work)
-    # Plain rows of so many lanes are groups of one, too.
-    per_group = PackedLayout(work.table_rows, work.dim).rows_per_group
-    return groups and groups * per_group * work.rows / work.table_rows
+    return groups and groups * _rows_per_group(work) * work.rows / work.table_rows
+
+
+def _rows_per_group(work: Work) -> int:
+    """Counts the rows that share lines of 128 words in a packed table, if it is large.
+
+    Plain rows that fill whole lines share none, and such packed rows do not either.
+    """
+    lines, _ = _packed_shape(work.table_rows, work.dim, _FLOAT32).lines.shape
+    # A group takes a line, or as many as its rows need, for each of the three arrays.
+    return max(1, round(work.table_rows * 3 * _blocks(work) / lines))
 
 
 def _in_by(*planes: int) -> RowRule:
@@ -281,6 +289,10 @@ PROGRAMS = {
             )
             for name, arrays, build in (
                 ("sweep", 3, partial(_sparse_adam, "sweep")),
+                (
+                    *("sweep_bfloat16", 3),
+                    partial(_sparse_adam, "sweep", dtype=jnp.bfloat16),
+                ),
                 ("packed_sweep", 1, partial(_packed, "sweep")),
                 (
                     *("packed_sweep_bfloat16", 1),

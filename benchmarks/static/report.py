@@ -9,13 +9,13 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from benchmarks.options import out_option, wrapped
 from benchmarks.results import SCHEMA, commit, now, write
 from benchmarks.static.chips import CHIPS
-from benchmarks.static.compiler import Case, count_all
-from benchmarks.static.programs import PROGRAMS
+from benchmarks.static.compiler import Case, count_all, require_libtpu
+from benchmarks.static.programs import PROGRAMS, find
 from benchmarks.static.result import KernelReport, LoopReport, StaticReport
 from benchmarks.static.tables import TITLES
-from benchmarks.update import RUNS
 
 DEFAULT = tuple(name for name in TITLES if name in PROGRAMS)
 QUICK = ("xla_sorted", "tensorcore", "sparsecore")
@@ -24,18 +24,12 @@ QUICK_CHIPS = ("v6e",)
 _CASE = {
     "program": -22,
     "chip": -4,
-    "rows": 9,
     "dim": 4,
-    "ids": 8,
-    "bundles/row": 12,
+    "bundles/row": 13,
     "dmas/row": 8,
     "bytes/row": 9,
     "ns/row": 7,
     "limit": -7,
-    "largest dma": 11,
-    "alias": 9,
-    "temp": 9,
-    "copies": 6,
 }
 _LOOP = {
     "loop": -16,
@@ -46,20 +40,11 @@ _LOOP = {
     "trips": 6,
     "rows": 6,
     "/row": 7,
-    "waits": 5,
-    "sld": 4,
-    "sst": 4,
-    "vld": 4,
-    "vst": 4,
-    "valu": 5,
-    "xlu": 4,
-    "eup": 4,
-    "mxu": 4,
-    "spills": 6,
-    "checks": 6,
-    "dma": -34,
-    "source": -1,
 }
+_SLOTS = (
+    *("waits", "sld", "sst", "vld", "vst", "valu", "xlu", "eup", "mxu"),
+    *("spills", "checks"),
+)
 
 
 @click.command("static")
@@ -77,24 +62,30 @@ _LOOP = {
     type=click.Choice(list(CHIPS)),
     help="Default: all.",
 )
-@click.option("--rows", default=1_000_000, show_default=True, help="Rows of the table.")
+@click.option(
+    "--rows",
+    type=click.IntRange(1),
+    default=1_000_000,
+    show_default=True,
+    help="Rows of the table.",
+)
 @click.option(
     "--dim",
     "dims",
     multiple=True,
-    type=int,
+    type=click.IntRange(1),
     default=(128,),
     show_default=True,
     help="Width of a row; again for more.",
 )
-@click.option("--ids", default=2**16, show_default=True, help="Ids of one update.")
 @click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=RUNS / "static.json",
+    "--ids",
+    type=click.IntRange(1),
+    default=2**16,
     show_default=True,
-    help="The result file, with every count.",
+    help="Ids of one update.",
 )
+@out_option("static.json")
 @click.option("--quick", is_flag=True, help="Three programs on v6e only.")
 @click.option(
     "--keep-dumps",
@@ -102,7 +93,11 @@ _LOOP = {
     help="Leave the compiler's dumps in this new folder.",
 )
 @click.option(
-    "--timeout", default=300.0, show_default=True, help="Seconds for one case."
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=300.0,
+    show_default=True,
+    help="Seconds for one case.",
 )
 @click.option(
     "--loops/--no-loops",
@@ -131,7 +126,16 @@ def main(
     ids: bundles (issue), arithmetic (compute), bytes (hbm). Bounds, not timings.
     """
     if keep_dumps is not None and keep_dumps.exists():
-        raise click.BadParameter(f"{keep_dumps} exists", param_hint="--keep-dumps")
+        raise click.BadParameter(
+            f"{keep_dumps} exists already; dumps of two runs do not mix",
+            param_hint="--keep-dumps",
+        )
+    require_libtpu("static")
+    for program in programs:
+        try:
+            find(program)
+        except (ValueError, ImportError, AttributeError) as error:
+            raise click.BadParameter(f"{error}", param_hint="--program") from error
     cases = [
         Case(program, chip, rows, dim, ids)
         for dim, program, chip in product(
@@ -143,6 +147,7 @@ def main(
     loops = bool(programs) if loops is None else loops
     started = now()
     console = Console(highlight=False, soft_wrap=True)
+    console.print(f"V = {rows:,}, N = {ids:,}")
     console.print(_line(_CASE, list(_CASE)), style="bold")
     reports = []
     for report in count_all(cases, timeout=timeout, keep_dumps=keep_dumps):
@@ -160,36 +165,34 @@ def main(
 
 
 def _print(console: Console, report: StaticReport, loops: bool, verbose: bool) -> None:
-    case = [
-        report.program,
-        report.chip,
-        f"{report.rows}",
-        f"{report.dim}",
-        f"{report.ids}",
-    ]
+    case = [report.program, report.chip, f"{report.dim}"]
     if report.error is not None or report.memory is None:
         cells = dict(list(_CASE.items())[: len(case)])
-        console.print(Text(f"{_line(cells, case)} {report.error}"), style="red")
+        words = wrapped(f"{_line(cells, case)} {report.error}")
+        console.print(Text(words), style="red")
         if not verbose:
             return
     else:
         # Loops whose rows are unknown are not in the figures per row.
         bound = "≥" if report.unattributed else ""
         figures = [
-            bound + "+".join(f"{cycles:.2f}" for cycles in report.engines.values()),
+            bound + "+".join(f"{cycles:.1f}" for cycles in report.engines.values()),
             f"{bound}{report.dmas_per_row:.2f}",
             f"{report.bytes_per_row:,.0f}",
             *_limit(report),
-            _size(report.largest_dma_bytes),
-            _size(report.memory.alias),
-            _size(report.memory.temp),
-            f"{len(report.table_copies)}",
         ]
         console.print(Text(_line(_CASE, case + figures)), style="cyan")
+        if loops:
+            memory = report.memory
+            console.print(
+                f"    largest DMA {_size(report.largest_dma_bytes)}, "
+                f"aliased {_size(memory.alias)}, temporaries {_size(memory.temp)}"
+            )
     if report.temp_holds_a_table:
         console.print(Text("    the temporaries could hold a table"), style="red")
     for copy in report.table_copies:
-        console.print(Text(f"    copies a table: {copy}"), style="red")
+        words = wrapped(f"copies a table: {copy}", 6, 4)
+        console.print(Text(words), style="red")
     for kernel in report.kernels:
         if verbose or (loops and kernel.counted):
             _print_kernel(console, kernel, verbose)
@@ -212,22 +215,22 @@ def _print_kernel(console: Console, kernel: KernelReport, verbose: bool) -> None
     facts += [f"{_size(memory)} of {where}"] if memory else []
     facts += [f"{kernel.spills} spills in loops"] if kernel.spills else []
     facts += ["streams a table"] if kernel.streams_a_table else []
-    console.print(
-        Text(f"  {kernel.name} ({', '.join(facts)}) {phases}"),
-        style="bold" if kernel.counted else "dim",
-    )
+    words = wrapped(f"{kernel.name} ({', '.join(facts)}) {phases}", 4, 2)
+    console.print(Text(words), style="bold" if kernel.counted else "dim")
     shown = [entry for entry in kernel.loops if verbose or entry.loop.depth]
     if shown:
         console.print(Text("  " + _line(_LOOP, list(_LOOP))), style="dim")
     for entry in shown:
         console.print(Text("  " + _line(_LOOP, _loop_cells(entry))))
+        if counts := _loop_counts(entry):
+            console.print(Text(wrapped(counts, 6, 6)), style="dim")
 
 
 def _loop_cells(entry: LoopReport) -> list[str]:
-    loop, counts = entry.loop, entry.loop.counts
+    loop = entry.loop
     per_row = entry.cycles_per_row
     return [
-        "  " * loop.depth + f"{loop.start:#x}-{loop.end:#x}",
+        " " * (loop.depth - 1) + f"{loop.start:#x}-{loop.end:#x}",
         entry.phase,
         f"{loop.bundles}",
         f"{loop.stalls}",
@@ -235,12 +238,16 @@ def _loop_cells(entry: LoopReport) -> list[str]:
         "?" if loop.trip_count is None else f"{loop.trip_count}",
         "?" if entry.rows is None else f"{entry.rows:g}",
         "?" if per_row is None else f"{per_row:.2f}",
-        *(f"{n}" for n in (counts.waits, counts.sld, counts.sst, counts.vld)),
-        *(f"{n}" for n in (counts.vst, counts.valu, counts.xlu, counts.eup)),
-        *(f"{n}" for n in (counts.mxu, counts.spills, counts.checks)),
-        " ".join(f"{route}:{number}" for route, number in counts.dma.items()),
-        loop.source,
     ]
+
+
+def _loop_counts(entry: LoopReport) -> str:
+    """Lists what an iteration issues, and the lines of source that it comes from."""
+    counts = entry.loop.counts
+    issued = [(name, getattr(counts, name)) for name in _SLOTS]
+    issued += counts.dma.items()
+    words = [f"{name} {number}" for name, number in issued if number]
+    return "; ".join(filter(None, [", ".join(words), entry.loop.source]))
 
 
 def _line(columns: dict[str, int], cells: Sequence[str]) -> str:

@@ -132,6 +132,65 @@ def phases_table(found: Record) -> Table:
     return ["", *chips], lines
 
 
+def sweep_table(found: Record) -> Table:
+    """Makes a table of the bundles of the sweep, of the file that the package reads."""
+    figures = found["sweep"]
+    chips = [chip for chip in CHIPS if chip in figures]
+
+    def counts(name: str, at: int | None = None, digits: int = 1) -> list[str]:
+        values = (figures[chip][name] for chip in chips)
+        return [f"{v if at is None else v[at]:.{digits}f}" for v in values]
+
+    def shares(name: str, num_bytes: int) -> list[str]:
+        # The time of the bundles over that of the bytes, which go in and out.
+        cells = []
+        for chip in chips:
+            of = CHIPS[chip]
+            share = figures[chip][name] / of.clock / (2 * num_bytes / of.bandwidth)
+            cells.append(f"**{share:.2f}**" if share > 1 else f"{share:.2f}")
+        return cells
+
+    lines = [
+        ["fetch a gradient", *counts("fetched", 0)],
+        ["add it", *counts("added", 0)],
+        ["fetch a gradient of D = 256", *counts("fetched", 1)],
+        ["add it", *counts("added", 1)],
+        ["add one to a line that 8 rows share (D = 16)", *counts("added_shared")],
+    ]
+    updates = (
+        ("plain float32", "updated_plain", 3 * 512),
+        ("packed float32 (of D = 16, 8 rows)", "updated_packed", 3 * 512),
+        ("packed bfloat16", "updated_packed_bfloat16", 2 * 512),
+        ("plain bfloat16", "updated_plain_bfloat16", 3 * 256),
+    )
+    lines += [
+        [f"update a row, {title}", *counts(name, digits=2)]
+        for title, name, _ in updates
+    ]
+    for number, (title, name, num_bytes) in enumerate(updates):
+        words = "that over the DMAs of the row: " if not number else ""
+        lines.append([words + title.partition(" (")[0], *shares(name, num_bytes)])
+    return ["", *chips], lines
+
+
+def row_kernel_table(found: Record) -> Table:
+    """Makes a table of the bundles of the row kernel, of the same file."""
+    figures = found["row_kernel"]
+    chips = [chip for chip in CHIPS if chip in figures]
+    lines = []
+    for at, dim in enumerate((128, 256)):
+        for name, title in (
+            ("plain", "fetch, update and write back a plain row"),
+            ("packed", "the same of a packed one"),
+            ("summed", "fetch a gradient and sum it"),
+        ):
+            cells = [f"{figures[chip][name][at]:.1f}" for chip in chips]
+            lines.append([f"D = {dim}: {title}", *cells])
+    cells = [f"{figures[chip]['summed_shared']:.1f}" for chip in chips]
+    lines.append(["D = 16, packed: fetch a gradient and sum it", *cells])
+    return ["", *chips], lines
+
+
 def size(number: int) -> str:
     """Bytes, in the unit that suits."""
     if number >= 2**20:

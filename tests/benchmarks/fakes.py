@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.cases import Case
 from benchmarks.contenders import Contender
 from benchmarks.results import Results, Row
 from benchmarks.workload import RATE, Workload
 from sparse_adam.reference import sparse_adam_update
-from tests.cases import Case
 
 SMALL = Case("small", 60, 8, 40, "zipf")
 ROW = Row("small", 60, 8, 40, "zipf", ("float32",) * 4, {}, "cpu", "ours")

@@ -5,10 +5,10 @@ from functools import partial
 import numpy as np
 import pytest
 
+from benchmarks.cases import Case
 from benchmarks.check import WrongResultError, check, compare, restricted, sampled_rows
 from benchmarks.workload import Batch, Workload
 from tests.benchmarks import fakes
-from tests.cases import Case
 
 
 def test_the_reference_passes():

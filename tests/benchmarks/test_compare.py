@@ -54,3 +54,31 @@ def test_what_is_neither_file_nor_commit_is_said(tmp_path):
     done = CliRunner().invoke(compare.compare, ["no-such-commit", "HEAD"])
     assert done.exit_code == 1
     assert "no-such-commit is no result file and no commit" in done.output
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("{}", "is not a result file"), ('{"schema": 3, "rows": []}', "of schema 3")],
+)
+def test_a_wrong_file_is_said(tmp_path, text, words):
+    right, wrong = tmp_path / "right.json", tmp_path / "wrong.json"
+    fakes.results(FAST).write(right)
+    wrong.write_text(text)
+    done = CliRunner().invoke(compare.compare, [str(right), str(wrong)])
+    assert done.exit_code == 1 and "wrong.json" in done.output and words in done.output
+
+
+def test_a_file_and_a_commit_are_not_compared(tmp_path):
+    path = tmp_path / "a.json"
+    fakes.results(FAST).write(path)
+    done = CliRunner().invoke(compare.compare, ["HEAD", str(path)])
+    assert done.exit_code == 1
+    assert "compare two result files, or two commits" in done.output
+
+
+@pytest.mark.parametrize(
+    "option", [("--times", "0"), ("--rounds", "-1"), ("--case", "x"), ("--impl", "y")]
+)
+def test_options_for_commits_are_checked_at_once(option):
+    done = CliRunner().invoke(compare.compare, ["HEAD", "HEAD", *option])
+    assert done.exit_code == 2 and "Invalid value" in done.output

@@ -6,11 +6,11 @@ import jax
 import pytest
 
 from benchmarks import contenders
+from benchmarks.cases import BFLOAT16, Case
 from benchmarks.check import check
 from benchmarks.contenders import CONTENDERS
 from benchmarks.timing import measure
 from benchmarks.workload import Workload
-from tests.cases import BFLOAT16, Case
 
 NEEDS = {
     "keras": "keras",

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from benchmarks.cases import Case
 from benchmarks.device_time import device_clock, module_seconds, predicted_ms
-from tests.cases import Case
 
 
 def plane(name, **lines):

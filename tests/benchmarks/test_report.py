@@ -1,11 +1,13 @@
 """The tables of the README and the docs are those of the committed results."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
-from benchmarks.report import PAGES, TABLES, page, with_tables
+from benchmarks.report import PAGES, TABLES, headline_table, page, with_tables
 from benchmarks.results import COMMITTED, ROOT
+from tests.benchmarks import fakes
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -28,3 +30,30 @@ def test_a_page_is_made_of_whatever_results_there_are(tmp_path):
     text = page(tmp_path)
     assert "## How cost grows" in text and "cost_by_rows.png" in text
     assert "## One update" not in text and (tmp_path / "cost_by_rows.png").exists()
+
+
+def test_the_page_of_a_quick_run_has_full_tables_and_titles_in_words(tmp_path):
+    timed = replace(fakes.ROW, ms=(2.0,), p50_ms=2.0, ratio=1.0)
+    rows = [
+        replace(timed, case=case, distribution=ids)
+        for case, ids in (("quick", "zipf"), ("quick_uniform", "uniform"))
+    ]
+    fakes.results(*rows, machine={"cores": 2}).write(tmp_path / "update.json")
+    text = page(tmp_path)
+    assert "|  | zipf: ms | times ours | of copy | uniform: ms |" in text
+    assert "| ours | **2.0** | 1.0 |" in text
+    assert "![Milliseconds of one update](times.png)" in text
+    for part in text.split("\n\n"):
+        if part.startswith("|"):
+            assert len(part.splitlines()) > 2, part
+
+
+def test_a_contender_that_has_one_case_leaves_the_other_empty(tmp_path):
+    timed = replace(fakes.ROW, ms=(2.0,), p50_ms=2.0, ratio=1.0)
+    rows = (
+        *(replace(timed, case="zipf"), replace(timed, case="uniform")),
+        replace(timed, case="zipf", impl="torch", title="torch"),
+    )
+    path = tmp_path / "update.json"
+    fakes.results(*rows).write(path)
+    assert "| torch | **2.0** | 1.0 |  |  |  |  |" in headline_table(path)

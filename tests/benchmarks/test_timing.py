@@ -6,7 +6,6 @@ import pytest
 
 from benchmarks import contenders, timing
 from benchmarks.contenders import COPY
-from benchmarks.lines import header, line
 from tests.benchmarks import fakes
 
 
@@ -71,13 +70,6 @@ def test_the_slow_are_given_few_rounds():
 def test_without_one_of_ours_there_is_no_ratio():
     (row,) = measure(fakes.contender("torch"))
     assert row.status == "ok" and row.ratio is None
-
-
-def test_lines_are_aligned():
-    rows = measure(fakes.contender(), fakes.contender("absent", start=missing))
-    timed, skipped = (line(row).plain for row in rows)
-    assert timed.index("60") == header().plain.index("V") - 1
-    assert skipped.endswith("skipped: nowhere is not installed")
 
 
 def test_every_contender_has_a_name_and_a_title_of_its_own():

@@ -1,18 +1,20 @@
 """The cases of the benchmarks, their batches and their bytes."""
 
+import ast
 import dataclasses
 
 import numpy as np
 import pytest
 
+from benchmarks.cases import BENCHMARKS, Case
 from benchmarks.check import check
 from benchmarks.contenders import jax as jax_contenders
 from benchmarks.contenders.base import adam
+from benchmarks.results import ROOT
 from benchmarks.workload import ROTATED, Workload, row_bytes
 from sparse_adam.kernels.cpu import bytes_moved
 from tests import cases
 from tests.benchmarks import fakes
-from tests.cases import BENCHMARKS, Case
 
 
 def small(case: Case) -> Case:
@@ -27,6 +29,20 @@ def test_every_benchmark_case_is_right_in_the_small(case):
     states = jax_contenders.States(workload, lambda state: state)
     running = jax_contenders.Jitted(update, workload, states)
     check(fakes.contender(expected=adam), running, workload)
+
+
+def test_benchmarks_import_nothing_from_the_tests():
+    files = sorted((ROOT / "benchmarks").rglob("*.py"))
+    assert len(files) > 20
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                modules = [node.module or ""]
+            else:
+                continue
+            assert "tests" not in [name.split(".")[0] for name in modules], file
 
 
 def test_names_of_cases_are_unique():

@@ -124,6 +124,28 @@ def test_reads_data(modules: Any, tmp_path: Path) -> None:
         interactions.read_interactions(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "must have a header with `user` and `item`"),
+        (b"name\nzoe\n", "must have a header with `user` and `item`"),
+        (b"user,item\nzoe,tea\nabe\n", "row 2 below the header lacks user or item"),
+        (b"user,item\nzoe,\xff\n", "is not a CSV file in UTF-8"),
+        (b'user,item\nzoe,"' + b"x" * 200_000, "is not a CSV file in UTF-8: field"),
+    ],
+)
+def test_a_bad_file_is_a_sentence(
+    modules: Any, tmp_path: Path, content: bytes, words: str
+) -> None:
+    example, _ = modules
+    path = tmp_path / "log.csv"
+    path.write_bytes(content)
+    options = ["--data", str(path), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(example.main, options)
+    assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
+    assert words in done.output and str(path) in done.output
+
+
 def test_a_step_does_nothing_of_the_size_of_a_table(modules: Any) -> None:
     example, interactions = modules
     settings = example.Settings(users=7001, items=5003, categories=1009, batch=64)

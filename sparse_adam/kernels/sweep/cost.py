@@ -9,19 +9,23 @@ of ids for each, it is the larger of what has to be issued and what has to be mo
 
 Of ids drawn at random, t = (1 - exp(-s P)) / P groups of P rows are met.
 
-Instructions are bundles of the compiled programs over the clock; those of the tests
-`tests/kernels/*/test_compiled.py`, which pin most of them.
-Bytes are divided by what a stream through the core attains of the bandwidth. No TPU was
-at hand to measure a time.
+Instructions are bundles of the compiled programs over the clock. They are in the file
+`bundles.json`, which `python -m benchmarks bundles` writes, and with `--check` compares
+with the programs of the libtpu at hand. Bytes are divided by what a stream through the
+core attains of the bandwidth. No TPU was at hand to measure a time.
 """
 
+import functools
+import json
 import math
+from importlib import resources
 from typing import NamedTuple
 
 from sparse_adam.kernels import chips
 from sparse_adam.kernels.spec import UpdateSpec
 from sparse_adam.kernels.tiles import LANES
 
+_FILE = resources.files("sparse_adam.kernels.sweep").joinpath("bundles.json")
 _ATTAINABLE = 0.8  # of the peak, in XLA's own estimates of such streams
 
 
@@ -42,22 +46,38 @@ class _Sweep(NamedTuple):
     line: float  # update 128 weights with their slots; of bfloat16 the packed ones
 
 
-# jax 0.10.2, libtpu 0.0.42.1. Two numbers are for D up to 128 and for wider rows, whose
-# gradients, and in plain storage rows, are not contiguous; beyond, the bytes grow.
-_ROW_KERNEL = {
-    "v4": _RowKernel((17.1, 36.6), (10.1, 11.1), (11.9, 24.5), 18.7),
-    "v5e": _RowKernel((23.4, 42.1), (12.1, 12.8), (12.1, 22.0), 16.6),
-    "v5p": _RowKernel((21.0, 38.9), (11.1, 11.9), (12.2, 21.7), 16.7),
-    "v6e": _RowKernel((20.2, 38.2), (10.5, 11.2), (12.0, 21.4), 16.2),
-    "7x": _RowKernel((19.9, 38.1), (10.4, 11.1), (12.3, 21.5), 16.7),
-}
-_SWEEP = {
-    "v4": _Sweep((12.1, 31.0), 14.1, 1.7),
-    "v5e": _Sweep((12.2, 26.6), 14.9, 0.9),
-    "v5p": _Sweep((12.4, 25.7), 14.5, 0.9),
-    "v6e": _Sweep((12.4, 27.2), 14.4, 0.6),
-    "7x": _Sweep((12.2, 27.1), 14.2, 0.6),
-}
+@functools.cache
+def _bundles() -> tuple[dict[str, _RowKernel], dict[str, _Sweep]]:
+    """Reads the bundles of both kernels, by chip.
+
+    Two numbers are for D up to 128 and for wider rows, whose gradients, and in plain
+    storage rows, are not contiguous; beyond, the bytes grow. The file is read when a
+    choice needs it, so that the kernels can be compiled and counted without it.
+    """
+    found = json.loads(_FILE.read_text())
+    rows = {
+        chip: _RowKernel(
+            plain=tuple(each["plain"]),
+            packed=tuple(each["packed"]),
+            summed=tuple(each["summed"]),
+            shared=each["summed_shared"],
+        )
+        for chip, each in found["row_kernel"].items()
+    }
+    sweep = {
+        chip: _Sweep(
+            added=(
+                each["fetched"][0] + each["added"][0],
+                each["fetched"][1] + each["added"][1],
+            ),
+            shared=each["fetched"][0] + each["added_shared"],
+            line=each["updated_packed_bfloat16"],
+        )
+        for chip, each in found["sweep"].items()
+    }
+    return rows, sweep
+
+
 _SLOWEST = "v4"  # for a TPU that nobody has named
 
 
@@ -83,7 +103,8 @@ def crossover(spec: UpdateSpec, rows: str) -> float:
 
 def _sweep(spec: UpdateSpec, share: float) -> float:
     """Nanoseconds for each row of the table."""
-    bundles = _SWEEP.get(chips.in_scope().name, _SWEEP[_SLOWEST])
+    _, found = _bundles()
+    bundles = found.get(chips.in_scope().name, found[_SLOWEST])
     per_group, blocks = spec.layout.rows_per_group, spec.layout.blocks
     added = bundles.shared if per_group > 1 else bundles.added[blocks > 1]
     return _time(
@@ -94,7 +115,8 @@ def _sweep(spec: UpdateSpec, share: float) -> float:
 
 def _row_kernel(spec: UpdateSpec, rows: str, share: float) -> float:
     """Nanoseconds for each row of the table."""
-    bundles = _ROW_KERNEL.get(chips.in_scope().name, _ROW_KERNEL[_SLOWEST])
+    found, _ = _bundles()
+    bundles = found.get(chips.in_scope().name, found[_SLOWEST])
     per_group, blocks = spec.layout.rows_per_group, spec.layout.blocks
     gradient = 4 * LANES * blocks
     if rows == "sparsecore":
