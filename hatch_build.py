@@ -56,7 +56,7 @@ def compile_library(root: Path, output: Path) -> str | None:
         command = [
             *(*compiler, *FLAGS, "-shared", "-fPIC", "-fvisibility=hidden"),
             *("-isystem", str(include)),
-            *map(str, sorted((root / SOURCES).glob("*.cc"))),
+            *map(str, sorted((root / SOURCES).rglob("*.cc"))),
             *("-o", str(made)),
         ]
         done = subprocess.run(command, capture_output=True, text=True)

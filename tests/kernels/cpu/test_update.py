@@ -194,7 +194,9 @@ def test_many_updates_on_two_devices_at_once():
         assert_states_bitwise_equal(own, many_updates(i))
 
 
-def call(grads, ids, sources, gains, seeds, state, attributes=None, in_place=True):
+def call(
+    grads, ids, sources, gains, numbers, seeds, state, attributes=None, in_place=True
+):
     """The custom call itself, with arguments that the op would never make."""
     packed = len(state) == 1
     problem = helpers.problem(DEFAULT, cases.arrays(DEFAULT), packed)
@@ -202,7 +204,7 @@ def call(grads, ids, sources, gains, seeds, state, attributes=None, in_place=Tru
     aliases = {6 + i: i for i in range(len(state))} if in_place else None
     run = jax.ffi.ffi_call("sparse_adam_cpu", state, input_output_aliases=aliases)
     run = functools.partial(run, **cpu.attributes(problem) | (attributes or {}))
-    arrays = (grads, ids, sources, gains, jnp.float32(0.1), seeds, *state)
+    arrays = (grads, ids, sources, gains, numbers, seeds, *state)
     return jax.block_until_ready(jax.jit(run)(*arrays))
 
 
@@ -212,10 +214,19 @@ GOOD = {
     "ids": jnp.zeros((6,), jnp.int32),
     "sources": jnp.zeros((6,), jnp.int32),
     "gains": jnp.zeros((0,), jnp.float32),
+    "numbers": jnp.float32([0.1, 0, 1]),
     "seeds": jnp.zeros((0,), jnp.int32),
     "state": (ONES, ONES, ONES),
 }
 LINES = jnp.zeros((9, 128), jnp.int32)  # of 16 rows three
+
+
+def nine_arrays():
+    return {name: np.zeros(9, np.int32) for name in ("first", "encodings", "per_row")}
+
+
+def last_per_row():
+    return {"per_row": np.int32([0, 0, 1])}
 
 
 @pytest.mark.parametrize(
@@ -226,7 +237,7 @@ LINES = jnp.zeros((9, 128), jnp.int32)  # of 16 rows three
         ({"state": (ONES, ONES, ONES[:39])}, "too small"),
         ({"state": (ONES, ONES, ONES.astype(jnp.float16))}, "float32 or bfloat16"),
         ({"state": (ONES, ONES, ONES.astype(jnp.bfloat16))}, "float32 or bfloat16"),
-        ({"state": (ONES, ONES)}, "three arrays, or one"),
+        ({"state": (ONES, ONES)}, "3 arrays, or one of lines"),
         ({"state": (LINES[:8],)}, "too small"),
         ({"state": (LINES.astype(jnp.float32),)}, "packed int32"),
         ({"state": (LINES,), "in_place": False}, "in place"),
@@ -236,11 +247,40 @@ LINES = jnp.zeros((9, 128), jnp.int32)  # of 16 rows three
         ({"sources": jnp.zeros((5,), jnp.int32)}, "sources must be"),
         ({"gains": jnp.ones((5,))}, "gains must be"),
         ({"seeds": jnp.zeros((2,), jnp.int32)}, "seeds must be"),
+        ({"numbers": jnp.zeros((2,))}, "numbers must be"),
+        ({"numbers": jnp.float32(0.1)}, "Wrong buffer rank"),
         ({"ids": jnp.zeros((6,), jnp.int16)}, "Wrong buffer dtype"),
         ({"in_place": False}, "in place"),
         ({"attributes": {"first": np.int32([0, 0, -1])}}, "too small"),
         ({"attributes": {"first": np.int32([0, 1, 0])}}, "too small"),
         ({"attributes": {"first": np.int32([0, 0])}}, "make no sense"),
+        ({"attributes": {"first": np.int32([])}}, "make no sense"),
+        ({"attributes": {"per_row": np.int32([0, 0])}}, "make no sense"),
+        ({"attributes": nine_arrays()}, "make no sense"),
+        ({"attributes": {"rule": "OtherRule"}}, "no loop for OtherRule"),
+        ({"attributes": {"constants": np.float32([1])}}, "AdamRule has 5 constants"),
+        ({"attributes": {"rule": "SGDRule"}}, "SGDRule has 0 constants"),
+        (
+            {"attributes": {"rule": "SGDRule", "constants": np.float32([])}},
+            "not the arrays of SGDRule",
+        ),
+        # Adam with a count of the steps of each row.
+        (
+            {"attributes": {"constants": np.float32([0.9, 0.9, 1e-7, 1, 1])}},
+            "not the arrays of AdamRule",
+        ),
+        (
+            {"attributes": {"per_row": np.int32([1, 0, 0])}},
+            "not the arrays of AdamRule",
+        ),
+        (
+            {"state": (ONES, ONES, ONES[:39, 0]), "attributes": last_per_row()},
+            r"too small for \[V\]",
+        ),
+        (
+            {"state": (LINES,), "attributes": last_per_row()},
+            "packed int32",
+        ),
         ({"attributes": {"stride": np.int32(-8)}}, "make no sense"),
         ({"attributes": {"rows_per_group": np.int32(0)}}, "make no sense"),
         (
@@ -269,9 +309,10 @@ def test_without_its_library(monkeypatch, tmp_path):
     load = cpu.update._load.__wrapped__
     monkeypatch.setattr(cpu.update, "LIBRARY", tmp_path / "none.so")
     missing = load()
+    assert isinstance(missing, str)
     assert "was not built" in missing
     (tmp_path / "none.so").write_text("no library")
-    assert "does not load" in load()
+    assert "does not load" in str(load())
 
     monkeypatch.setattr(cpu.update, "_load", lambda: missing)
     state, ids, grads, _ = cases.arrays(DEFAULT)
