@@ -34,11 +34,13 @@ nothing else has to be changed for one.
 
 Needs: what `unsupported` says, which is that the library was built and has a loop for
 the rule. It checks every id and source itself and skips the wild ones; the ids need not
-be sorted, and are not sorted again when they are. It knows no Python.
+be sorted, and are not sorted again when they are. It knows no Python, and is loaded
+when the package is imported.
 """
 
+from sparse_adam.kernels.cpu import library as library
+from sparse_adam.kernels.cpu.library import warn_of_fallback as warn_of_fallback
 from sparse_adam.kernels.cpu.update import ENCODINGS as ENCODINGS
-from sparse_adam.kernels.cpu.update import LIBRARY as LIBRARY
 from sparse_adam.kernels.cpu.update import MOST_ARRAYS as MOST_ARRAYS
 from sparse_adam.kernels.cpu.update import attributes as attributes
 from sparse_adam.kernels.cpu.update import bytes_moved as bytes_moved
@@ -49,3 +51,7 @@ from sparse_adam.kernels.cpu.update import plain_places as plain_places
 from sparse_adam.kernels.cpu.update import rule_attributes as rule_attributes
 from sparse_adam.kernels.cpu.update import unsupported as unsupported
 from sparse_adam.kernels.cpu.update import unsupported_rule as unsupported_rule
+
+# When the package is imported, since a program that was compiled by another process may
+# be run without any update being traced. Failures are told when an update is.
+library.load()

@@ -1,10 +1,7 @@
 """The update on a CPU: what the C++ library is told, and the call."""
 
-import ctypes
 import dataclasses
-import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,12 +10,11 @@ import numpy as np
 
 from sparse_adam import rules
 from sparse_adam._types import Gains, Grads, Indices, Seeds
+from sparse_adam.kernels.cpu import library
 from sparse_adam.kernels.problem import Batch, Problem, State, Step
 from sparse_adam.kernels.tiles import LANES
 from sparse_adam.rules import AdamRule, Limits, UpdateRule
 
-LIBRARY = Path(__file__).parent / "sparse_adam_cpu.so"
-_TARGET = "sparse_adam_cpu"
 # As in `loops.h` and `storage.h`.
 MOST_ARRAYS = 8
 ENCODINGS = ("float32", "bfloat16", "widened", "low_half", "high_half")
@@ -31,7 +27,7 @@ def unsupported(problem: Problem) -> str | None:
 
 def unsupported_rule(rule: UpdateRule) -> str | None:
     """Says why this kernel cannot step by a rule, or None when it can."""
-    loaded = _load()
+    loaded = library.load()
     if isinstance(loaded, str):
         return loaded
     name = type(rule).__name__
@@ -86,7 +82,7 @@ def call(
         seeds = jnp.zeros((0,), jnp.int32)
     operands = (grads, ids, sources, gains, numbers, seeds)
     aliases = {len(operands) + i: i for i in range(len(state))}
-    run = jax.ffi.ffi_call(_TARGET, state, input_output_aliases=aliases)
+    run = jax.ffi.ffi_call(library.TARGET, state, input_output_aliases=aliases)
     return tuple(run(*operands, *state, **attributes))
 
 
@@ -191,26 +187,3 @@ def _rule_of(problem: Problem) -> AdamRule:
     return AdamRule(
         hyper.beta_1, hyper.beta_2, hyper.epsilon, hyper.sum_inside_sqrt, None
     )
-
-
-@functools.cache
-def _load() -> frozenset[str] | str:
-    """Loads the library and shows its handler to XLA.
-
-    Returns:
-        The names of the rules that it has loops for; or why it cannot be used.
-    """
-    if not LIBRARY.exists():
-        return (
-            "its C++ library was not built when this package was installed: that needs "
-            "a C++17 compiler"
-        )
-    try:
-        library = ctypes.CDLL(str(LIBRARY))
-        library.sparse_adam_cpu_rules.restype = ctypes.c_char_p
-        names = library.sparse_adam_cpu_rules().decode().split()
-        capsule = jax.ffi.pycapsule(library.sparse_adam_cpu)
-        jax.ffi.register_ffi_target(_TARGET, capsule, platform="cpu")
-    except Exception as error:  # of the linker, or of another version of XLA
-        return f"its C++ library does not load: {error}"
-    return frozenset(names)

@@ -163,8 +163,8 @@ def test_tables_beyond_32_bits(driver):
 def test_prefetches_are_there():
     # A compiler may take a function that only prefetches for one without effects.
     disassembler = shutil.which("objdump")
-    if disassembler is None or not cpu.LIBRARY.exists():
+    if disassembler is None or not cpu.library.LIBRARY.exists():
         assert "__builtin_prefetch" in (SOURCES / "update.cc").read_text()
         return
-    code = subprocess.check_output([disassembler, "-d", cpu.LIBRARY], text=True)
+    code = subprocess.check_output([disassembler, "-d", cpu.library.LIBRARY], text=True)
     assert "prefetch" in code or "prfm" in code
