@@ -23,7 +23,8 @@ demo bench: export JAX_PLATFORMS ?= $(if $(TPU),tpu$(comma)cpu,cpu)
 
 # An editable package is compiled when it is installed.
 COMPILED := pyproject.toml hatch_build.py \
-    $(foreach kind,cc h inc,$(wildcard sparse_adam/kernels/cpu/*.$(kind)))
+    $(foreach kind,cc h inc,$(wildcard sparse_adam/kernels/cpu/*.$(kind))) \
+    $(wildcard sparse_adam/kernels/cpu/rules/*.cc)
 
 .PHONY: demo test lint types check bench static clean
 

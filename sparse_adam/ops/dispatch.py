@@ -98,12 +98,14 @@ class Choice:
         config: its block sizes; None leaves them to an interpreted kernel, or to one
             that has none.
         given: whether a user gave them.
+        named: whether a user named the implementation.
     """
 
     implementation: Implementation
     interpret: bool
     config: Config | None
     given: bool
+    named: bool
 
     @classmethod
     def on(
@@ -112,13 +114,15 @@ class Choice:
         implementation: Implementation,
         spec: UpdateSpec,
         config: Config | None,
+        *,
+        named: bool,
     ) -> "Choice":
         """Decides how an implementation runs an update on a platform."""
         compiled = implementation.compiled_on(platform)
         given = config is not None
         if config is None and implementation.config is not None and compiled:
             config = implementation.config.choose(spec)
-        return cls(implementation, not compiled, config, given)
+        return cls(implementation, not compiled, config, given, named)
 
     def update(
         self, state: State, batch: SortedBatch, scalars: StepScalars, spec: UpdateSpec
@@ -181,7 +185,7 @@ def choices(
             first = next(i for i in able if i.compiled_on(platform))
             if _crossover(spec, first) <= spec.num_ids / spec.num_rows:
                 first = next(i for i in able if i.name == "sweep")
-            return Choice.on(platform, first, spec, None)
+            return Choice.on(platform, first, spec, None, named=False)
 
         return Choices(*map(best, (*PLATFORMS, None)))
     if implementation not in NAMES:
@@ -196,7 +200,10 @@ def choices(
     if config is not None and named.absent() is None:
         config.check(spec)
     return Choices(
-        *(Choice.on(platform, named, spec, config) for platform in (*PLATFORMS, None))
+        *(
+            Choice.on(platform, named, spec, config, named=True)
+            for platform in (*PLATFORMS, None)
+        )
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from sparse_adam._types import Gains, Grads, Indices
+from sparse_adam.kernels import cpu
 from sparse_adam.kernels.rounding import noise
 from sparse_adam.kernels.spec import SortedBatch, State, StepScalars, UpdateSpec
 from sparse_adam.ops.dispatch import Choices
@@ -126,6 +127,8 @@ def _run(
     state, batch, scalars = jax.tree.unflatten(structure, arrays)
     ids, order, grads, sources, gains = batch
     choice = chosen.on(platform)
+    if platform == "cpu" and choice.implementation.name == "xla" and not choice.named:
+        cpu.warn_of_fallback()
     if spec.weighted and gains is None:
         gains = jnp.ones(ids.shape, jnp.float32)
     if order is None and not choice.implementation.sorts:

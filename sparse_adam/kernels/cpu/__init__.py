@@ -1,14 +1,16 @@
-"""Adam on the rows of a table, on a CPU, as a custom call in C++: every mode.
+"""Updates of the rows of a table, on a CPU, as a custom call in C++: every mode.
 
 Why: XLA's CPU scatter makes the portable path some thirty times slower than the memory
 is. This kernel sorts the ids itself, on only the bits that V needs, then touches what
 the batch touched: each gradient row is read once, straight through the sort, and each
-updated row of the three arrays is read once and written once, in place. Nothing is
+updated row of the state is read once and written once, in place. Nothing is
 materialised in between (`bytes_moved`).
 
-Storage: the library knows neither plain arrays nor lines, only where the rows of w, m
-and v begin, how far they are apart and how their numbers are encoded (`_places`). Plain
-arrays are one group of V rows. So one code serves both storages, bit for bit alike.
+Storage: the library knows neither plain arrays nor lines, only where the rows of the
+weights and of each slot begin, how far they are apart and how their numbers are encoded
+(`plain_places`, `packed_places`). Plain arrays are one group of V rows. So one code
+serves both storages, bit for bit alike. A slot of one number for each row is an array
+`[V]` of float32, and only plain storage has them.
 
 Data flow (`update.cc`): the sorted occurrences are cut into blocks of 128, which
 the threads of XLA's own pool share. A block sums its runs of equal ids in the
@@ -23,31 +25,33 @@ threads and, as no operation is contracted or reordered, with any instruction se
 
 Numerics: float32 between one read and one rounding per row and call, to the nearest or
 with the noise of `rounding`; IEEE root and division. A lane sees no other, so a NaN
-stays where it is.
+stays where it is; but a rule with one number for each row may spread it over the row.
 
-The formula stands here a third time, in `loops.inc`: `adam_tile` is traced by JAX
-and cannot be called from C++, and the NumPy loop is no program at all. The contract's
-tests (`tests/ops/test_sparse_adam.py`) hold all three together, mode by mode.
+The formula of each rule stands here a third time, in a file of `rules/` that has the
+step of one lane: JAX traces `step` of the Python rule, which cannot be called from
+C++, and the NumPy loop is no program at all. `rule.h` says how a rule is written;
+nothing else has to be changed for one.
 
-Needs: what `unsupported` says, which is only that the library was built. It checks
-every id and source itself and skips the wild ones; the ids need not be sorted, and are
-not sorted again when they are. It is loaded when first asked for, and knows no Python.
+Needs: what `unsupported` says, which is that the library was built and has a loop for
+the rule. It checks every id and source itself and skips the wild ones; the ids need not
+be sorted, and are not sorted again when they are. It knows no Python, and is loaded
+when the package is imported.
 """
 
-from sparse_adam.kernels.cpu.update import (
-    ENCODINGS,
-    LIBRARY,
-    attributes,
-    bytes_moved,
-    cpu_update,
-    unsupported,
-)
+from sparse_adam.kernels.cpu import library as library
+from sparse_adam.kernels.cpu.library import warn_of_fallback as warn_of_fallback
+from sparse_adam.kernels.cpu.update import ENCODINGS as ENCODINGS
+from sparse_adam.kernels.cpu.update import MOST_ARRAYS as MOST_ARRAYS
+from sparse_adam.kernels.cpu.update import attributes as attributes
+from sparse_adam.kernels.cpu.update import bytes_moved as bytes_moved
+from sparse_adam.kernels.cpu.update import call as call
+from sparse_adam.kernels.cpu.update import cpu_update as cpu_update
+from sparse_adam.kernels.cpu.update import packed_places as packed_places
+from sparse_adam.kernels.cpu.update import plain_places as plain_places
+from sparse_adam.kernels.cpu.update import rule_attributes as rule_attributes
+from sparse_adam.kernels.cpu.update import unsupported as unsupported
+from sparse_adam.kernels.cpu.update import unsupported_rule as unsupported_rule
 
-__all__ = [
-    "ENCODINGS",
-    "LIBRARY",
-    "attributes",
-    "bytes_moved",
-    "cpu_update",
-    "unsupported",
-]
+# When the package is imported, since a program that was compiled by another process may
+# be run without any update being traced. Failures are told when an update is.
+library.load()

@@ -4,6 +4,7 @@
 #include <limits>
 #include <new>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "update.h"
@@ -19,9 +20,13 @@ using Integers = ffi::Span<const int32_t>;
 struct Options {
   int32_t num_rows;                              // V
   int32_t rows_per_group, stride, group_stride;  // of Storage
-  Integers first, encodings;  // of w, m, v: the item where row 0 begins; its Encoding
-  float beta_1, beta_2, epsilon, decay;
-  bool decay_by_rate, sum_inside_sqrt, lazy, accumulate;
+  // Of the weights and each slot: the item where row 0 begins; its Encoding; whether it
+  // has one number for each row.
+  Integers first, encodings, per_row;
+  bool lazy, accumulate;
+  bool decays, scales;  // whether these two of the numbers count
+  std::string_view rule;
+  ffi::Span<const float> constants;  // of the rule
   float gradient_min, gradient_max, weight_min, weight_max;
 };
 
@@ -32,13 +37,13 @@ XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(
     sparse_adam::Options, StructMember<int32_t>("num_rows"),
     StructMember<int32_t>("rows_per_group"), StructMember<int32_t>("stride"),
     StructMember<int32_t>("group_stride"), StructMember<sparse_adam::Integers>("first"),
-    StructMember<sparse_adam::Integers>("encodings"), StructMember<float>("beta_1"),
-    StructMember<float>("beta_2"), StructMember<float>("epsilon"),
-    StructMember<float>("decay"), StructMember<bool>("decay_by_rate"),
-    StructMember<bool>("sum_inside_sqrt"), StructMember<bool>("lazy"),
-    StructMember<bool>("accumulate"), StructMember<float>("gradient_min"),
-    StructMember<float>("gradient_max"), StructMember<float>("weight_min"),
-    StructMember<float>("weight_max"));
+    StructMember<sparse_adam::Integers>("encodings"),
+    StructMember<sparse_adam::Integers>("per_row"), StructMember<bool>("lazy"),
+    StructMember<bool>("accumulate"), StructMember<bool>("decays"),
+    StructMember<bool>("scales"), StructMember<std::string_view>("rule"),
+    StructMember<xla::ffi::Span<const float>>("constants"),
+    StructMember<float>("gradient_min"), StructMember<float>("gradient_max"),
+    StructMember<float>("weight_min"), StructMember<float>("weight_max"));
 
 namespace sparse_adam {
 namespace {
@@ -73,56 +78,102 @@ bool Holds(const ffi::AnyBuffer& x, bool packed, Encoding encoding) {
   }
 }
 
-// Finds the three arrays, each in its own buffer or all in one. All numbers are below
-// 2**31, so no sum of two products overflows.
+// Finds the arrays, each in its own buffer or all in one. All numbers are below 2**31,
+// so no sum of two products overflows.
 ffi::Error Locate(const Options& options, int64_t dim, ffi::RemainingArgs before,
                   ffi::RemainingRets after, Storage* state) {
-  const bool packed = before.size() == 1;
-  if ((!packed && before.size() != 3) || after.size() != before.size()) {
-    return Refuse("the state must be three arrays, or one");
-  }
+  const size_t num_arrays = options.first.size();
   if (options.num_rows < 1 || options.rows_per_group < 1 || options.stride < 0 ||
-      options.group_stride < 0 || options.first.size() != 3 ||
-      options.encodings.size() != 3) {
+      options.group_stride < 0 || num_arrays < 1 || num_arrays > kMostArrays ||
+      options.encodings.size() != num_arrays || options.per_row.size() != num_arrays) {
     return Refuse("its attributes make no sense");
+  }
+  const bool alone = before.size() == 1;
+  if ((!alone && before.size() != num_arrays) || after.size() != before.size()) {
+    return Refuse("the state must be " + std::to_string(num_arrays) +
+                  " arrays, or one of lines");
   }
   state->rows_per_group = options.rows_per_group;
   state->stride = options.stride;
   state->group_stride = options.group_stride;
-  for (int i = 0; i < 3; ++i) {
-    const auto old = before.get<ffi::AnyBuffer>(packed ? 0 : i);
-    auto updated = after.get<ffi::AnyBuffer>(packed ? 0 : i);
+  for (size_t i = 0; i < num_arrays; ++i) {
+    const auto old = before.get<ffi::AnyBuffer>(alone ? 0 : i);
+    auto updated = after.get<ffi::AnyBuffer>(alone ? 0 : i);
     if (!old || !updated) return Refuse("the state must be arrays");
+    const bool packed = alone && (num_arrays > 1 || old->element_type() == ffi::S32);
+    const bool per_row = options.per_row[i] != 0;
     const auto encoding = static_cast<Encoding>(options.encodings[i]);
     if (options.encodings[i] < 0 || options.encodings[i] >= kEncodings ||
-        !Holds(*old, packed, encoding)) {
+        !Holds(*old, packed, encoding) ||
+        (per_row && (packed || encoding != Encoding::kFloat32))) {
       return Refuse("the arrays must be float32 or bfloat16, or packed int32");
     }
     if (old->untyped_data() != (*updated)->untyped_data() ||
         old->size_bytes() != (*updated)->size_bytes()) {
       return Refuse("the state must be updated in place");
     }
-    const int64_t first = options.first[i], end = state->End(options.num_rows, dim);
+    const int64_t first = options.first[i];
+    const int64_t end = per_row ? options.num_rows : state->End(options.num_rows, dim);
     if (first < 0 || first + end > static_cast<int64_t>(old->element_count())) {
-      return Refuse("an array is too small for [V, D]");
+      return Refuse(per_row ? "an array is too small for [V]"
+                            : "an array is too small for [V, D]");
     }
     char* data = static_cast<char*>(old->untyped_data());
-    state->arrays[i] = {data + first * ItemSize(encoding), encoding};
+    data += first * ItemSize(encoding);
+    if (per_row) {
+      state->row_arrays[state->num_row_arrays++] = reinterpret_cast<float*>(data);
+    } else {
+      state->arrays[state->num_arrays++] = {data, encoding};
+    }
   }
   return ffi::Error::Success();
 }
 
-Formula FormulaOf(const Options& options, float rate) {
-  return {rate,
-          options.beta_1,
-          options.beta_2,
-          options.epsilon,
-          options.decay_by_rate ? options.decay * rate : options.decay,
-          options.sum_inside_sqrt,
-          options.gradient_min,
-          options.gradient_max,
-          options.weight_min,
-          options.weight_max};
+// Finds the loops of the rule and makes it ready.
+ffi::Error Prepare(const Options& options, ffi::BufferR1<ffi::F32> numbers,
+                   Update* update) {
+  if (numbers.dimensions()[0] != 3) return Refuse("numbers must be [3]");
+  const RegisteredRule* rule = RegisteredRule::Find(options.rule);
+  if (rule == nullptr) {
+    return Refuse("it has no loop for " + std::string(options.rule));
+  }
+  if (static_cast<int>(options.constants.size()) != rule->num_constants()) {
+    return Refuse(std::string(options.rule) + " has " +
+                  std::to_string(rule->num_constants()) + " constants");
+  }
+  const float* given = numbers.typed_data();
+  const float* constants = options.constants.begin();
+  update->rule = &rule->LoopsFor(constants);
+  if (update->state.num_arrays != 1 + update->rule->slots ||
+      update->state.num_row_arrays != update->rule->row_slots ||
+      options.per_row[0] != 0) {
+    return Refuse("these are not the arrays of " + std::string(options.rule));
+  }
+  update->prepared = update->rule->prepare(constants, given[0]);
+  update->decays = options.decays;
+  update->numbers = {given[1],
+                     options.scales ? given[2] : 1.0f,
+                     options.gradient_min,
+                     options.gradient_max,
+                     options.weight_min,
+                     options.weight_max};
+  return ffi::Error::Success();
+}
+
+// Takes the seeds of the arrays that can be rounded, which rows' own numbers cannot.
+ffi::Error TakeSeeds(const Options& options, ffi::BufferR1<ffi::S32> seeds,
+                     Update* update) {
+  const auto num_seeds = static_cast<size_t>(seeds.dimensions()[0]);
+  update->stochastic = num_seeds != 0;
+  if (num_seeds == 0) return ffi::Error::Success();
+  if (num_seeds != options.first.size()) {
+    return Refuse("seeds must be one for each array, or [0]");
+  }
+  int t = 0;
+  for (size_t i = 0; i < num_seeds; ++i) {
+    if (options.per_row[i] == 0) update->seeds[t++] = seeds.typed_data()[i];
+  }
+  return ffi::Error::Success();
 }
 
 // A buffer of as many numbers as there should be, or null if it is empty.
@@ -133,7 +184,7 @@ auto OrNull(const Buffer& x) {
 
 ffi::Error Handle(ffi::ThreadPool thread_pool, ffi::AnyBuffer grads,
                   ffi::BufferR1<ffi::S32> ids, ffi::BufferR1<ffi::S32> sources,
-                  ffi::BufferR1<ffi::F32> gains, ffi::BufferR0<ffi::F32> rate,
+                  ffi::BufferR1<ffi::F32> gains, ffi::BufferR1<ffi::F32> numbers,
                   ffi::BufferR1<ffi::S32> seeds, ffi::RemainingArgs state,
                   ffi::RemainingRets new_state, const Options& options) {
   const auto grads_shape = grads.dimensions();
@@ -151,27 +202,24 @@ ffi::Error Handle(ffi::ThreadPool thread_pool, ffi::AnyBuffer grads,
   if (sources.dimensions()[0] != num_ids) return Refuse("sources must be [N]");
   const int64_t num_gains = gains.dimensions()[0];
   if (num_gains != 0 && num_gains != num_ids) return Refuse("gains must be [N] or [0]");
-  const int64_t num_seeds = seeds.dimensions()[0];
-  if (num_seeds != 0 && num_seeds != 3) return Refuse("seeds must be [3] or [0]");
 
   Update update = {};
-  if (auto error = Locate(options, dim, state, new_state, &update.state);
-      error.failure()) {
-    return error;
+  if (auto e = Locate(options, dim, state, new_state, &update.state); e.failure()) {
+    return e;
   }
+  if (auto e = Prepare(options, numbers, &update); e.failure()) return e;
+  if (auto e = TakeSeeds(options, seeds, &update); e.failure()) return e;
   update.grads = {static_cast<char*>(grads.untyped_data()),
                   narrow ? Encoding::kBFloat16 : Encoding::kFloat32};
   update.ids = ids.typed_data();
   update.sources = sources.typed_data();
   update.gains = OrNull(gains);
-  update.seeds = OrNull(seeds);
   update.num_rows = options.num_rows;
   update.dim = dim;
   update.num_ids = num_ids;
   update.num_grads = grads_shape[0];
   update.lazy = options.lazy;
   update.accumulate = options.accumulate;
-  update.formula = FormulaOf(options, *rate.typed_data());
   XlaPool pool(thread_pool);
   try {
     Run(update, pool);
@@ -187,9 +235,23 @@ ffi::Error Handle(ffi::ThreadPool thread_pool, ffi::AnyBuffer grads,
 
 namespace ffi = xla::ffi;
 
-// The one name that the library shows.
-extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* sparse_adam_cpu(
-    XLA_FFI_CallFrame* call_frame);
+// The two names that the library shows.
+#define SHOWN extern "C" __attribute__((visibility("default")))
+
+// The rules that it has loops for: the names of their Python classes, with a space
+// behind each.
+SHOWN const char* sparse_adam_cpu_rules() {
+  static const std::string* const names = [] {
+    auto* all = new std::string;
+    for (auto* rule = sparse_adam::RegisteredRule::First(); rule; rule = rule->next()) {
+      *all += std::string(rule->name()) + " ";
+    }
+    return all;
+  }();
+  return names->c_str();
+}
+
+SHOWN XLA_FFI_Error* sparse_adam_cpu(XLA_FFI_CallFrame* call_frame);
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     sparse_adam_cpu, sparse_adam::Handle,
@@ -199,8 +261,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
         .Arg<ffi::BufferR1<ffi::S32>>()    // ids
         .Arg<ffi::BufferR1<ffi::S32>>()    // sources
         .Arg<ffi::BufferR1<ffi::F32>>()    // gains
-        .Arg<ffi::BufferR0<ffi::F32>>()    // rate
+        .Arg<ffi::BufferR1<ffi::F32>>()    // learning rate, decay, gradient scale
         .Arg<ffi::BufferR1<ffi::S32>>()    // seeds
-        .RemainingArgs()                   // table, momenta, velocities; or lines
+        .RemainingArgs()                   // weights and slots; or lines
         .RemainingRets()                   // the same
         .Attrs<sparse_adam::Options>());

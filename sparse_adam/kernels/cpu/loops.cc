@@ -56,51 +56,27 @@ struct HighHalves {
 inline float Value(float x) { return x; }
 inline float Value(BFloat16 x) { return FloatOf(BFloat16s::Get(x)); }
 
-// A comparison with a NaN is false, so a NaN stays.
-inline float Clip(float x, float low, float high) {
-  const float raised = x < low ? low : x;
-  return raised > high ? high : raised;
-}
-
-#define LEVEL baseline
-#define TARGET
-#include "loops.inc"
-#undef LEVEL
-#undef TARGET
-
-#if defined(__x86_64__)
-#define LEVEL avx2
-#define TARGET __attribute__((target("avx2")))
-#include "loops.inc"
-#undef LEVEL
-#undef TARGET
-
-#define LEVEL avx512
-#define TARGET \
-  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
-#include "loops.inc"
-#undef LEVEL
-#undef TARGET
-#endif
+#define LEVEL_BODY "loops.inc"
+#include "levels.inc"
+#undef LEVEL_BODY
 
 #define CODEC(level, Code) \
   {level::Widen<Code>, level::Round<Code>, level::RoundWith<Code>}
-#define LOOPS(level)             \
-  {#level,                       \
+#define LOOPS(number, level)     \
+  {number,                       \
    level::Add<float>,            \
    level::Add<BFloat16>,         \
-   level::Step,                  \
    {{},                          \
     CODEC(level, BFloat16s),     \
     CODEC(level, WidenedFloats), \
     CODEC(level, LowHalves),     \
     CODEC(level, HighHalves)}}
 
-constexpr Loops kLoops[] = {
-    LOOPS(baseline),
+constexpr Loops kLoops[kLevels] = {
+    LOOPS(0, baseline),
 #if defined(__x86_64__)
-    LOOPS(avx2),
-    LOOPS(avx512),
+    LOOPS(1, avx2),
+    LOOPS(2, avx512),
 #endif
 };
 

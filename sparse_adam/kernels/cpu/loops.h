@@ -1,8 +1,9 @@
-// The loops over the lanes of a row: the one place where the formula stands in C++.
+// The loops over the lanes of a row that every rule shares: sums and encodings.
 //
 // They are compiled once for each instruction set and chosen when the library is first
 // used. Every operation is an IEEE float32 operation, none is contracted or reordered,
-// and no lane sees another: all instruction sets give the same bits.
+// and no lane sees another: all instruction sets give the same bits. The loops of the
+// rules are compiled and chosen in the same way; see rule.h.
 
 #ifndef SPARSE_ADAM_LOOPS_H_
 #define SPARSE_ADAM_LOOPS_H_
@@ -27,20 +28,6 @@ inline int64_t ItemSize(Encoding encoding) {
   return encoding == Encoding::kBFloat16 ? 2 : 4;
 }
 
-// The numbers of an update. An open side of a clip is an infinity.
-struct Formula {
-  float learning_rate;
-  float beta_1;
-  float beta_2;
-  float epsilon;
-  float decay;  // lambda, times the rate if that was asked for; 0 is none
-  bool sum_inside_sqrt;
-  float gradient_min;
-  float gradient_max;
-  float weight_min;
-  float weight_max;
-};
-
 // Random bits for stochastic rounding, those of `kernels/rounding.py`.
 struct Noise {
   uint32_t seed;     // of the array
@@ -56,15 +43,19 @@ struct Codec {
   void (*round_with)(void* to, const float* from, int64_t size, Noise noise);
 };
 
+// How many instruction sets the loops are compiled for.
+#if defined(__x86_64__)
+constexpr int kLevels = 3;  // baseline, AVX2, AVX-512
+#else
+constexpr int kLevels = 1;
+#endif
+
 struct Loops {
-  const char* name;
+  int level;  // which of the instruction sets, as in `RuleLoops`
   // sum[i] += gain * x[i], from 0 if the sum is a fresh one
   void (*add)(float* sum, const float* x, float gain, int64_t size, bool fresh);
   void (*add_bfloat16)(float* sum, const BFloat16* x, float gain, int64_t size,
                        bool fresh);
-  // One Adam step of `size` weights; the four arrays do not overlap.
-  void (*step)(float* w, float* m, float* v, const float* gradient, int64_t size,
-               const Formula& formula);
   Codec codecs[kEncodings];  // by encoding; that of float32 is empty
 };
 

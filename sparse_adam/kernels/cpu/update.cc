@@ -35,13 +35,18 @@ int64_t LinesOfRow(const Matrix& x, int64_t dim) {
 // All that one occurrence needs.
 int64_t LinesOfOccurrence(const Update& u) {
   int64_t lines = LinesOfRow(u.grads, u.dim);
-  for (const Matrix& x : u.state.arrays) lines += LinesOfRow(x, u.dim);
-  return lines;
+  for (int t = 0; t < u.state.num_arrays; ++t) {
+    lines += LinesOfRow(u.state.arrays[t], u.dim);
+  }
+  return lines + u.state.num_row_arrays;
 }
 
-// Float32 scratch of one worker.
+// Float32 scratch of one worker: a sum of gradients, and a piece of each array.
 struct Buffers {
-  float *sum, *w, *m, *v;
+  float* sum;
+  int64_t piece;
+
+  float* OfArray(int t) const { return sum + (t + 1) * piece; }
 };
 
 // Memory is asked for ahead: that of narrow rows into the first-level cache, which has
@@ -53,13 +58,17 @@ class Updater {
       : u_(update),
         pool_(pool),
         loops_(loops),
+        step_(u_.rule->steps[loops.level][u_.decays]),
         occurrences_(u_.ids, u_.num_ids, u_.num_rows, pool),
         blocks_((occurrences_.size() + kBlock - 1) / kBlock),
         workers_(WorkersFor(Traffic(), pool)),
         ahead_(std::clamp(kLinesAhead / LinesOfOccurrence(u_), kLeast, kMost)),
         piece_(u_.lazy ? u_.dim : std::max(u_.dim, kSweepPiece)),
-        buffers_(new float[workers_ * 4 * piece_]),
-        partial_sums_(new float[u_.accumulate ? blocks_ * 2 * u_.dim : 0]) {}
+        scratch_((1 + u_.state.num_arrays) * piece_),
+        buffers_(new float[workers_ * scratch_]),
+        partial_sums_(new float[u_.accumulate ? blocks_ * 2 * u_.dim : 0]) {
+    ListFetched();
+  }
 
   void Run() {
     if (u_.accumulate) {
@@ -84,8 +93,7 @@ class Updater {
   template <typename Body>
   void ForEach(int64_t parts, const Body& body) {
     ParallelFor(pool_, workers_, parts, [&](int64_t worker, int64_t part) {
-      float* own = &buffers_[worker * 4 * piece_];
-      body({own, own + piece_, own + 2 * piece_, own + 3 * piece_}, part);
+      body({&buffers_[worker * scratch_], piece_}, part);
     });
   }
 
@@ -139,13 +147,13 @@ class Updater {
     for (int64_t first = begin(block); first < end(block); ++first) {
       if (!BeginsRun(first)) continue;
       const Stretch stretch = StretchOf(row(first), 1);
-      const Row floats = Open(own, stretch);
+      const Opened opened = Open(own, stretch);
       for (int64_t i = first;; ++i) {
         AddGradient(i, own.sum, true);
-        loops_.step(floats.w, floats.m, floats.v, own.sum, u_.dim, u_.formula);
+        StepOpened(opened, stretch, own.sum);
         if (EndsRun(i)) break;
       }
-      Close(floats, stretch);
+      Close(opened, stretch);
     }
   }
 
@@ -214,76 +222,97 @@ class Updater {
     if (source >= 0 && source < u_.num_grads) PrefetchRow(u_.grads, source * u_.dim);
     if (!BeginsRun(i)) return;
     const int64_t place = u_.state.Place(row(i));
-    for (int t = 0; t < 3; ++t) {
-      if (!SeenComing(t)) PrefetchRow(u_.state.arrays[t], place);
+    for (int t = 0; t < num_fetched_; ++t) {
+      const Fetched& x = fetched_[t];
+      PrefetchLines(x.data + place * x.item_size, x.lines);
+    }
+    for (int t = 0; t < u_.state.num_row_arrays; ++t) {
+      __builtin_prefetch(u_.state.row_arrays[t] + row(i), 0, kLocality);
     }
   }
 
-  // Whether the rows of array t are the same lines as those of another, or follow them:
-  // a group of one row is one stretch of memory.
-  bool SeenComing(int t) const {
-    const bool follows = t > 0 && u_.state.rows_per_group == 1 && u_.state.group_stride;
-    return follows || u_.state.arrays[t].encoding == Encoding::kHighHalf;
+  [[gnu::always_inline]] void PrefetchRow(const Matrix& x, int64_t place) const {
+    PrefetchLines(x.At(place), std::min(LinesOfRow(x, u_.dim), kMostLinesOfRow));
   }
 
-  [[gnu::always_inline]] void PrefetchRow(const Matrix& x, int64_t place) const {
-    const char* line = x.At(place);
-    const int64_t lines = std::min(LinesOfRow(x, u_.dim), kMostLinesOfRow);
+  [[gnu::always_inline]] static void PrefetchLines(const char* line, int64_t lines) {
     for (int64_t i = 0; i < lines; ++i) {
       __builtin_prefetch(line + i * kCacheLine, 0, kLocality);
     }
   }
 
-  // Weights that stand together, those of one row or of several.
+  // Lists the arrays whose rows are asked for: not those whose rows are the same lines
+  // as another's, or follow them, since a group of one row is one stretch of memory.
+  void ListFetched() {
+    for (int t = 0; t < u_.state.num_arrays; ++t) {
+      const Matrix& x = u_.state.arrays[t];
+      if (t > 0 && u_.state.rows_per_group == 1 && u_.state.group_stride) continue;
+      if (x.encoding == Encoding::kHighHalf) continue;
+      fetched_[num_fetched_++] = {x.data, ItemSize(x.encoding),
+                                  std::min(LinesOfRow(x, u_.dim), kMostLinesOfRow)};
+    }
+  }
+
+  // Rows that stand together.
   struct Stretch {
+    int64_t row;  // the first
+    int64_t rows;
     int64_t place;
-    int64_t size;
+    int64_t size;      // in items
     uint32_t element;  // of the noise
   };
 
   Stretch StretchOf(int64_t row, int64_t rows) const {
-    return {u_.state.Place(row), rows * u_.dim, static_cast<uint32_t>(row * u_.dim)};
+    const auto element = static_cast<uint32_t>(row * u_.dim);
+    return {row, rows, u_.state.Place(row), rows * u_.dim, element};
   }
 
   void Step(const Buffers& own, const Stretch& stretch, const float* gradient) {
-    const Row row = Open(own, stretch);
-    loops_.step(row.w, row.m, row.v, gradient, stretch.size, u_.formula);
-    Close(row, stretch);
+    const Opened opened = Open(own, stretch);
+    StepOpened(opened, stretch, gradient);
+    Close(opened, stretch);
   }
 
   // Weights and slots as float32: the tables' own memory where they are float32.
-  struct Row {
-    float *w, *m, *v;
+  struct Opened {
+    float* values[kMostArrays];
+    float* row_values[kMostArrays];
   };
 
-  Row Open(const Buffers& own, const Stretch& stretch) {
-    return {OpenOne(0, own.w, stretch), OpenOne(1, own.m, stretch),
-            OpenOne(2, own.v, stretch)};
+  void StepOpened(const Opened& opened, const Stretch& stretch, const float* gradient) {
+    step_(u_.prepared, u_.numbers, opened.values, opened.row_values, gradient,
+          stretch.rows, u_.dim);
   }
 
-  float* OpenOne(int i, float* buffer, const Stretch& stretch) {
-    const Matrix& x = u_.state.arrays[i];
-    char* stored = x.At(stretch.place);
-    if (x.encoding == Encoding::kFloat32) return reinterpret_cast<float*>(stored);
-    CodecOf(x).widen(buffer, stored, stretch.size);
-    return buffer;
+  Opened Open(const Buffers& own, const Stretch& stretch) {
+    Opened opened;
+    for (int t = 0; t < u_.state.num_arrays; ++t) {
+      const Matrix& x = u_.state.arrays[t];
+      char* stored = x.At(stretch.place);
+      if (x.encoding == Encoding::kFloat32) {
+        opened.values[t] = reinterpret_cast<float*>(stored);
+      } else {
+        opened.values[t] = own.OfArray(t);
+        CodecOf(x).widen(opened.values[t], stored, stretch.size);
+      }
+    }
+    for (int t = 0; t < u_.state.num_row_arrays; ++t) {
+      opened.row_values[t] = u_.state.row_arrays[t] + stretch.row;
+    }
+    return opened;
   }
 
-  void Close(const Row& row, const Stretch& stretch) {
-    CloseOne(0, row.w, stretch);
-    CloseOne(1, row.m, stretch);
-    CloseOne(2, row.v, stretch);
-  }
-
-  void CloseOne(int i, const float* floats, const Stretch& stretch) {
-    const Matrix& x = u_.state.arrays[i];
-    if (x.encoding == Encoding::kFloat32) return;
-    char* stored = x.At(stretch.place);
-    if (u_.seeds == nullptr) {
-      CodecOf(x).round(stored, floats, stretch.size);
-    } else {
-      const Noise noise = {static_cast<uint32_t>(u_.seeds[i]), stretch.element};
-      CodecOf(x).round_with(stored, floats, stretch.size, noise);
+  void Close(const Opened& opened, const Stretch& stretch) {
+    for (int t = 0; t < u_.state.num_arrays; ++t) {
+      const Matrix& x = u_.state.arrays[t];
+      if (x.encoding == Encoding::kFloat32) continue;
+      char* stored = x.At(stretch.place);
+      if (u_.stochastic) {
+        const Noise noise = {static_cast<uint32_t>(u_.seeds[t]), stretch.element};
+        CodecOf(x).round_with(stored, opened.values[t], stretch.size, noise);
+      } else {
+        CodecOf(x).round(stored, opened.values[t], stretch.size);
+      }
     }
   }
 
@@ -294,11 +323,21 @@ class Updater {
   const Update& u_;
   Pool& pool_;
   const Loops& loops_;
+  const StepFunction step_;
   const SortedOccurrences occurrences_;
   const int64_t blocks_;
   const int64_t workers_;
   const int64_t ahead_;
-  const int64_t piece_;  // floats of one buffer
+  // The arrays whose rows are asked for ahead.
+  struct Fetched {
+    const char* data;
+    int64_t item_size;
+    int64_t lines;
+  };
+  Fetched fetched_[kMostArrays];
+  int num_fetched_ = 0;
+  const int64_t piece_;    // floats of one buffer
+  const int64_t scratch_;  // floats of one worker
   const std::unique_ptr<float[]> buffers_;
   const std::unique_ptr<float[]> partial_sums_;
 };

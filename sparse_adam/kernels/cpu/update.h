@@ -7,6 +7,7 @@
 
 #include "loops.h"
 #include "parallel.h"
+#include "rule.h"
 #include "storage.h"
 
 namespace sparse_adam {
@@ -14,19 +15,23 @@ namespace sparse_adam {
 // One update. The caller has checked that the arrays are as large as this says; what
 // is in them (ids, sources) is checked here.
 struct Update {
-  Storage state;           // [V, D] each, changed in place
+  Storage state;           // changed in place
   Matrix grads;            // [B, D], float32 or bfloat16
   const int32_t* ids;      // [N]; one outside [0, V) is ignored
   const int32_t* sources;  // [N]; one outside [0, B) adds zero
   const float* gains;      // [N], or null: 1
-  const int32_t* seeds;    // [3], of the noise; or null: round to the nearest
   int64_t num_rows;        // V, below 2**31
   int64_t dim;             // D
   int64_t num_ids;         // N, below 2**31
   int64_t num_grads;       // B
   bool lazy;               // false: step every row of the table
   bool accumulate;         // false: one step for each occurrence
-  Formula formula;
+  bool stochastic;         // rounds with noise, else to the nearest
+  int32_t seeds[kMostArrays];  // of the noise, one for each of `state.arrays`
+  const RuleLoops* rule;       // takes as many arrays as the state has
+  PreparedRule prepared;       // by `rule->prepare`
+  bool decays;                 // whether `numbers.decay` counts
+  StepNumbers numbers;
 };
 
 // Occurrence i of row ids[i] adds gains[i] * grads[sources[i]]. The result is the same,

@@ -5,7 +5,7 @@
 //   driver large                 updates of tables of 2**32 weights
 //
 // An update is its header, then the arrays of the state, grads, ids, sources, gains and
-// seeds; a result is the state. Exits with 1 if a promise is broken.
+// seeds, one for each array; a result is the state. Exits with 1 if a promise is broken.
 
 #include <sys/mman.h>
 
@@ -22,11 +22,12 @@
 namespace {
 
 using sparse_adam::Encoding;
-using sparse_adam::Formula;
+using sparse_adam::kMostArrays;
 using sparse_adam::Loops;
 using sparse_adam::LoopsAt;
 using sparse_adam::Matrix;
 using sparse_adam::Pool;
+using sparse_adam::RegisteredRule;
 using sparse_adam::Run;
 using sparse_adam::Storage;
 using sparse_adam::Update;
@@ -95,13 +96,14 @@ class CallersThread : public Pool {
 }
 
 struct Header {
+  char rule[32];
   int64_t num_rows, dim, num_ids, num_grads;
   int64_t rows_per_group, stride, group_stride;
-  int64_t first[3], encodings[3];  // of w, m, v
-  int64_t bytes[3];                // of the arrays of the state; 0: it is but one array
-  int64_t narrow_grads, weighted, stochastic, lazy, accumulate, sum_inside_sqrt;
-  float rate, beta_1, beta_2, epsilon, decay;
-  float gradient_min, gradient_max, weight_min, weight_max, unused;
+  int64_t num_arrays, num_constants;
+  int64_t narrow_grads, weighted, stochastic, lazy, accumulate, decays;
+  int64_t first[kMostArrays], encodings[kMostArrays], per_row[kMostArrays];
+  int64_t bytes[kMostArrays];  // of the arrays; 0: it is in the first one too
+  float numbers[3], bounds[4], constants[9];
 };
 
 Bytes Read(int64_t size) {
@@ -111,7 +113,7 @@ Bytes Read(int64_t size) {
 }
 
 struct Arrays {
-  Bytes state[3], grads, ids, sources, gains, seeds;
+  Bytes state[kMostArrays], grads, ids, sources, gains, seeds;
 };
 
 template <typename Item>
@@ -125,28 +127,41 @@ Update UpdateOf(const Header& h, Arrays& arrays) {
   state.rows_per_group = h.rows_per_group;
   state.stride = h.stride;
   state.group_stride = h.group_stride;
-  for (int i = 0; i < 3; ++i) {
+  int seed = 0;
+  for (int i = 0; i < h.num_arrays; ++i) {
     const auto encoding = static_cast<Encoding>(h.encodings[i]);
     Bytes& bytes = arrays.state[h.bytes[i] == 0 ? 0 : i];
-    state.arrays[i] = {bytes.data(), encoding};
-    state.arrays[i].data = state.arrays[i].At(h.first[i]);
+    const Matrix whole = {bytes.data(), encoding};
+    char* first = whole.At(h.first[i]);
+    if (h.per_row[i]) {
+      state.row_arrays[state.num_row_arrays++] = reinterpret_cast<float*>(first);
+      continue;
+    }
+    state.arrays[state.num_arrays++] = {first, encoding};
+    if (h.stochastic) {
+      const auto* seeds = reinterpret_cast<const int32_t*>(arrays.seeds.data());
+      update.seeds[seed++] = seeds[i];
+    }
   }
   update.grads = {arrays.grads.data(),
                   h.narrow_grads ? Encoding::kBFloat16 : Encoding::kFloat32};
   update.ids = reinterpret_cast<const int32_t*>(arrays.ids.data());
   update.sources = reinterpret_cast<const int32_t*>(arrays.sources.data());
   update.gains = OrNull<float>(arrays.gains);
-  update.seeds = OrNull<int32_t>(arrays.seeds);
+  update.stochastic = h.stochastic != 0;
   update.num_rows = h.num_rows;
   update.dim = h.dim;
   update.num_ids = h.num_ids;
   update.num_grads = h.num_grads;
   update.lazy = h.lazy != 0;
   update.accumulate = h.accumulate != 0;
-  update.formula = {h.rate,         h.beta_1,       h.beta_2,
-                    h.epsilon,      h.decay,        h.sum_inside_sqrt != 0,
-                    h.gradient_min, h.gradient_max, h.weight_min,
-                    h.weight_max};
+  const RegisteredRule* rule = RegisteredRule::Find(h.rule);
+  if (rule == nullptr || rule->num_constants() != h.num_constants) Fail("no such rule");
+  update.rule = &rule->LoopsFor(h.constants);
+  update.prepared = update.rule->prepare(h.constants, h.numbers[0]);
+  update.decays = h.decays != 0;
+  update.numbers = {h.numbers[1], h.numbers[2], h.bounds[0],
+                    h.bounds[1],  h.bounds[2],  h.bounds[3]};
   return update;
 }
 
@@ -160,12 +175,12 @@ std::vector<std::unique_ptr<Pool>> Pools() {
 
 void RunUpdate(const Header& header) {
   Arrays given;
-  for (int i = 0; i < 3; ++i) given.state[i] = Read(header.bytes[i]);
+  for (int i = 0; i < header.num_arrays; ++i) given.state[i] = Read(header.bytes[i]);
   given.grads = Read(header.num_grads * header.dim * (header.narrow_grads ? 2 : 4));
   given.ids = Read(header.num_ids * 4);
   given.sources = Read(header.num_ids * 4);
   given.gains = Read(header.weighted ? header.num_ids * 4 : 0);
-  given.seeds = Read(header.stochastic ? 3 * 4 : 0);
+  given.seeds = Read(header.stochastic ? header.num_arrays * 4 : 0);
   const auto pools = Pools();
   Arrays first;
   for (int i = 0; const Loops* loops = LoopsAt(i); ++i) {
@@ -173,7 +188,7 @@ void RunUpdate(const Header& header) {
       Arrays arrays = given;
       Run(UpdateOf(header, arrays), *pool, *loops);
       if (first.state[0].empty()) first = arrays;
-      for (int k = 0; k < 3; ++k) {
+      for (int k = 0; k < kMostArrays; ++k) {
         if (arrays.state[k] != first.state[k]) Fail("threads or loops change a result");
       }
     }
@@ -207,6 +222,7 @@ void RunLarge(bool accumulate, bool packed) {
   for (int i = 0; i < 3; ++i) {
     update.state.arrays[i] = {reinterpret_cast<char*>(at(i, 0)), Encoding::kFloat32};
   }
+  update.state.num_arrays = 3;
   update.state.rows_per_group = packed ? 1 : kRows;
   update.state.stride = kDim;
   update.state.group_stride = packed ? row_stride : 0;
@@ -220,7 +236,10 @@ void RunLarge(bool accumulate, bool packed) {
   update.lazy = true;
   update.accumulate = accumulate;
   // With betas of 0, m is the gradient, v its square, and a step 1.
-  update.formula = {1, 0, 0, 1e-7f, 0, true, -1e9f, 1e9f, -1e9f, 1e9f};
+  const float constants[] = {0, 0, 1e-7f, 1, 0};
+  update.rule = &RegisteredRule::Find("AdamRule")->LoopsFor(constants);
+  update.prepared = update.rule->prepare(constants, 1);
+  update.numbers = {0, 1, -1e9f, 1e9f, -1e9f, 1e9f};
   Threads pool(2);
   Run(update, pool);
   for (const int64_t row : {int64_t{5}, kRows / 2, kRows - 1}) {

@@ -8,26 +8,22 @@ with the reference.
 import dataclasses
 import itertools
 import shutil
-import struct
 import subprocess
-from pathlib import Path
 
 import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-import hatch_build
 from sparse_adam import reference
 from sparse_adam.kernels import cpu
 from tests import cases, helpers, strategies
 from tests.cases import CASES, MIXED, Case
 from tests.helpers import assert_bitwise_equal
 from tests.kernels import stored
+from tests.kernels.cpu.driver import SOURCES, driver_input
 from tests.ways import Way
 
-HERE = Path(__file__).parent
-SOURCES = HERE.parents[2] / hatch_build.SOURCES
 RATE = 0.01
 EACH = {"use_gradient_accumulation": False}
 # Many blocks, hot rows across them, a parallel sort; and the sweep beside it.
@@ -42,24 +38,6 @@ LARGE = (
 )
 
 
-@pytest.fixture(scope="module", params=["address,undefined", "thread"])
-def driver(request, tmp_path_factory):
-    """The driver, sanitized if this machine can."""
-    binary = tmp_path_factory.mktemp("driver") / "driver"
-    for sanitizer in ([f"-fsanitize={request.param}"], []):
-        command = [
-            *(*hatch_build.find_compiler(), *hatch_build.FLAGS, *sanitizer),
-            *("-O1", "-g", "-fno-sanitize-recover=all", "-Wall", "-Wextra"),
-            *("-I", str(SOURCES), str(HERE / "driver.cc")),
-            *(str(SOURCES / name) for name in ("loops.cc", "sort.cc", "update.cc")),
-            *("-o", str(binary)),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode == 0 and subprocess.run([binary], input=b"").returncode == 0:
-            return binary
-    raise AssertionError(done.stderr)
-
-
 # Rows that share lines and rows of several, in every pair of halves.
 LAYOUTS = tuple(
     Case("layout", 50, dim, 40, "wild", (*dtypes, "float32"), options=options)
@@ -69,42 +47,25 @@ LAYOUTS = tuple(
 )
 
 
-def run(driver, updates):
-    done = subprocess.run([driver], input=b"".join(updates), capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
-    return done.stdout
-
-
 def encoded(case, arrays, packed=False, seeds=None):
-    """An update as the driver reads it."""
-    problem = helpers.problem(case, arrays, packed)
-    attributes = cpu.attributes(problem)
+    """A case as the driver reads it."""
+    problem = helpers.spec(case, arrays, packed)
     state, ids, grads, weights = arrays
-    sources = weights.get("sample_ids", np.arange(case.num_ids))
     inside = (ids >= 0) & (ids < case.num_rows)
-    numbers = [
-        *(case.num_rows, case.dim, case.num_ids, len(grads)),
-        *(attributes[name] for name in ("rows_per_group", "stride", "group_stride")),
-        *(*attributes["first"], *attributes["encodings"]),
-        *(x.nbytes for x in state_of(state, packed)),
-        *([0, 0] if packed else []),
-        *(grads.dtype != np.float32, case.weighted, seeds is not None),
-        *(attributes[name] for name in ("lazy", "accumulate", "sum_inside_sqrt")),
-    ]
-    floats = [
-        *(RATE, *(attributes[name] for name in ("beta_1", "beta_2", "epsilon"))),
-        attributes["decay"] * (np.float32(RATE) if attributes["decay_by_rate"] else 1),
-        *(attributes[f"{what}_{side}"] for what, side in _BOUNDS),
-    ]
     wild = np.where(inside, ids, [-1, case.num_rows, 2**31 - 1, -(2**31)][len(ids) % 4])
-    given = [*state_of(state, packed), grads, np.int32(wild), np.int32(sources)]
-    given += [weights["gains"]] if case.weighted else []
-    given += [np.int32(seeds)] if seeds is not None else []
-    header = struct.pack("22q10f", *map(int, numbers), *floats, 0)
-    return header + b"".join(x.tobytes() for x in given)
-
-
-_BOUNDS = [(what, side) for what in ("gradient", "weight") for side in ("min", "max")]
+    decay = np.float32(case.options.get("weight_decay_factor", 0))
+    if case.options.get("multiply_weight_decay_factor_by_learning_rate"):
+        decay *= np.float32(RATE)
+    return driver_input(
+        state_of(state, packed),
+        grads,
+        wild,
+        weights.get("sample_ids", np.arange(case.num_ids)),
+        weights.get("gains"),
+        np.float32([RATE, decay, 1]),
+        seeds,
+        cpu.attributes(problem),
+    )
 
 
 def state_of(state, packed):
@@ -125,7 +86,7 @@ def assert_matches_reference(driver, drawn):
                 *helpers.as_float32(state), ids, grads, **options
             )
         )
-    results = memoryview(run(driver, updates))
+    results = memoryview(driver(updates))
     for (case, seed, packed), right in zip(drawn, expected, strict=True):
         state, ids, _, _ = cases.arrays(case, seed)
         new = []
@@ -190,19 +151,19 @@ def test_threads_do_not_change_sums_that_are_rounded(driver, dtypes, seeds, pack
         grads = np.random.default_rng(0).standard_normal(arrays.grads.shape)
         grads = grads.astype(arrays.grads.dtype)
         updates.append(encoded(case, arrays._replace(grads=grads), packed, seeds))
-    run(driver, updates)
+    driver(updates)
 
 
 def test_tables_beyond_32_bits(driver):
-    done = subprocess.run([driver, "large"], capture_output=True, text=True)
+    done = subprocess.run([driver.binary, "large"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_prefetches_are_there():
     # A compiler may take a function that only prefetches for one without effects.
     disassembler = shutil.which("objdump")
-    if disassembler is None or not cpu.LIBRARY.exists():
+    if disassembler is None or not cpu.library.LIBRARY.exists():
         assert "__builtin_prefetch" in (SOURCES / "update.cc").read_text()
         return
-    code = subprocess.check_output([disassembler, "-d", cpu.LIBRARY], text=True)
+    code = subprocess.check_output([disassembler, "-d", cpu.library.LIBRARY], text=True)
     assert "prefetch" in code or "prfm" in code

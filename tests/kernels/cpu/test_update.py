@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
-from sparse_adam.kernels.problem import Batch, Step
 
 from sparse_adam import (
     AdamState,
@@ -21,6 +20,7 @@ from sparse_adam import (
     sparse_adam_update,
 )
 from sparse_adam.kernels import cpu
+from sparse_adam.kernels.spec import SortedBatch, StepScalars
 from sparse_adam.ops import dispatch
 from sparse_adam.ops.xla import xla_update
 from tests import cases, helpers
@@ -85,8 +85,8 @@ def test_wild_ids_and_sources_move_nothing(mode, packed):
     state, _, grads, _ = cases.arrays(case)
     ids = np.int32([-1, 40, 2**31 - 1, -(2**31), 7, 41, 3, 7, -7, 39, 0, 100])
     sources = np.int32([0, 1, 2, 3, 4, 5, -5, 12, 8, 2**31 - 1, 10, -(2**31)])
-    problem = helpers.problem(case, cases.Arrays(state, ids, grads, {}), packed)
-    new = updated(state, Batch(grads, ids, sources, None), problem, rate=1e-3)
+    problem = helpers.spec(case, cases.Arrays(state, ids, grads, {}), packed)
+    new = updated(state, SortedBatch(grads, ids, sources, None), problem, rate=1e-3)
     options = MODES[mode] | {"sample_ids": sources}
     expected = reference.sparse_adam_update(*state, ids, grads, **options)
     helpers.assert_close_states(new, state, expected, steps=2)
@@ -98,12 +98,18 @@ def test_wild_ids_and_sources_move_nothing(mode, packed):
 
 def updated(state, batch, problem, rate, seeds=None):
     """The kernel's result, in lines whose other words are full of noise if packed."""
-    given = (stored.pack(state).view(np.int32),) if problem.packed else state
-    run = jax.jit(functools.partial(cpu.cpu_update, problem=problem))
-    batch = Batch(*(None if x is None else jnp.asarray(x) for x in batch))
-    step = Step(jnp.float32(rate), None if seeds is None else jnp.int32(seeds))
+    given = (
+        (stored.pack(state).view(np.int32),)
+        if problem.layout.storage == "packed"
+        else state
+    )
+    run = jax.jit(functools.partial(cpu.cpu_update, spec=problem))
+    batch = SortedBatch(*(None if x is None else jnp.asarray(x) for x in batch))
+    step = StepScalars(
+        jnp.float32([rate, 0, 0]), None if seeds is None else jnp.int32(seeds)
+    )
     new = tuple(map(np.asarray, run(tuple(map(jnp.asarray, given)), batch, step)))
-    if not problem.packed:
+    if problem.layout.storage == "plain":
         return new
     (lines,) = new
     new = stored.unpack(lines.view(np.uint32), state)
@@ -140,17 +146,19 @@ def test_stochastic_rounding_is_that_of_the_portable_path(dtypes, mode):
     case = exact(dataclasses.replace(case, options=MODES[mode]))
     state, ids, grads, _ = arrays = cases.arrays(case)
     ids = np.sort(np.where(ids < 0, case.num_rows, ids))
-    problem = helpers.problem(case, arrays._replace(ids=ids))
-    problem = dataclasses.replace(problem, stochastic=True)
-    batch = Batch(*map(jnp.asarray, (grads, ids, np.arange(30, dtype=np.int32))), None)
-    step = Step(jnp.float32(0), jnp.int32(SEEDS))
-    portable = jax.jit(functools.partial(xla_update, problem=problem))
+    problem = helpers.spec(case, arrays._replace(ids=ids))
+    problem = helpers.changed(problem, stochastic=True)
+    batch = SortedBatch(
+        *map(jnp.asarray, (grads, ids, np.arange(30, dtype=np.int32))), None
+    )
+    step = StepScalars(jnp.float32([0, 0.25, 0]), jnp.int32(SEEDS))
+    portable = jax.jit(functools.partial(xla_update, spec=problem))
     expected = portable(tuple(map(jnp.asarray, state)), batch, step)
     for packed in (False, True):
-        problem = dataclasses.replace(problem, packed=packed, stochastic=True)
+        problem = helpers.changed(problem, packed=packed, stochastic=True)
         new = updated(state, batch, problem, rate=0, seeds=SEEDS)
         assert_states_bitwise_equal(new, expected)
-        problem = dataclasses.replace(problem, stochastic=False)
+        problem = helpers.changed(problem, stochastic=False)
         nearest = updated(state, batch, problem, rate=0)
         assert any((x != y).any() for x, y in zip(new, nearest, strict=True))
 
@@ -194,15 +202,17 @@ def test_many_updates_on_two_devices_at_once():
         assert_states_bitwise_equal(own, many_updates(i))
 
 
-def call(grads, ids, sources, gains, seeds, state, attributes=None, in_place=True):
+def call(
+    grads, ids, sources, gains, numbers, seeds, state, attributes=None, in_place=True
+):
     """The custom call itself, with arguments that the op would never make."""
     packed = len(state) == 1
-    problem = helpers.problem(DEFAULT, cases.arrays(DEFAULT), packed)
-    problem = dataclasses.replace(problem, num_rows=40, dim=8)
+    problem = helpers.spec(DEFAULT, cases.arrays(DEFAULT), packed)
+    problem = helpers.changed(problem, num_rows=40, dim=8)
     aliases = {6 + i: i for i in range(len(state))} if in_place else None
     run = jax.ffi.ffi_call("sparse_adam_cpu", state, input_output_aliases=aliases)
     run = functools.partial(run, **cpu.attributes(problem) | (attributes or {}))
-    arrays = (grads, ids, sources, gains, jnp.float32(0.1), seeds, *state)
+    arrays = (grads, ids, sources, gains, numbers, seeds, *state)
     return jax.block_until_ready(jax.jit(run)(*arrays))
 
 
@@ -212,10 +222,19 @@ GOOD = {
     "ids": jnp.zeros((6,), jnp.int32),
     "sources": jnp.zeros((6,), jnp.int32),
     "gains": jnp.zeros((0,), jnp.float32),
+    "numbers": jnp.float32([0.1, 0, 1]),
     "seeds": jnp.zeros((0,), jnp.int32),
     "state": (ONES, ONES, ONES),
 }
 LINES = jnp.zeros((9, 128), jnp.int32)  # of 16 rows three
+
+
+def nine_arrays():
+    return {name: np.zeros(9, np.int32) for name in ("first", "encodings", "per_row")}
+
+
+def last_per_row():
+    return {"per_row": np.int32([0, 0, 1])}
 
 
 @pytest.mark.parametrize(
@@ -226,7 +245,7 @@ LINES = jnp.zeros((9, 128), jnp.int32)  # of 16 rows three
         ({"state": (ONES, ONES, ONES[:39])}, "too small"),
         ({"state": (ONES, ONES, ONES.astype(jnp.float16))}, "float32 or bfloat16"),
         ({"state": (ONES, ONES, ONES.astype(jnp.bfloat16))}, "float32 or bfloat16"),
-        ({"state": (ONES, ONES)}, "three arrays, or one"),
+        ({"state": (ONES, ONES)}, "3 arrays, or one of lines"),
         ({"state": (LINES[:8],)}, "too small"),
         ({"state": (LINES.astype(jnp.float32),)}, "packed int32"),
         ({"state": (LINES,), "in_place": False}, "in place"),
@@ -236,11 +255,40 @@ LINES = jnp.zeros((9, 128), jnp.int32)  # of 16 rows three
         ({"sources": jnp.zeros((5,), jnp.int32)}, "sources must be"),
         ({"gains": jnp.ones((5,))}, "gains must be"),
         ({"seeds": jnp.zeros((2,), jnp.int32)}, "seeds must be"),
+        ({"numbers": jnp.zeros((2,))}, "numbers must be"),
+        ({"numbers": jnp.float32(0.1)}, "Wrong buffer rank"),
         ({"ids": jnp.zeros((6,), jnp.int16)}, "Wrong buffer dtype"),
         ({"in_place": False}, "in place"),
         ({"attributes": {"first": np.int32([0, 0, -1])}}, "too small"),
         ({"attributes": {"first": np.int32([0, 1, 0])}}, "too small"),
         ({"attributes": {"first": np.int32([0, 0])}}, "make no sense"),
+        ({"attributes": {"first": np.int32([])}}, "make no sense"),
+        ({"attributes": {"per_row": np.int32([0, 0])}}, "make no sense"),
+        ({"attributes": nine_arrays()}, "make no sense"),
+        ({"attributes": {"rule": "OtherRule"}}, "no loop for OtherRule"),
+        ({"attributes": {"constants": np.float32([1])}}, "AdamRule has 5 constants"),
+        ({"attributes": {"rule": "SGDRule"}}, "SGDRule has 0 constants"),
+        (
+            {"attributes": {"rule": "SGDRule", "constants": np.float32([])}},
+            "not the arrays of SGDRule",
+        ),
+        # Adam with a count of the steps of each row.
+        (
+            {"attributes": {"constants": np.float32([0.9, 0.9, 1e-7, 1, 1])}},
+            "not the arrays of AdamRule",
+        ),
+        (
+            {"attributes": {"per_row": np.int32([1, 0, 0])}},
+            "not the arrays of AdamRule",
+        ),
+        (
+            {"state": (ONES, ONES, ONES[:39, 0]), "attributes": last_per_row()},
+            r"too small for \[V\]",
+        ),
+        (
+            {"state": (LINES,), "attributes": last_per_row()},
+            "packed int32",
+        ),
         ({"attributes": {"stride": np.int32(-8)}}, "make no sense"),
         ({"attributes": {"rows_per_group": np.int32(0)}}, "make no sense"),
         (
@@ -253,7 +301,7 @@ LINES = jnp.zeros((9, 128), jnp.int32)  # of 16 rows three
     ids=str,
 )
 def test_errors_are_python_exceptions(bad, message):
-    assert cpu.unsupported(helpers.problem(DEFAULT, cases.arrays(DEFAULT))) is None
+    assert cpu.unsupported(helpers.spec(DEFAULT, cases.arrays(DEFAULT))) is None
     with pytest.raises(jax.errors.JaxRuntimeError, match=message):
         call(**GOOD | bad)
 
@@ -266,21 +314,15 @@ def test_what_is_no_error(state):
 
 
 def test_without_its_library(monkeypatch, tmp_path):
-    load = cpu.update._load.__wrapped__
-    monkeypatch.setattr(cpu.update, "LIBRARY", tmp_path / "none.so")
-    missing = load()
-    assert "was not built" in missing
-    (tmp_path / "none.so").write_text("no library")
-    assert "does not load" in load()
-
-    monkeypatch.setattr(cpu.update, "_load", lambda: missing)
+    missing = f"its C++ library was not built: there is no {tmp_path}"
+    monkeypatch.setattr(cpu.library, "load", lambda: missing)
     state, ids, grads, _ = cases.arrays(DEFAULT)
     words = explain(*state, ids, grads)
     assert "\ncpu: xla, compiled\n" in words
     assert missing in words
     with pytest.raises(ValueError, match="was not built"):
         update(*state, ids, grads)
-    problem = helpers.problem(DEFAULT, cases.arrays(DEFAULT))
+    problem = helpers.spec(DEFAULT, cases.arrays(DEFAULT))
     assert dispatch.choices(problem, None).on_cpu.implementation.name == "xla"
     new = sparse_adam_update(*state, ids, grads)
     expected = sparse_adam_update(*state, ids, grads, implementation="xla")
