@@ -14,6 +14,12 @@ from sparse_adam.embedding.functional import lookup as lookup
 from sparse_adam.embedding.inputs import Ragged as Ragged
 from sparse_adam.embedding.inputs import Sparse as Sparse
 from sparse_adam.embedding.optimizer import Optimizer as Optimizer
+from sparse_adam.embedding.optimizers import FTRL as FTRL
+from sparse_adam.embedding.optimizers import SGD as SGD
+from sparse_adam.embedding.optimizers import Adagrad as Adagrad
+from sparse_adam.embedding.optimizers import AdagradMomentum as AdagradMomentum
+from sparse_adam.embedding.optimizers import RowWiseAdagrad as RowWiseAdagrad
+from sparse_adam.embedding.optimizers import RuleOptimizer as RuleOptimizer
 from sparse_adam.embedding.serving import (
     serving_embedding_lookup as serving_embedding_lookup,
 )

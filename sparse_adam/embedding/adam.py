@@ -9,7 +9,7 @@ import jax
 
 from sparse_adam.embedding.optimizer import Optimizer, SlotCreationFn
 from sparse_adam.ops.sparse_adam import AdamState
-from sparse_adam.rules import AdamRule
+from sparse_adam.rules import AdamRule, numbers
 
 
 class AdamRowState(NamedTuple):
@@ -122,9 +122,13 @@ class Adam(Optimizer):
 
     bias_correction: Literal["row"] | None = None
 
+    def __post_init__(self) -> None:
+        numbers.flag("lazy_adam", self.lazy_adam)
+        super().__post_init__()
+
     @functools.cached_property
     def rule(self) -> AdamRule:
-        """The update rule of these parameters."""
+        """Returns the update rule."""
         return AdamRule(
             self.beta_1,
             self.beta_2,

@@ -26,7 +26,7 @@ For Adam and D = 32 in float32, four rows to a group of three lines:
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import jax
@@ -380,28 +380,6 @@ class PackedLayout:
                     word |= lax.shift_right_logical(rounded, np.int32(16))
             words.append(word)
         return tuple(words)
-
-
-def part_per_row(
-    per_row: tuple[bool, ...], arrays: Sequence[jax.Array]
-) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-    """Parts arrays into those that have a number for each weight, and those per row."""
-    if not any(per_row):
-        return tuple(arrays), ()
-    pairs = list(zip(per_row, arrays, strict=True))
-    return tuple(x for p, x in pairs if not p), tuple(x for p, x in pairs if p)
-
-
-def join_per_row(
-    per_row: tuple[bool, ...],
-    elements: Sequence[jax.Array],
-    by_row: Sequence[jax.Array],
-) -> tuple[jax.Array, ...]:
-    """Puts what `part_per_row` has parted back in order."""
-    if not any(per_row):
-        return tuple(elements)
-    others, rows = iter(elements), iter(by_row)
-    return tuple(next(rows) if p else next(others) for p in per_row)
 
 
 def _as_float(words: jax.Array) -> jax.Array:

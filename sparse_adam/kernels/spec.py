@@ -6,7 +6,7 @@ then called as `update(state, batch, scalars, spec, ...)`.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -103,3 +103,25 @@ class UpdateSpec:
     def step(self, values: Values, gradient: Tile, numbers: StepNumbers) -> Values:
         """Returns the new values of a tile of rows, one array for each of the state."""
         return step_tile(self.rule, self.limits, values, gradient, numbers)
+
+
+def part_per_row(
+    per_row: tuple[bool, ...], arrays: Sequence[jax.Array]
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    """Parts arrays into those that have a number for each weight, and those per row."""
+    if not any(per_row):
+        return tuple(arrays), ()
+    pairs = list(zip(per_row, arrays, strict=True))
+    return tuple(x for p, x in pairs if not p), tuple(x for p, x in pairs if p)
+
+
+def join_per_row(
+    per_row: tuple[bool, ...],
+    elements: Sequence[jax.Array],
+    by_row: Sequence[jax.Array],
+) -> tuple[jax.Array, ...]:
+    """Puts what `part_per_row` has parted back in order."""
+    if not any(per_row):
+        return tuple(elements)
+    others, rows = iter(elements), iter(by_row)
+    return tuple(next(rows) if p else next(others) for p in per_row)

@@ -88,7 +88,8 @@ def clip_bounds(clipvalue: Any) -> tuple[float | None, float | None]:
         return None, None
     if isinstance(clipvalue, list):
         raise TypeError(
-            f"{clipvalue=} is a list: pass a tuple, clipvalue={tuple(clipvalue)!r}"
+            f"{clipvalue=} must be a number or a tuple (low, high): pass "
+            f"clipvalue={tuple(clipvalue)!r}"
         )
     if isinstance(clipvalue, tuple):
         if len(clipvalue) != 2:

@@ -30,9 +30,11 @@ SEED = {
 
 def test_arguments_are_the_seeds():
     fields = {f.name: f.default for f in dataclasses.fields(Adam)}
+    # One more of ours, behind them.
+    assert fields.pop("bias_correction") is None
     assert fields == SEED
     assert list(fields) == list(SEED)
-    assert Adam.slot_names == ("momenta", "velocities")
+    assert Adam().slot_names == ("momenta", "velocities")
 
 
 def test_defaults_are_the_ops():
@@ -63,7 +65,7 @@ def test_defaults_are_the_ops():
         ({"epsilon": 1e-20}, r"epsilon\*\*2 underflows float32"),
         (
             {"use_gradient_accumulation": False, "lazy_adam": False},
-            "lazy_adam=False needs use_gradient_accumulation=True",
+            "lazy_adam=False, needs use_gradient_accumulation=True",
         ),
         (
             {"clip_weight_min": 1.0, "clip_weight_max": 0.0},
@@ -185,12 +187,14 @@ def test_traced_rate_in_the_dataclass():
     np.testing.assert_allclose(got.table, want.table, rtol=1e-6)
 
 
-def test_slots_are_zeros_of_the_tables_kind():
-    slots = Adam().init_slots(jnp.ones((4, 3), jnp.bfloat16))
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_slots_are_float32_zeros_unless_asked_otherwise(dtype):
+    kind = {} if dtype is None else {"slot_dtype": dtype}
+    slots = Adam().init_slots(jnp.ones((4, 3), jnp.bfloat16), **kind)
     assert set(slots) == {"momenta", "velocities"}
     for slot in slots.values():
         assert slot.shape == (4, 3)
-        assert slot.dtype == jnp.bfloat16
+        assert slot.dtype == (dtype or jnp.float32)
         assert not np.any(slot)
 
 
@@ -219,7 +223,7 @@ def test_slot_variable_creation_fn_decides():
         ({"momenta": np.zeros((4, 3))}, "with the keys"),
         (
             {"momenta": np.zeros((4, 3)), "velocities": np.zeros((4, 2))},
-            r"velocities of shape \(4, 2\); it must have the table's, \(4, 3\)",
+            r"velocities of shape \(4, 2\); it must have \(4, 3\)",
         ),
         ([1, 2], "it must return a dict"),
     ],

@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from sparse_adam.embedding import (
     Adam,
     FeatureConfig,
     Ragged,
+    RuleOptimizer,
     TableConfig,
     apply_gradients,
     current_learning_rates,
@@ -303,44 +304,22 @@ def test_implementation_is_passed_on():
     )
 
 
-class Descent(NamedTuple):
-    """The state of `GradientDescent`: no slots."""
-
-    table: jax.Array
-
-
 @dataclasses.dataclass(frozen=True)
-class GradientDescent:
-    """Another optimizer, to show the seam."""
+class SignDescent:
+    """Another rule, to show the seam."""
 
-    learning_rate: float = 0.1
-    slot_names: ClassVar[tuple[str, ...]] = ()
+    slots: ClassVar = ()
 
-    def init(self, table, storage=None):
-        assert storage in (None, "plain")
-        return Descent(jnp.asarray(table))
-
-    def update(
-        self,
-        state,
-        ids,
-        grads,
-        *,
-        learning_rate=None,
-        sample_ids=None,
-        gains=None,
-        implementation=None,
-    ):
-        by_id = grads if sample_ids is None else grads[sample_ids]
-        by_id = by_id if gains is None else gains[:, None] * by_id
-        rows = jnp.where(ids < 0, len(state.table), ids)
-        return Descent(state.table.at[rows].add(-learning_rate * by_id, mode="drop"))
+    def step(self, values, gradient, rate):
+        (w,) = values
+        return (w - rate * jnp.sign(gradient),)
 
 
 def test_another_optimizer_fits_the_seam():
-    table = TableConfig(4, 2, ramp, optimizer=GradientDescent(0.5), name="t")
+    optimizer = RuleOptimizer(SignDescent(), 0.5)
+    table = TableConfig(4, 2, ramp, optimizer=optimizer, name="t")
     state = init(FeatureConfig(table), None, KEY)
     ids = jnp.array([[1, 1], [3, -1]])
     state = apply_gradients(state, ids, jnp.ones((2, 2)))
     want = [[0, 1], [1.5, 2.5], [4, 5], [5.5, 6.5]]
-    np.testing.assert_array_equal(state.tables["t"].table, want)
+    np.testing.assert_array_equal(state.tables["t"][0], want)

@@ -12,8 +12,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from sparse_adam._types import Ref
-from sparse_adam.kernels.layout import join_per_row, part_per_row
-from sparse_adam.kernels.spec import UpdateSpec
+from sparse_adam.kernels.spec import (
+    UpdateSpec,
+    join_per_row,
+    part_per_row,
+)
 from sparse_adam.kernels.tensorcore.chunks import Moved, moved
 from sparse_adam.kernels.tensorcore.config import SLOTS, Config
 from sparse_adam.kernels.tensorcore.runs import (

@@ -13,8 +13,14 @@ from jax.experimental.pallas import tpu as pltpu
 from sparse_adam._types import Tile
 from sparse_adam.kernels.chips import VMEM_BUDGET
 from sparse_adam.kernels.costs import cost_estimate, unsupported_rows
-from sparse_adam.kernels.layout import join_per_row, part_per_row
-from sparse_adam.kernels.spec import SortedBatch, State, StepScalars, UpdateSpec
+from sparse_adam.kernels.spec import (
+    SortedBatch,
+    State,
+    StepScalars,
+    UpdateSpec,
+    join_per_row,
+    part_per_row,
+)
 from sparse_adam.kernels.tensorcore.chunks import Chunks, split_into_chunks
 from sparse_adam.kernels.tensorcore.config import Config
 from sparse_adam.kernels.tensorcore.kernel import (

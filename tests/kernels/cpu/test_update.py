@@ -106,7 +106,8 @@ def updated(state, batch, problem, rate, seeds=None):
     run = jax.jit(functools.partial(cpu.cpu_update, spec=problem))
     batch = SortedBatch(*(None if x is None else jnp.asarray(x) for x in batch))
     step = StepScalars(
-        jnp.float32([rate, 0, 0]), None if seeds is None else jnp.int32(seeds)
+        jnp.float32([rate, 0.25 if problem.decays else 0, 0]),
+        None if seeds is None else jnp.int32(seeds),
     )
     new = tuple(map(np.asarray, run(tuple(map(jnp.asarray, given)), batch, step)))
     if problem.layout.storage == "plain":
@@ -324,7 +325,10 @@ def test_without_its_library(monkeypatch, tmp_path):
         update(*state, ids, grads)
     problem = helpers.spec(DEFAULT, cases.arrays(DEFAULT))
     assert dispatch.choices(problem, None).on_cpu.implementation.name == "xla"
-    new = sparse_adam_update(*state, ids, grads)
+    cpu.warn_of_fallback.cache_clear()
+    jax.clear_caches()
+    with pytest.warns(RuntimeWarning, match="by its portable path.*was not built"):
+        new = sparse_adam_update(*state, ids, grads)
     expected = sparse_adam_update(*state, ids, grads, implementation="xla")
     assert_states_bitwise_equal(new, expected)
 
