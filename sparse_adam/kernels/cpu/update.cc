@@ -251,6 +251,9 @@ class Updater {
     }
   }
 
+  // What follows is called for each row and inlined, which narrow rows notice: they
+  // take 1.2 times as long without.
+
   // Rows that stand together.
   struct Stretch {
     int64_t row;  // the first
@@ -260,12 +263,13 @@ class Updater {
     uint32_t element;  // of the noise
   };
 
-  Stretch StretchOf(int64_t row, int64_t rows) const {
+  [[gnu::always_inline]] Stretch StretchOf(int64_t row, int64_t rows) const {
     const auto element = static_cast<uint32_t>(row * u_.dim);
     return {row, rows, u_.state.Place(row), rows * u_.dim, element};
   }
 
-  void Step(const Buffers& own, const Stretch& stretch, const float* gradient) {
+  [[gnu::always_inline]] void Step(const Buffers& own, const Stretch& stretch,
+                                   const float* gradient) {
     const Opened opened = Open(own, stretch);
     StepOpened(opened, stretch, gradient);
     Close(opened, stretch);
@@ -277,12 +281,13 @@ class Updater {
     float* row_values[kMostArrays];
   };
 
-  void StepOpened(const Opened& opened, const Stretch& stretch, const float* gradient) {
+  [[gnu::always_inline]] void StepOpened(const Opened& opened, const Stretch& stretch,
+                                         const float* gradient) {
     step_(u_.prepared, u_.numbers, opened.values, opened.row_values, gradient,
           stretch.rows, u_.dim);
   }
 
-  Opened Open(const Buffers& own, const Stretch& stretch) {
+  [[gnu::always_inline]] Opened Open(const Buffers& own, const Stretch& stretch) {
     Opened opened;
     for (int t = 0; t < num_arrays(); ++t) {
       const Matrix& x = u_.state.arrays[t];
@@ -300,7 +305,7 @@ class Updater {
     return opened;
   }
 
-  void Close(const Opened& opened, const Stretch& stretch) {
+  [[gnu::always_inline]] void Close(const Opened& opened, const Stretch& stretch) {
     for (int t = 0; t < num_arrays(); ++t) {
       const Matrix& x = u_.state.arrays[t];
       if (x.encoding == Encoding::kFloat32) continue;
