@@ -150,8 +150,8 @@ ffi::Error Prepare(const Options& options, ffi::BufferR1<ffi::F32> numbers,
     return Refuse("these are not the arrays of " + std::string(options.rule));
   }
   update->prepared = update->rule->prepare(constants, given[0]);
-  update->decays = options.decays;
-  update->numbers = {given[1],
+  update->numbers = {options.decays,
+                     given[1],
                      options.scales ? given[2] : 1.0f,
                      options.gradient_min,
                      options.gradient_max,

@@ -60,14 +60,13 @@ namespace sparse_adam {
 
 // What wraps the step of every rule. An open side of a clip is an infinity.
 struct StepNumbers {
-  float decay;           // share of the weights; not used by loops without decay
+  bool decays;
+  float decay;           // share of the weights, if they decay
   float gradient_scale;  // 1 for none
   float gradient_min;
   float gradient_max;
   float weight_min;
   float weight_max;
-
-  LANE float GradientOf(float summed) const;
 };
 
 // A comparison with a NaN is false, so a NaN stays.
@@ -76,8 +75,12 @@ LANE float Clip(float x, float low, float high) {
   return raised > high ? high : raised;
 }
 
-LANE float StepNumbers::GradientOf(float summed) const {
-  return Clip(gradient_scale * summed, gradient_min, gradient_max);
+// The gradient of a lane. Most updates have neither decay nor scale (`kScales`), and
+// narrow rows notice two numbers more.
+template <bool kScales>
+LANE float GradientOf(float summed, const StepNumbers& n) {
+  const float scaled = kScales ? n.gradient_scale * summed : summed;
+  return Clip(scaled, n.gradient_min, n.gradient_max);
 }
 
 // The gradient of a whole row, scaled and clipped.
@@ -95,12 +98,12 @@ struct RowGradient {
     int64_t i = 0;
     for (; i + kSums <= size; i += kSums) {
       for (int k = 0; k < kSums; ++k) {
-        const float g = own.GradientOf(summed[i + k]);
+        const float g = GradientOf<true>(summed[i + k], own);
         sums[k] += g * g;
       }
     }
     for (int k = 0; i + k < size; ++k) {
-      const float g = own.GradientOf(summed[i + k]);
+      const float g = GradientOf<true>(summed[i + k], own);
       sums[k] += g * g;
     }
     for (int half = kSums / 2; half > 0; half /= 2) {
@@ -126,7 +129,8 @@ struct RuleLoops {
   int slots;
   int row_slots;
   PreparedRule (*prepare)(const float* constants, float rate);
-  StepFunction steps[kLevels][2];  // by instruction set; and whether weights decay
+  // By instruction set; and for updates without and with a decay or a scale.
+  StepFunction steps[kLevels][2];
 };
 
 #define LEVEL_BODY "rule.inc"

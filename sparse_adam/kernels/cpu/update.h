@@ -30,7 +30,6 @@ struct Update {
   int32_t seeds[kMostArrays];  // of the noise, one for each of `state.arrays`
   const RuleLoops* rule;       // takes as many arrays as the state has
   PreparedRule prepared;       // by `rule->prepare`
-  bool decays;                 // whether `numbers.decay` counts
   StepNumbers numbers;
 };
 

@@ -159,9 +159,8 @@ Update UpdateOf(const Header& h, Arrays& arrays) {
   if (rule == nullptr || rule->num_constants() != h.num_constants) Fail("no such rule");
   update.rule = &rule->LoopsFor(h.constants);
   update.prepared = update.rule->prepare(h.constants, h.numbers[0]);
-  update.decays = h.decays != 0;
-  update.numbers = {h.numbers[1], h.numbers[2], h.bounds[0],
-                    h.bounds[1],  h.bounds[2],  h.bounds[3]};
+  update.numbers = {h.decays != 0, h.numbers[1], h.numbers[2], h.bounds[0],
+                    h.bounds[1],   h.bounds[2],  h.bounds[3]};
   return update;
 }
 
@@ -239,7 +238,7 @@ void RunLarge(bool accumulate, bool packed) {
   const float constants[] = {0, 0, 1e-7f, 1, 0};
   update.rule = &RegisteredRule::Find("AdamRule")->LoopsFor(constants);
   update.prepared = update.rule->prepare(constants, 1);
-  update.numbers = {0, 1, -1e9f, 1e9f, -1e9f, 1e9f};
+  update.numbers = {false, 0, 1, -1e9f, 1e9f, -1e9f, 1e9f};
   Threads pool(2);
   Run(update, pool);
   for (const int64_t row : {int64_t{5}, kRows / 2, kRows - 1}) {

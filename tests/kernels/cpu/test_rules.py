@@ -46,8 +46,8 @@ RULES = {
 each_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 # Alone; and with all that wraps a rule.
 WRAPPINGS = (
-    (Numbers(), Limits(), False),
-    (Numbers(0.05, 0.125, 0.5), Limits(-2.0, 3.0, -0.75, 1.0), True),
+    (Numbers(0.75), Limits(), False),
+    (Numbers(0.5, 0.125, 0.5), Limits(-2.0, 3.0, -0.75, 1.0), True),
 )
 # Rows of one vector and a rest; of less than one; of several.
 DIMS = (20, 3, 130)
@@ -120,10 +120,8 @@ def test_the_call_of_xla(rule):
     packed = [False] if any(slot.per == "row" for slot in rule.slots) else [False, True]
     assert cpu.unsupported_rule(rule) is None
     for is_packed in packed:
-        for numbers, limits, weighted in WRAPPINGS:
-            update = RuleUpdate(
-                rule, "lazy", numbers, limits, weighted, 20, "mixed", is_packed
-            )
+        for dtypes, wrapping in zip(("float32", "mixed"), WRAPPINGS, strict=True):
+            update = RuleUpdate(rule, "lazy", *wrapping, 20, dtypes, is_packed)
             update.check(update.restored(called(update)))
 
 
