@@ -13,7 +13,7 @@ from sparse_adam.ops.packed import PackedTable, packed_layout
 from sparse_adam.ops.plan import UpdatePlan
 from sparse_adam.ops.run import canonicalize, run_update
 from sparse_adam.ops.shards import Shards, vary_alike
-from sparse_adam.rules import UpdateRule
+from sparse_adam.rules import UpdateRule, check_rule
 
 _Stored = TypeVar("_Stored", tuple[jax.Array, ...], PackedTable)
 
@@ -148,6 +148,7 @@ def update_state(
     state: Any, inputs: UpdateInputs, rule: UpdateRule, options: UpdateOptions
 ) -> Any:
     """Does what `sparse_update` says, with its arguments in two records."""
+    check_rule(rule)
     if isinstance(state, PackedTable):
         layout, arrays = packed_layout(state, rule), (state.lines,)
     else:

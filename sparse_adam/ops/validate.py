@@ -13,7 +13,7 @@ from sparse_adam.kernels.layout import BFLOAT16, FLOAT32, Layout, PlainLayout
 from sparse_adam.kernels.spec import UpdateSpec
 from sparse_adam.ops.integers import integers
 from sparse_adam.ops.options import UpdateInputs, UpdateOptions
-from sparse_adam.rules import UpdateRule, check_rule
+from sparse_adam.rules import UpdateRule
 
 STORED_DTYPES = (FLOAT32, BFLOAT16)
 
@@ -27,7 +27,6 @@ def update_spec(
         TypeError: an array of the wrong kind, such as float ids.
         ValueError: a shape that does not fit.
     """
-    check_rule(rule)
     num_rows, dim = layout.num_rows, layout.dim
     ids_shape = integers("ids", inputs.ids)
     num_ids = math.prod(ids_shape)

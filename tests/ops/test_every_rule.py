@@ -21,7 +21,7 @@ WRAPPED = {
 }
 QUICK = ("cpu", "xla")  # to compile; an interpreted kernel takes seconds
 # One of each kind of rule: no slot, one, two, of rows, and of both.
-FEW = ("sgd", "adagrad", "adagrad_momentum", "ftrl", "adam_row", "row_wise_adagrad")
+FEW = ("sgd", "adagrad_momentum", "ftrl", "adam_row", "row_wise_adagrad")
 
 
 def batch(dim, seed=0):
@@ -106,7 +106,7 @@ KERNELS = [
     for implementation in ("tensorcore", "sweep", "sparsecore")
     for packed in (False, True)
     if unsupported(pair, implementation, packed, {}) is None
-    and pair.name in (*FEW, "adam_steps")
+    and pair.name in FEW
 ]
 
 
