@@ -15,7 +15,7 @@ README = ROOT / "README.md"
 
 @pytest.mark.parametrize(
     ("name", "examples"),
-    [("embedding.md", 20), ("packed.md", 15), ("sharding.md", 15)],
+    [("embedding.md", 20), ("packed.md", 15), ("rules.md", 30), ("sharding.md", 15)],
 )
 def test_examples_in_docs_print_what_they_say(name, examples):
     failed, run = doctest.testfile(str(ROOT / "docs" / name), module_relative=False)
