@@ -26,15 +26,19 @@ def test_examples_in_docs_print_what_they_say(name, examples):
 def test_readme_code_runs():
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     names = {}
-    for block in blocks:
+    for number, block in enumerate(blocks):
         exec(compile(block, README.name, "exec"), names)
+        if number == 0:
+            step, state, loss = names["train_step"], names["state"], names["loss"]
+            assert names["table"].is_deleted()
     before = jax.random.normal(jax.random.key(0), (1000, 128))
-    changed = np.flatnonzero(np.any(names["table"] != before, axis=1))
+    changed = np.flatnonzero(np.any(np.asarray(state.table) != before, axis=1))
     assert changed.tolist() == [3, 14]
+    assert step(state, jnp.array([3, 14, 3, -1]), jnp.ones(4), 1e-2)[0] < loss
 
-    state = tuple(jnp.copy(x) for x in (before, before * 0, before * 0))
-    loss, state = names["train_step"](state, jnp.array([1, 2]), jnp.zeros(2), 1e-2)
-    assert names["train_step"](state, jnp.array([1, 2]), jnp.zeros(2), 1e-2)[0] < loss
+    adagrad, accumulators = names["adagrad"]
+    assert np.flatnonzero(np.any(adagrad != 1, axis=1)).tolist() == [3, 14]
+    assert np.allclose(accumulators[np.array([3, 14, 0]), 0], [4.1, 1.1, 0.1])
 
     batch = {"history": jnp.array([[1, 2, -1]]), "candidate": jnp.array([7])}
     step, labels = names["embedding_step"], jnp.ones((1,))
