@@ -32,7 +32,9 @@ def rule_of_the_page() -> Any:
     raise AssertionError(f"{PAGE.name} defines no {NAME}")
 
 
-def expected(table, squares, ids, grads):
+def expected(
+    table: np.ndarray, squares: np.ndarray, ids: np.ndarray, grads: np.ndarray
+) -> tuple[np.ndarray, ...]:
     """The formula, in NumPy and float64, row by row."""
     table, squares = table.astype(np.float64), squares.astype(np.float64)
     for row in set(ids.tolist()) & set(range(ROWS)):
@@ -44,7 +46,9 @@ def expected(table, squares, ids, grads):
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize(("storage", "dim"), [("plain", 128), ("packed", 32)])
-def test_runs_on_every_implementation(implementation, storage, dim):
+def test_runs_on_every_implementation(
+    implementation: str, storage: str, dim: int
+) -> None:
     rule = rule_of_the_page()(decay=float(DECAY), epsilon=float(EPSILON))
     rng = np.random.default_rng(0)
     table = rng.standard_normal((ROWS, dim)).astype(np.float32)
@@ -67,7 +71,7 @@ def test_runs_on_every_implementation(implementation, storage, dim):
     assert not np.array_equal(new[0], table)
 
 
-def test_the_cpu_kernel_says_that_it_has_no_loop():
+def test_the_cpu_kernel_says_that_it_has_no_loop() -> None:
     rule = rule_of_the_page()()
     table = jnp.ones((8, 4))
     state = (table, *initial_slots(rule, table.shape, np.float32))
