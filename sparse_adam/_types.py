@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 
+# Inside of a kernel a ref; outside of it an array, or what to allocate.
+Operand: TypeAlias = Any
+Operands: TypeAlias = tuple[Operand, ...]
+
 if TYPE_CHECKING:
     Ref: TypeAlias = jax.Ref
     Table: TypeAlias = jax.Array

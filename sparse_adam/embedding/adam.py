@@ -1,7 +1,6 @@
 """`Adam`: the optimizer of `tf.tpu.experimental.embedding.Adam`, for JAX."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -126,8 +125,7 @@ class Adam(Optimizer):
         numbers.flag("lazy_adam", self.lazy_adam)
         super().__post_init__()
 
-    @functools.cached_property
-    def rule(self) -> AdamRule:
+    def make_rule(self) -> AdamRule:
         """Returns the update rule."""
         return AdamRule(
             self.beta_1,

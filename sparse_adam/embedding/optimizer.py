@@ -1,11 +1,12 @@
 """What all optimizers of the embedding API share: an update rule and its options.
 
 An optimizer is a frozen dataclass with the arguments of its class in TensorFlow and one
-property of its own, `rule`. How slots are made and rows are updated stands here.
+method of its own, `make_rule`. How slots are made and rows are updated stands here.
 Nothing else in this folder knows which optimizer it drives.
 """
 
 import abc
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -33,7 +34,7 @@ class Optimizer(abc.ABC):
     """A row-wise optimizer of embedding tables; hashable, and equal by value.
 
     A subclass is a frozen dataclass that has the fields below among its own, in the
-    order of its class in TensorFlow, and a `rule`.
+    order of its class in TensorFlow, and makes a rule of them.
 
     Attributes:
         learning_rate: a number, or a callable that is asked at each update.
@@ -59,10 +60,14 @@ class Optimizer(abc.ABC):
     clipvalue: float | tuple[float | None, float | None] | None
     slot_variable_creation_fn: SlotCreationFn | None = None
 
-    @property
     @abc.abstractmethod
+    def make_rule(self) -> UpdateRule:
+        """Returns the update rule of these parameters."""
+
+    @functools.cached_property
     def rule(self) -> UpdateRule:
         """Returns what a step of a row computes."""
+        return self.make_rule()
 
     @property
     def lazy(self) -> bool:

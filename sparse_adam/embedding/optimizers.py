@@ -6,7 +6,6 @@ arguments that they share mean stands at `Optimizer`.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -62,8 +61,7 @@ class SGD(Optimizer):
     multiply_weight_decay_factor_by_learning_rate: bool | None = None
     clipvalue: _Clip = None
 
-    @property
-    def rule(self) -> SGDRule:
+    def make_rule(self) -> SGDRule:
         """Returns the update rule."""
         return SGDRule()
 
@@ -105,8 +103,7 @@ class Adagrad(Optimizer):
     slot_variable_creation_fn: SlotCreationFn | None = None
     clipvalue: _Clip = None
 
-    @functools.cached_property
-    def rule(self) -> AdagradRule:
+    def make_rule(self) -> AdagradRule:
         """Returns the update rule."""
         return AdagradRule(self.initial_accumulator_value)
 
@@ -151,8 +148,7 @@ class AdagradMomentum(Optimizer):
     slot_variable_creation_fn: SlotCreationFn | None = None
     clipvalue: _Clip = None
 
-    @functools.cached_property
-    def rule(self) -> AdagradMomentumRule:
+    def make_rule(self) -> AdagradMomentumRule:
         """Returns the update rule."""
         return AdagradMomentumRule(
             self.momentum, self.use_nesterov, self.exponent, self.beta2, self.epsilon
@@ -204,8 +200,7 @@ class FTRL(Optimizer):
     multiply_linear_by_learning_rate: bool = False
     allow_zero_accumulator: bool = False
 
-    @functools.cached_property
-    def rule(self) -> FTRLRule:
+    def make_rule(self) -> FTRLRule:
         """Returns the update rule."""
         return FTRLRule(
             self.learning_rate_power,
@@ -257,8 +252,7 @@ class RowWiseAdagrad(Optimizer):
     slot_variable_creation_fn: SlotCreationFn | None = None
     clipvalue: _Clip = None
 
-    @functools.cached_property
-    def rule(self) -> RowWiseAdagradRule:
+    def make_rule(self) -> RowWiseAdagradRule:
         """Returns the update rule."""
         return RowWiseAdagradRule(self.epsilon, self.initial_accumulator_value)
 
@@ -303,7 +297,6 @@ class RuleOptimizer(Optimizer):
     slot_variable_creation_fn: SlotCreationFn | None = None
     clipvalue: _Clip = None
 
-    @property
-    def rule(self) -> UpdateRule:
+    def make_rule(self) -> UpdateRule:
         """Returns the update rule."""
         return self.update_rule

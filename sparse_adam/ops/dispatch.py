@@ -143,7 +143,9 @@ class Choices(NamedTuple):
 
     def on(self, platform: str | None) -> Choice:
         """Returns the choice for a platform."""
-        return dict(zip((*PLATFORMS, None), self, strict=True))[platform]
+        if platform not in PLATFORMS:
+            return self.elsewhere
+        return self[PLATFORMS.index(platform)]
 
     def for_spec(self, spec: UpdateSpec) -> "Choices":
         """Returns the same implementations, with block sizes for another update."""
@@ -154,6 +156,7 @@ class Choices(NamedTuple):
                     one.implementation,
                     spec,
                     one.config if one.given else None,
+                    named=one.named,
                 )
                 for platform, one in zip((*PLATFORMS, None), self, strict=True)
             )

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.extend as jex
+from jax.core import ShapedArray
 from jax.interpreters import ad, batching, mlir
 
 from sparse_adam.ops.integers import in_32_bits
@@ -72,7 +73,7 @@ def _lower(lower: Callable[..., Any], context: Any, *args: Any, **static: Any) -
     Within `jax.shard_map` a type says along which axes an array varies. Here each
     device has its own arrays, and a kernel knows of no other device.
     """
-    types = [jax.core.ShapedArray(x.shape, x.dtype) for x in context.avals_in]
+    types = [ShapedArray(x.shape, x.dtype) for x in context.avals_in]
     return lower(context.replace(avals_in=types), *args, **static)
 
 

@@ -1,21 +1,67 @@
 """Looking up rows of plain and of packed tables."""
 
 import functools
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
 from sparse_adam._types import Indices
-from sparse_adam.kernels import lookup
+from sparse_adam.kernels import lookup as kernel
 from sparse_adam.kernels.layout import PackedLayout
 from sparse_adam.ops.integers import in_32_bits, integers
 from sparse_adam.ops.late import late_primitive
 from sparse_adam.ops.plan import indices_or
 from sparse_adam.ops.rows import PackedRows
 from sparse_adam.ops.shards import Shards, everywhere, like, vary_alike
+
+
+class HasLookup(Protocol):
+    """A table that looks up its own rows, as a `PackedTable` does."""
+
+    def lookup(self, ids: ArrayLike) -> jax.Array:
+        """Returns the weights of rows: `ids.shape + (D,)`."""
+        ...
+
+
+def lookup(table: ArrayLike | HasLookup, ids: ArrayLike) -> jax.Array:
+    """Looks up rows of an embedding table, plain or packed.
+
+    Args:
+        table: `[V, D]` weights, or a `PackedTable`.
+        ids: `[...]`, any integer dtype.
+
+    Returns:
+        `ids.shape + (D,)` weights in the table's dtype; zeros for an id that is
+        negative or >= V, which the update ignores too.
+
+    Raises:
+        TypeError: `ids` are not integers, or the table is a whole state.
+        ValueError: the table is not `[V, D]`.
+
+    Differentiate the loss by what this returns, not by the table: the gradient by a
+    table has the table's size.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(lookup(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([1, -1])))
+        [[3. 4.]
+         [0. 0.]]
+    """
+    if isinstance(table, tuple | list | dict):
+        raise TypeError(
+            f"table is a {type(table).__name__}; it must be the weights [V, D] or a "
+            "PackedTable: pass state[0], or state.table"
+        )
+    if not isinstance(table, jax.Array | np.ndarray) and hasattr(table, "lookup"):
+        return table.lookup(ids)
+    table = jnp.asarray(table)
+    if table.ndim != 2 or 0 in table.shape:
+        raise ValueError(f"table.shape={table.shape} must be (V, D), both at least 1")
+    return lookup_plain(table, ids)
 
 
 def lookup_packed(lines: jax.Array, ids: ArrayLike, layout: PackedLayout) -> jax.Array:
@@ -97,7 +143,7 @@ def _run(
 ) -> tuple[jax.Array]:
     """Looks up by the kernel on a TPU, by XLA elsewhere."""
     if platform == "tpu":
-        return (lookup.lookup(lines, rows, layout),)
+        return (kernel.lookup(lines, rows, layout),)
     return (by_gather(lines, rows, layout=layout),)
 
 

@@ -198,7 +198,8 @@ def _layout_of(arrays: Sequence[jax.Array]) -> PackedLayout:
             f"table.shape={shape}: D must be at most {MAX_DIM} to be packed; split the "
             "table by columns, or keep plain arrays"
         )
-    return PackedLayout(*shape, tuple(array.dtype for array in arrays))
+    num_rows, dim = shape
+    return PackedLayout(num_rows, dim, tuple(array.dtype for array in arrays))
 
 
 @in_32_bits

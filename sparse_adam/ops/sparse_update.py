@@ -1,6 +1,6 @@
 """The op for every rule: validate, choose, canonicalize, run."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -145,8 +145,8 @@ def sparse_update(
 
 
 def update_state(
-    state: _Stored, inputs: UpdateInputs, rule: UpdateRule, options: UpdateOptions
-) -> _Stored:
+    state: Any, inputs: UpdateInputs, rule: UpdateRule, options: UpdateOptions
+) -> Any:
     """Does what `sparse_update` says, with its arguments in two records."""
     if isinstance(state, PackedTable):
         layout, arrays = packed_layout(state, rule), (state.lines,)
@@ -170,7 +170,7 @@ def update_state(
     return _like(state, arrays)
 
 
-def _like(state: _Stored, arrays: State) -> _Stored:
+def _like(state: Any, arrays: State) -> Any:
     """Returns arrays as the storage that they came in."""
     if isinstance(state, PackedTable):
         return PackedTable(arrays[0], state.layout)

@@ -66,7 +66,7 @@ class RowRecords(abc.ABC):
         keeps_tiles: whether the arrays stay in the tiles of a TensorCore.
     """
 
-    layout: Layout
+    layout: Any
     dtype: Any
     keeps_tiles: bool
 

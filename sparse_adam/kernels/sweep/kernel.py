@@ -12,7 +12,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sparse_adam._types import Ref
+from sparse_adam._types import Operand, Operands, Ref
 from sparse_adam.kernels.spec import UpdateSpec
 from sparse_adam.kernels.sweep.config import (
     BATCH,
@@ -50,8 +50,8 @@ class Scalars(NamedTuple):
     """Refs in SMEM, whole."""
 
     active: Any  # [1]: chunks up to the last one that holds a valid id
-    numbers: Ref  # [3], as `StepScalars` has them
-    seeds: Refs  # () or a seed for each array
+    numbers: Operand  # [3], as `StepScalars` has them
+    seeds: Operands  # () or a seed for each array
 
 
 class Indices(NamedTuple):
@@ -59,14 +59,14 @@ class Indices(NamedTuple):
 
     groups: Any  # of the table, ascending; complements of such are passed over
     sources: Any  # gradient row of each; -1 adds nothing, where there are gains
-    lanes: Refs  # (), or the first one of each row in its group's lines
-    gains: Refs  # () or float32
+    lanes: Operands  # (), or the first one of each row in its group's lines
+    gains: Operands  # () or float32
 
 
 class Scratch(NamedTuple):
     """What is kept from one grid step to the next."""
 
-    state: Refs  # VMEM, blocks of the table
+    state: Operands  # VMEM, blocks of the table
     sums: Any  # VMEM [groups + 8, W]: of a block; one more row for those of others
     grads: Any  # VMEM [GRADIENT_SLOTS, C, W]
     indices: Indices  # SMEM [INDEX_SLOTS * C]

@@ -11,7 +11,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sparse_adam._types import Ref
+from sparse_adam._types import Operand, Operands, Ref
 from sparse_adam.kernels.spec import (
     UpdateSpec,
     join_per_row,
@@ -41,18 +41,18 @@ from sparse_adam.rules import StepNumbers
 class Scalars(NamedTuple):
     """Refs in SMEM, whole."""
 
-    active: Ref  # [1]
-    counts: Ref  # [chunks]
-    continues: Ref  # [chunks + 1]
-    numbers: Ref  # [3], as `StepScalars` has them
-    seeds: Refs  # (), or a seed for each array
+    active: Operand  # [1]
+    counts: Operand  # [chunks]
+    continues: Operand  # [chunks + 1]
+    numbers: Operand  # [3], as `StepScalars` has them
+    seeds: Operands  # (), or a seed for each array
 
 
 class Arriving(NamedTuple):
     """Refs of chunk k, whose DMAs a grid step starts: SMEM [C] each."""
 
-    groups: Ref
-    sources: Ref
+    groups: Operand
+    sources: Operand
 
 
 class Finishing(NamedTuple):
@@ -61,27 +61,29 @@ class Finishing(NamedTuple):
     What is in a tuple is there only where it is needed.
     """
 
-    groups: Ref  # SMEM
-    marks: Ref  # SMEM
-    owners: Refs  # VMEM; of sums
-    places: Refs  # VMEM of sums, else SMEM; of rows that share lines
-    listed: Refs  # VMEM: the groups once more, for the noise of sums
-    weights: Refs  # VMEM: gains, and 1 where a gradient counts
-    row_slots: Refs  # VMEM: of the groups listed, each slot that is per row
+    groups: Operand  # SMEM
+    marks: Operand  # SMEM
+    owners: Operands  # VMEM; of sums
+    places: Operands  # VMEM of sums, else SMEM; of rows that share lines
+    listed: Operands  # VMEM: the groups once more, for the noise of sums
+    weights: Operands  # VMEM: gains, and 1 where a gradient counts
+    row_slots: Operands  # VMEM: of the groups listed, each slot that is per row
 
 
 class Scratch(NamedTuple):
     """Refs in VMEM, and DMA semaphores, one a slot."""
 
-    grads: Ref  # [SLOTS, C, W]
-    touched: Refs  # [C, 128]: gradients for each lane; of sums of rows that share lines
-    state: Refs  # [SLOTS, ...]
+    grads: Operand  # [SLOTS, C, W]
+    touched: (
+        Operands  # [C, 128]: gradients for each lane; of sums of rows that share lines
+    )
+    state: Operands  # [SLOTS, ...]
     columns: Columns
-    row_slots: Refs  # [C, 128]: a slot that is per row, spread over lanes
+    row_slots: Operands  # [C, 128]: a slot that is per row, spread over lanes
     carried: Any  # OpenRun or ResidentGroup: from chunk to chunk
-    grads_arrived: Ref
-    state_arrived: Ref
-    state_left: Ref
+    grads_arrived: Operand
+    state_arrived: Operand
+    state_left: Operand
 
     @classmethod
     def shapes(cls, spec: UpdateSpec, groups: Groups, size: int) -> "Scratch":

@@ -13,7 +13,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sparse_adam._types import Ref
+from sparse_adam._types import Operands, Ref
 from sparse_adam.kernels.layout import PlaneWords
 from sparse_adam.kernels.spec import UpdateSpec
 from sparse_adam.kernels.tensorcore.runs import along_line, place_of_lane
@@ -24,8 +24,8 @@ from sparse_adam.rules import StepNumbers
 class ResidentGroup(NamedTuple):
     """VMEM refs: the group that is being stepped, block by block."""
 
-    values: Refs  # [blocks, width] float32, one for each array of the state
-    words: Refs  # [blocks, width], one for each plane
+    values: Operands  # [blocks, width] float32, one for each array of the state
+    words: Operands  # [blocks, width], one for each plane
 
     @classmethod
     def scratch(cls, groups: Groups, arrays: int) -> "ResidentGroup":
