@@ -52,8 +52,8 @@ def test_runs_on_every_implementation(
     rule = rule_of_the_page()(decay=float(DECAY), epsilon=float(EPSILON))
     rng = np.random.default_rng(0)
     table = rng.standard_normal((ROWS, dim)).astype(np.float32)
-    plain = (jnp.asarray(table), *initial_slots(rule, table.shape, np.float32))
-    state = PackedTable.pack(*plain) if storage == "packed" else plain
+    plain = (jnp.asarray(table), *initial_slots(rule, (ROWS, dim), np.float32))
+    state: Any = PackedTable.pack(*plain) if storage == "packed" else plain
     now = tuple(map(np.asarray, plain))
     untouched = np.ones(ROWS, bool)
     for _ in range(STEPS):
@@ -74,10 +74,13 @@ def test_runs_on_every_implementation(
 def test_the_cpu_kernel_says_that_it_has_no_loop() -> None:
     rule = rule_of_the_page()()
     table = jnp.ones((8, 4))
-    state = (table, *initial_slots(rule, table.shape, np.float32))
+    state = (table, *initial_slots(rule, (8, 4), np.float32))
     with pytest.raises(ValueError, match="implementation='cpu' cannot run this update"):
         sparse_update(
-            *(state, jnp.array([1]), jnp.ones((1, 4)), rule),
+            state,
+            jnp.array([1]),
+            jnp.ones((1, 4)),
+            rule,
             learning_rate=0.1,
             implementation="cpu",
         )
