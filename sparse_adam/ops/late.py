@@ -80,5 +80,8 @@ def _lower(lower: Callable[..., Any], context: Any, *args: Any, **static: Any) -
 def _outside_of_meshes(
     run: Callable[..., Any], platform: str | None, *arrays: jax.Array, **static: Any
 ) -> Any:
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+    # But the device of the mesh in scope is what tells Pallas which TPU this is for.
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    nowhere = jax.sharding.AbstractMesh((), (), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(nowhere):
         return run(platform, *arrays, **static)

@@ -152,7 +152,7 @@ def packed_layout(packed: PackedTable, rule: UpdateRule) -> PackedLayout:
         raise ValueError(
             f"the packed table holds {len(packed.layout.dtypes)} arrays, but "
             f"{type(rule).__name__} has {len(names)}, {names}: pass "
-            "PackedTable.pack(table, *initial_slots(rule, table.shape, table.dtype))"
+            "PackedTable.pack(table, *initial_slots(rule, table.shape, jnp.float32))"
         )
     return packed.layout
 
@@ -186,7 +186,8 @@ def _layout_of(arrays: Sequence[jax.Array]) -> PackedLayout:
         if array.ndim != 2 or 0 in array.shape or array.shape != shape:
             raise ValueError(
                 f"{name}.shape={array.shape} must be (V, D), both at least 1, and the "
-                f"same for the table and its slots; table.shape={shape}"
+                f"same for the table and its slots; table.shape={shape}. A slot of one "
+                "number for each row has no place in a packed table: keep plain arrays"
             )
         if array.dtype not in STORED_DTYPES:
             raise TypeError(

@@ -94,7 +94,7 @@ def plain_layout(state: Sequence[Any], rule: UpdateRule) -> PlainLayout:
         raise ValueError(
             f"the state has {len(state)} arrays, but {type(rule).__name__} has "
             f"{len(names)}, {names}: pass (table, *initial_slots(rule, table.shape, "
-            "table.dtype))"
+            "jnp.float32))"
         )
     shape, dtype = _stored("table", state[0])
     if len(shape) != 2 or 0 in shape:

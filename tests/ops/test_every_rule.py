@@ -105,8 +105,7 @@ KERNELS = [
     for pair in PAIRS
     for implementation in ("tensorcore", "sweep", "sparsecore")
     for packed in (False, True)
-    if unsupported(pair, implementation, packed, {}) is None
-    and pair.name in FEW
+    if unsupported(pair, implementation, packed, {}) is None and pair.name in FEW
 ]
 
 

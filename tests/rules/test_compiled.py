@@ -12,8 +12,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import tpu_sc as plsc
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from sparse_adam.kernels.sparsecore.math import ensure_roots
 
+from sparse_adam.kernels.sparsecore.roots import ensure_roots
 from sparse_adam.rules import operations
 from tests.kernels.topology import four_chips
 

@@ -18,7 +18,7 @@ the flat, unrolled loops without bounds checks.
 
 Without accumulation a group is fetched by the chunk in which its run begins, is stepped
 once for each occurrence, in the order of the batch, and stays in VMEM until its run
-ends (`tensorcore_steps`).
+ends (`steps`).
 
 Order: a group is fetched once and written once, later, in a call, and no two DMAs of a
 call touch the same group but those two. So chunks need no order among themselves but
