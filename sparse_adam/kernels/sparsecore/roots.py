@@ -7,8 +7,8 @@ def ensure_roots() -> None:
     """Adds jax's missing lowering rules for `rsqrt` and `sqrt` on vector subcores.
 
     The compiler knows both; only jax's table of rules lacks them, up to 0.10. Later
-    versions have these very rules, and then nothing is done. So the step of a rule stays the
-    one formula, with the roots that every other implementation takes.
+    versions have these very rules, and then nothing is done. So the step of a rule
+    stays the one formula, with the roots that every other implementation takes.
     """
     try:
         from jax._src.lib.mlir.dialects import math
