@@ -11,6 +11,8 @@ from sparse_adam._types import Rate, Tile
 from sparse_adam.rules import numbers
 from sparse_adam.rules.rule import Slot, Values
 
+_SLOTS = (Slot("momenta"), Slot("velocities"), Slot("steps", per="row"))
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AdamRule:
@@ -68,10 +70,7 @@ class AdamRule:
     @property
     def slots(self) -> tuple[Slot, ...]:
         """Both moments, and the count of steps where it is asked for."""
-        moments = (Slot("momenta"), Slot("velocities"))
-        if self.bias_correction == "row":
-            return (*moments, Slot("steps", per="row"))
-        return moments
+        return _SLOTS if self.bias_correction == "row" else _SLOTS[:2]
 
     def step(self, values: Values, gradient: Tile, rate: Rate) -> Values:
         """Returns new weights, moments and count."""

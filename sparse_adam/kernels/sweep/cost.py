@@ -22,6 +22,7 @@ from importlib import resources
 from typing import NamedTuple
 
 from sparse_adam.kernels import chips
+from sparse_adam.kernels.layout import Layout
 from sparse_adam.kernels.spec import UpdateSpec
 from sparse_adam.kernels.tiles import LANES
 
@@ -94,48 +95,55 @@ def crossover(spec: UpdateSpec, rows: str) -> float:
     """
     if rows not in ("tensorcore", "sparsecore"):
         raise ValueError(f"{rows=} must be 'tensorcore' or 'sparsecore'")
+    return _crossover(spec.layout, rows, chips.in_scope())
+
+
+@functools.lru_cache(maxsize=1024)
+def _crossover(layout: Layout, rows: str, chip: chips.Chip) -> float:
+    """Returns the same for a layout and a chip: users call updates one by one."""
     for percent in range(1, 101):
         share = percent / 100
-        if _sweep(spec, share) <= _row_kernel(spec, rows, share):
+        if _sweep(layout, chip, share) <= _row_kernel(layout, chip, rows, share):
             return share
     return math.inf
 
 
-def _sweep(spec: UpdateSpec, share: float) -> float:
+def _sweep(layout: Layout, chip: chips.Chip, share: float) -> float:
     """Nanoseconds for each row of the table."""
     _, found = _bundles()
-    bundles = found.get(chips.in_scope().name, found[_SLOWEST])
-    per_group, blocks = spec.layout.rows_per_group, spec.layout.blocks
+    bundles = found.get(chip.name, found[_SLOWEST])
+    per_group, blocks = layout.rows_per_group, layout.blocks
     added = bundles.shared if per_group > 1 else bundles.added[blocks > 1]
     return _time(
+        chip,
         bundles.line * blocks / per_group + share * added,
-        2 * spec.layout.group_bytes / per_group + share * 4 * LANES * blocks,
+        2 * layout.group_bytes / per_group + share * 4 * LANES * blocks,
     )
 
 
-def _row_kernel(spec: UpdateSpec, rows: str, share: float) -> float:
+def _row_kernel(layout: Layout, chip: chips.Chip, rows: str, share: float) -> float:
     """Nanoseconds for each row of the table."""
     found, _ = _bundles()
-    bundles = found.get(chips.in_scope().name, found[_SLOWEST])
-    per_group, blocks = spec.layout.rows_per_group, spec.layout.blocks
+    bundles = found.get(chip.name, found[_SLOWEST])
+    per_group, blocks = layout.rows_per_group, layout.blocks
     gradient = 4 * LANES * blocks
     if rows == "sparsecore":
         # It moves single rows. The clock of its subcores is not published, so that only
         # its bytes are known.
         touched = -math.expm1(-share)
-        moved = touched * 2 * spec.layout.group_bytes + share * gradient
-        return _time(0.0, moved / per_group)
+        moved = touched * 2 * layout.group_bytes + share * gradient
+        return _time(chip, 0.0, moved / per_group)
     touched = -math.expm1(-share * per_group) / per_group
-    group = getattr(bundles, spec.layout.storage)
+    group = getattr(bundles, layout.storage)
     summed = bundles.shared if per_group > 1 else bundles.summed[blocks > 1]
     return _time(
+        chip,
         touched * group[blocks > 1] + share * summed,
-        touched * 2 * spec.layout.group_bytes + share * gradient,
+        touched * 2 * layout.group_bytes + share * gradient,
     )
 
 
-def _time(bundles: float, num_bytes: float) -> float:
+def _time(chip: chips.Chip, bundles: float, num_bytes: float) -> float:
     """Nanoseconds at least."""
-    chip = chips.in_scope()
     moving = num_bytes / (_ATTAINABLE * chip.hbm_gb_per_s)
     return max(bundles / chip.clock_ghz, moving)
