@@ -179,7 +179,11 @@ def test_slots_of_equal_numbers_are_equal():
         ((-1.0, None, None), ValueError, r"clipvalue=-1.0 must be >= 0, or a pair"),
         ((NAN, None, None), ValueError, r"clipvalue=nan must be >= 0"),
         (((1.0,), None, None), ValueError, r"clipvalue=\(1.0,\) must be a number or a"),
-        (([0, 1], None, None), TypeError, r"clipvalue=\[0, 1\] must be a number.*\(0, 1\)"),
+        (
+            ([0, 1], None, None),
+            TypeError,
+            r"clipvalue=\[0, 1\] must be a number.*\(0, 1\)",
+        ),
         (((2, 1), None, None), ValueError, r"clipvalue\[0\]=2.0 is above .*exchange"),
         (((None, NAN), None, None), ValueError, r"clipvalue\[1\]=nan must be a number"),
         ((("a", 1), None, None), TypeError, r"clipvalue\[0\]='a' must be a number"),
