@@ -1,7 +1,7 @@
 """Looking up rows of plain and of packed tables."""
 
 import functools
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,7 @@ def lookup(table: ArrayLike | HasLookup, ids: ArrayLike) -> jax.Array:
             "PackedTable: pass state[0], or state.table"
         )
     if not isinstance(table, jax.Array | np.ndarray) and hasattr(table, "lookup"):
-        return table.lookup(ids)
+        return cast(HasLookup, table).lookup(ids)
     table = jnp.asarray(table)
     if table.ndim != 2 or 0 in table.shape:
         raise ValueError(f"table.shape={table.shape} must be (V, D), both at least 1")

@@ -103,7 +103,7 @@ class UpdateOptions:
             scale = _float32("gradient_scale", self.gradient_scale)
         given = (rate, decay, scale)
         # Of plain numbers in NumPy, which takes a hundredth of the time.
-        plain = all(isinstance(x, np.float32) for x in given)
+        plain = all(type(x) is np.float32 for x in given)
         vector = np.array(given) if plain else jnp.stack(given)
         seeds = None
         if stochastic and self.key is not None:
