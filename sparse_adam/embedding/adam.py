@@ -126,7 +126,7 @@ class Adam(Optimizer):
         super().__post_init__()
 
     def make_rule(self) -> AdamRule:
-        """Returns the update rule."""
+        """Returns the rule that these arguments describe, without its rate."""
         return AdamRule(
             self.beta_1,
             self.beta_2,

@@ -62,7 +62,7 @@ class SGD(Optimizer):
     clipvalue: _Clip = None
 
     def make_rule(self) -> SGDRule:
-        """Returns the update rule."""
+        """Returns the rule that these arguments describe, without its rate."""
         return SGDRule()
 
     def state_of(self, arrays: Sequence[jax.Array]) -> SGDState:
@@ -104,7 +104,7 @@ class Adagrad(Optimizer):
     clipvalue: _Clip = None
 
     def make_rule(self) -> AdagradRule:
-        """Returns the update rule."""
+        """Returns the rule that these arguments describe, without its rate."""
         return AdagradRule(self.initial_accumulator_value)
 
     def state_of(self, arrays: Sequence[jax.Array]) -> AdagradState:
@@ -149,7 +149,7 @@ class AdagradMomentum(Optimizer):
     clipvalue: _Clip = None
 
     def make_rule(self) -> AdagradMomentumRule:
-        """Returns the update rule."""
+        """Returns the rule that these arguments describe, without its rate."""
         return AdagradMomentumRule(
             self.momentum, self.use_nesterov, self.exponent, self.beta2, self.epsilon
         )
@@ -201,7 +201,7 @@ class FTRL(Optimizer):
     allow_zero_accumulator: bool = False
 
     def make_rule(self) -> FTRLRule:
-        """Returns the update rule."""
+        """Returns the rule that these arguments describe, without its rate."""
         return FTRLRule(
             self.learning_rate_power,
             self.l1_regularization_strength,
@@ -253,7 +253,7 @@ class RowWiseAdagrad(Optimizer):
     clipvalue: _Clip = None
 
     def make_rule(self) -> RowWiseAdagradRule:
-        """Returns the update rule."""
+        """Returns the rule that these arguments describe, without its rate."""
         return RowWiseAdagradRule(self.epsilon, self.initial_accumulator_value)
 
     def state_of(self, arrays: Sequence[jax.Array]) -> RowWiseAdagradState:
@@ -298,5 +298,5 @@ class RuleOptimizer(Optimizer):
     clipvalue: _Clip = None
 
     def make_rule(self) -> UpdateRule:
-        """Returns the update rule."""
+        """Returns the rule that these arguments describe, without its rate."""
         return self.update_rule

@@ -25,7 +25,7 @@ def arrays(stored: Any) -> tuple[jax.Array, ...]:
 
 
 def weights(stored: Any) -> jax.Array:
-    """Returns the table alone."""
+    """Returns the weights `[V, D]` of a stored table, without its slots."""
     return arrays(stored)[0]
 
 

@@ -281,7 +281,7 @@ class PackedLayout:
 
     @property
     def shapes(self) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Returns that array."""
+        """Returns the one int32 array of lines that holds it all."""
         return (jax.ShapeDtypeStruct(self.shape, jnp.int32),)
 
     @property

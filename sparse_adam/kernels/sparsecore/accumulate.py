@@ -18,7 +18,7 @@ class Accumulate(Pipeline):
     """Applies the runs that begin and end in the worker's range; hands over others."""
 
     def lists(self) -> tuple[int, int]:
-        """What is fetched is written."""
+        """Returns one list for both: the records that are fetched are written."""
         return self.at.fetched, self.at.fetched
 
     def list_rows(self, unit: Unit, share: Share) -> None:
@@ -49,7 +49,7 @@ class Accumulate(Pipeline):
         words[pl.ds(unit.words + self.at.count, window)] = count
 
     def compute(self, unit: Unit, share: Share) -> None:
-        """Sums runs, updates rows."""
+        """Sums the gradients of each run, then steps the rows that end here."""
         words = self.scratch.words
         count = self.vector(words, unit.words + self.at.count)[0]
         continues = self.same_as_previous(unit, 0)

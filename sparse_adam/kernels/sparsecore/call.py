@@ -33,7 +33,7 @@ class Inputs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Kernel:
-    """What is static in a call."""
+    """A kernel with all that is static in a call of it: sizes, spec, cost."""
 
     records: RowRecords
     spec: UpdateSpec
