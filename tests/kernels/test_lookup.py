@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sparse_adam import PackedTable
 from sparse_adam.kernels import lookup
 from sparse_adam.kernels.layout import PackedLayout
-from sparse_adam.ops.lookup import by_kernel
+from sparse_adam.ops.lookup import lookup_packed
 from tests import helpers
 
 SIZES = ((1, 16), (3, 40), (16, 40), (20, 7), (64, 40), (100, 1), (128, 40), (300, 40))
@@ -31,7 +31,7 @@ def packed(dim, dtype, seed=0):
 
 @functools.cache
 def jitted(layout):
-    return jax.jit(functools.partial(by_kernel, layout=layout, interpret=True))
+    return jax.jit(functools.partial(lookup.lookup, layout=layout, interpret=True))
 
 
 def expected(table, ids):
@@ -69,18 +69,18 @@ def test_in_the_tpu_interpreter(run_in_tpu_interpreter, dim, dtype):
     table = packed(dim, dtype)
     ids = np.random.default_rng(0).integers(-1, V, 150).astype(np.int32)
     assert len(ids) > 2 * lookup.rows_per_chunk(20, table.layout)
-    run = functools.partial(by_kernel, layout=table.layout)
-    found = run_in_tpu_interpreter(run, table.lines, ids)
+    run = functools.partial(lookup.lookup, layout=table.layout)
+    found = run_in_tpu_interpreter(run, table.lines, jnp.asarray(ids))
     helpers.assert_bitwise_equal(found, expected(table, ids))
 
 
 @pytest.mark.parametrize("axes", [(0, 0), (None, 0), (0, None)])
-def test_vmap(axes):
+def test_vmap_of_the_op(axes):
     # Over tables and batches, over batches for one table, over tables for one batch.
     tables = [packed(20, jnp.float32, seed) for seed in range(3)]
     ids = np.random.default_rng(0).integers(-1, V, (3, 11)).astype(np.int32)
     lines = jnp.stack([table.lines for table in tables])
-    run = functools.partial(by_kernel, layout=tables[0].layout, interpret=True)
+    run = functools.partial(lookup_packed, layout=tables[0].layout)
     operands = [x if a == 0 else x[0] for x, a in zip((lines, ids), axes, strict=True)]
     found = jax.jit(jax.vmap(run, in_axes=axes))(*operands)
     for t in range(3):
@@ -93,7 +93,7 @@ def test_within_a_function_that_is_differentiated():
     table, ids = packed(16, jnp.float32), np.int32([3, 5, -1, 5])
 
     def loss(scale):
-        rows = by_kernel(table.lines, ids, layout=table.layout, interpret=True)
+        rows = lookup_packed(table.lines, ids, table.layout)
         return (scale[None] * rows).sum()
 
     gradient = jax.jit(jax.grad(loss))(jnp.ones(16))

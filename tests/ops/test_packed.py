@@ -251,9 +251,9 @@ def test_errors():
     with pytest.raises(ValueError, match=r"table.shape=\(4, 4097\): D must be at most"):
         PackedTable.pack(table, table, table)
     table = jnp.ones((4, 3))
-    with pytest.raises(ValueError, match=r"momenta.shape=\(4, 2\) must be table.shape"):
+    with pytest.raises(ValueError, match=r"slots\[0\].shape=\(4, 2\) must be \(V, D\)"):
         PackedTable.pack(table, table[:, :2], table)
-    with pytest.raises(TypeError, match=r"velocities.dtype=int32 must be float32"):
+    with pytest.raises(TypeError, match=r"slots\[1\].dtype=int32 must be float32"):
         PackedTable.pack(table, table, table.astype(jnp.int32))
     packed = PackedTable.pack(table, table, table)
     with pytest.raises(TypeError, match=r"ids.dtype=float32 must be an integer"):

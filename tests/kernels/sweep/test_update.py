@@ -1,5 +1,6 @@
 """The sweep kernel's values, in the plain interpreter: both storages, every mode."""
 
+import dataclasses
 import functools
 import math
 
@@ -124,12 +125,12 @@ def test_any_ids(ids):
 
 @each_storage
 def test_no_ids(case):
-    check(helpers.changed(case, num_ids=0, options=NOT_LAZY))
+    check(dataclasses.replace(case, num_ids=0, options=NOT_LAZY))
 
 
 @each_storage
 def test_no_gradient_counts(case):
-    case = helpers.changed(case, weighted=True)
+    case = dataclasses.replace(case, weighted=True)
     arrays = cases.arrays(case)
     weights = arrays.weights | {"sample_ids": np.full(N, -1)}
     grads = np.full_like(arrays.grads, np.nan)
