@@ -3,7 +3,7 @@
 import numpy as np
 
 from benchmarks.contenders import Contender, Running
-from benchmarks.workload import Batch, Rows, Workload, valid
+from benchmarks.workload import Rows, TimedBatch, Workload, valid
 
 TOUCHED = 256  # rows that are compared, and the untouched ones beside them
 UNTOUCHED = 32
@@ -34,7 +34,7 @@ def check(contender: Contender, running: Running, workload: Workload) -> None:
         compare(name, *arrays)
 
 
-def sampled_rows(batch: Batch, workload: Workload) -> np.ndarray:
+def sampled_rows(batch: TimedBatch, workload: Workload) -> np.ndarray:
     """Rows to look at, ascending: the most frequent, some others, some untouched."""
     rng = np.random.default_rng(0)
     ids = batch.ids[valid(batch.ids, workload.case)]
@@ -48,11 +48,11 @@ def sampled_rows(batch: Batch, workload: Workload) -> np.ndarray:
     return np.unique(np.concatenate(parts))
 
 
-def restricted(batch: Batch, sample: np.ndarray) -> Batch:
+def restricted(batch: TimedBatch, sample: np.ndarray) -> TimedBatch:
     """The occurrences of the sampled rows, by their place in the sample."""
     at = np.minimum(np.searchsorted(sample, batch.ids), len(sample) - 1)
     inside = sample[at] == batch.ids
-    return Batch(at[inside], batch.grads[inside])
+    return TimedBatch(at[inside], batch.grads[inside])
 
 
 def compare(name: str, got: np.ndarray, old: np.ndarray, want: np.ndarray) -> None:

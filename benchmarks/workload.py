@@ -15,7 +15,7 @@ RATE = 1e-3
 Rows = tuple[np.ndarray, ...]  # some rows of the table and of its slots
 
 
-class Batch(NamedTuple):
+class TimedBatch(NamedTuple):
     """The arguments of one update."""
 
     ids: np.ndarray  # [N]
@@ -27,7 +27,7 @@ class Workload:
     """A case with its arrays, on the host."""
 
     case: Case
-    batches: tuple[Batch, ...]
+    batches: tuple[TimedBatch, ...]
     shared: dict[str, Any] = field(default_factory=dict)  # tables, by framework
 
     @classmethod
@@ -88,9 +88,9 @@ def valid(ids: np.ndarray, case: Case) -> np.ndarray:
     return (ids >= 0) & (ids < case.num_rows)
 
 
-def _batch(case: Case, seed: int) -> Batch:
+def _batch(case: Case, seed: int) -> TimedBatch:
     rng = np.random.default_rng(seed)
     size = (case.num_rows, case.num_ids, case.repeats)
     ids = cases.ids(rng, case.distribution, *size)
     grads = rng.standard_normal((case.num_ids, case.dim), np.float32)
-    return Batch(ids, grads.astype(dtype(case.dtypes[3])))
+    return TimedBatch(ids, grads.astype(dtype(case.dtypes[3])))

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from benchmarks.contenders import copy, jax, torch
+from benchmarks.contenders import jax_programs, memory_copy, torch_programs
 from benchmarks.contenders.base import Contender, Running, anything
 
 __all__ = ["CONTENDERS", "COPY", "OURS", "Contender", "Running"]
@@ -16,8 +16,8 @@ def _ours(name: str) -> Contender:
     return Contender(
         name,
         f"sparse_adam, {name}",
-        partial(jax.start, partial(jax.ours, name)),
-        partial(jax.ours_unsupported, name),
+        partial(jax_programs.start, partial(jax_programs.ours, name)),
+        partial(jax_programs.ours_unsupported, name),
     )
 
 
@@ -25,9 +25,9 @@ def _fbgemm(name: str, title: str, optimizer: str, by_row: bool) -> Contender:
     return Contender(
         name,
         title,
-        partial(torch.Fbgemm, optimizer),
-        torch.no_padding,
-        partial(torch.adagrad, by_row=by_row),
+        partial(torch_programs.Fbgemm, optimizer),
+        torch_programs.no_padding,
+        partial(torch_programs.adagrad, by_row=by_row),
         slots=0 if by_row else 1,
         host_only=True,
     )
@@ -37,32 +37,39 @@ CONTENDERS = {
     contender.name: contender
     for contender in (
         *map(_ours, OURS),
-        Contender("packed", "sparse_adam, packed", jax.start_packed, anything),
-        Contender("at_set", "plain JAX, .at[].set", partial(jax.start, jax.at_set)),
+        Contender("packed", "sparse_adam, packed", jax_programs.start_packed, anything),
+        Contender(
+            "at_set",
+            "plain JAX, .at[].set",
+            partial(jax_programs.start, jax_programs.at_set),
+        ),
         Contender(
             "optax",
             "optax.adam, dense",
-            partial(jax.start, jax.optax_dense),
-            jax.dense_unsupported,
-            jax.dense_adam,
+            partial(jax_programs.start, jax_programs.optax_dense),
+            jax_programs.dense_unsupported,
+            jax_programs.dense_adam,
         ),
         Contender(
             "keras",
             "keras.optimizers.Adam, dense",
-            partial(jax.start, jax.keras_dense),
-            jax.dense_unsupported,
-            jax.keras_adam,
+            partial(jax_programs.start, jax_programs.keras_dense),
+            jax_programs.dense_unsupported,
+            jax_programs.keras_adam,
         ),
         Contender(
             "torch",
             "torch.optim.SparseAdam",
-            torch.SparseAdam,
-            torch.no_padding,
-            torch.sparse_adam,
+            torch_programs.SparseAdam,
+            torch_programs.no_padding,
+            torch_programs.sparse_adam,
             host_only=True,
         ),
         Contender(
-            "torch_rows", "torch, Adam on rows by hand", torch.RowAdam, host_only=True
+            "torch_rows",
+            "torch, Adam on rows by hand",
+            torch_programs.RowAdam,
+            host_only=True,
         ),
         _fbgemm("fbgemm", "FBGEMM, Adagrad", "EXACT_ADAGRAD", by_row=False),
         _fbgemm(
@@ -74,18 +81,18 @@ CONTENDERS = {
         Contender(
             COPY,
             "copy of 512 MiB",
-            lambda workload: copy.start(),
+            lambda workload: memory_copy.start(),
             anything,
             expected=None,
-            moves=2 * copy.COPIED,
+            moves=2 * memory_copy.COPIED,
         ),
         Contender(
             "torch_copy",
             "torch's copy of 512 MiB",
-            lambda workload: torch.TorchCopy(copy.COPIED),
+            lambda workload: torch_programs.TorchCopy(memory_copy.COPIED),
             anything,
             expected=None,
-            moves=2 * copy.COPIED,
+            moves=2 * memory_copy.COPIED,
             host_only=True,
         ),
     )

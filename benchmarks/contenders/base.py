@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from benchmarks.cases import Case
-from benchmarks.workload import RATE, Batch, Rows, Workload
+from benchmarks.workload import RATE, Rows, TimedBatch, Workload
 from sparse_adam.reference import sparse_adam_update as reference_update
 
 
@@ -30,10 +30,10 @@ class Running(Protocol):
 
 # The rows after a first update, from the rows before and a batch of their ids and
 # gradients.
-Expected = Callable[[Rows, Batch, Case], Rows]
+Expected = Callable[[Rows, TimedBatch, Case], Rows]
 
 
-def adam(rows: Rows, batch: Batch, case: Case) -> Rows:
+def adam(rows: Rows, batch: TimedBatch, case: Case) -> Rows:
     """What one update should do, by the reference."""
     w, m, v = rows
     return reference_update(w, m, v, *batch, learning_rate=RATE, **case.options)

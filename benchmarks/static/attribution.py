@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
 
-from benchmarks.static.bundles import Counts, Kernel, Loop
+from benchmarks.static.bundles import BundledKernel, Counts, Loop
 from benchmarks.static.result import KernelReport, LoopReport
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class KernelTotals:
     """What a kernel has to do in all."""
 
     rows: float  # to be updated
@@ -19,13 +19,13 @@ class Work:
 
 
 # The rows that one iteration of a loop updates; None where the rule does not claim it.
-RowRule = Callable[[Loop, Work], float | None]
+RowRule = Callable[[Loop, KernelTotals], float | None]
 
 
 def dmas_per_row(**per_row: int) -> RowRule:
     """Loops that issue exactly these DMAs for each row, as `hbm_to_vmem=3`."""
 
-    def rule(loop: Loop, work: Work) -> float | None:
+    def rule(loop: Loop, work: KernelTotals) -> float | None:
         if loop.counts.dma.keys() != per_row.keys():
             return None
         rows = {loop.counts.dma[route] / each for route, each in per_row.items()}
@@ -34,15 +34,15 @@ def dmas_per_row(**per_row: int) -> RowRule:
     return rule
 
 
-def mesh_loop(loop: Loop, work: Work) -> float | None:
+def mesh_loop(loop: Loop, work: KernelTotals) -> float | None:
     """Pallas wraps a subcore's kernel in a loop that runs once: its mesh positions."""
     return work.rows if loop.depth == 1 and loop.trip_count is None else None
 
 
 def attribute(
-    kernel: Kernel,
+    kernel: BundledKernel,
     *,
-    work: Work,
+    work: KernelTotals,
     phases: Mapping[str, RowRule],
     tables: int,
     granule: int,
@@ -103,7 +103,7 @@ def attribute(
     )
 
 
-def _remainders(kernel: Kernel) -> dict[int, tuple[int, int]]:
+def _remainders(kernel: BundledKernel) -> dict[int, tuple[int, int]]:
     """For each unrolled loop, its remainder loop, and how many times that it does."""
     found: dict[int, tuple[int, int]] = {}
     for loop, following in pairwise(kernel.loops[1:]):

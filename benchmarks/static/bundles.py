@@ -104,7 +104,7 @@ class Loop:
 
 
 @dataclass(frozen=True, slots=True)
-class Kernel:
+class BundledKernel:
     """The program of one operation, on one engine."""
 
     name: str
@@ -157,7 +157,7 @@ class Span:
         return self.first <= position <= self.last
 
 
-def parse_tensorcore(text: str, *, name: str, delay_slots: int | None) -> Kernel:
+def parse_tensorcore(text: str, *, name: str, delay_slots: int | None) -> BundledKernel:
     """The kernel in a `*-final_bundles.txt` file.
 
     `delay_slots` bundles after a branch still run, on every iteration, although the
@@ -177,7 +177,7 @@ def assemble(
     bundles: Sequence[Bundle],
     loops: Sequence[Span],
     skipped: Sequence[Span],
-) -> Kernel:
+) -> BundledKernel:
     """Give each bundle to the innermost loop that holds it, and count."""
     whole = Span(0, len(bundles) - 1, trip_count=1)
     spans = [whole, *sorted(loops, key=lambda span: (span.first, -span.last))]
@@ -214,7 +214,7 @@ def assemble(
                 source=_source(mine),
             )
         )
-    return Kernel(name, engine, tuple(result))
+    return BundledKernel(name, engine, tuple(result))
 
 
 def _bundles(text: str) -> Iterator[Bundle]:

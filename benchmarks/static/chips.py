@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Chip:
+class AnalyzedChip:
     """What the analysis must know of a generation that its dumps do not say.
 
     `clock` and `bandwidth` are of one JAX device: published, but for the clocks of v5p,
@@ -28,11 +28,19 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", "v4:2x2x1", 1.05, 1228, 1, 512, kinds=("TPU v4",)),
-        Chip("v5e", "v5e:2x2", 1.5, 819, 4, 32, kinds=("TPU v5 lite", "TPU v5e")),
-        Chip("v5p", "v5p:2x2x1", 1.75, 2765, 4, 32, 64, 2, ("TPU v5", "TPU v5p")),
-        Chip("v6e", "v6e:2x2", 1.75, 1638, 4, 32, 32, 2, ("TPU v6 lite", "TPU v6e")),
-        Chip("7x", "tpu7x:2x2x1", 2.2, 3690, None, 32, 32, kinds=("TPU7x", "TPU v7x")),
+        AnalyzedChip("v4", "v4:2x2x1", 1.05, 1228, 1, 512, kinds=("TPU v4",)),
+        AnalyzedChip(
+            "v5e", "v5e:2x2", 1.5, 819, 4, 32, kinds=("TPU v5 lite", "TPU v5e")
+        ),
+        AnalyzedChip(
+            "v5p", "v5p:2x2x1", 1.75, 2765, 4, 32, 64, 2, ("TPU v5", "TPU v5p")
+        ),
+        AnalyzedChip(
+            "v6e", "v6e:2x2", 1.75, 1638, 4, 32, 32, 2, ("TPU v6 lite", "TPU v6e")
+        ),
+        AnalyzedChip(
+            "7x", "tpu7x:2x2x1", 2.2, 3690, None, 32, 32, kinds=("TPU7x", "TPU v7x")
+        ),
     )
 }
 # The most operations of a kind that were seen in one bundle of any program here.

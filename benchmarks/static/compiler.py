@@ -15,9 +15,9 @@ from typing import Any
 
 import click
 
-from benchmarks.static.attribution import Work, attribute
-from benchmarks.static.bundles import Kernel, parse_tensorcore
-from benchmarks.static.chips import CHIPS, Chip
+from benchmarks.static.attribution import KernelTotals, attribute
+from benchmarks.static.bundles import BundledKernel, parse_tensorcore
+from benchmarks.static.chips import CHIPS, AnalyzedChip
 from benchmarks.static.programs import find
 from benchmarks.static.result import KernelReport, Memory, StaticReport
 from benchmarks.static.subcore import parse_subcore
@@ -27,7 +27,7 @@ _SUBCORE_DUMP = re.compile(r"^(.+)_\d+_bundles\.txt$")
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class StaticCase:
     """One program, for one chip, at one shape."""
 
     program: str
@@ -50,12 +50,15 @@ def require_libtpu(command: str) -> None:
 
 def count(program: str, chip: str, *, rows: int, dim: int, ids: int) -> StaticReport:
     """Compile one program and count; a failure is a report with its `error` set."""
-    (report,) = count_all([Case(program, chip, rows, dim, ids)])
+    (report,) = count_all([StaticCase(program, chip, rows, dim, ids)])
     return report
 
 
 def count_all(
-    cases: Sequence[Case], *, timeout: float = 300.0, keep_dumps: Path | None = None
+    cases: Sequence[StaticCase],
+    *,
+    timeout: float = 300.0,
+    keep_dumps: Path | None = None,
 ) -> Iterator[StaticReport]:
     """Compile many cases in one process, since libtpu is slow to start.
 
@@ -77,7 +80,7 @@ def count_all(
 
 
 def _run(
-    numbered: Sequence[tuple[int, Case]], live: Path, cased: Path, timeout: float
+    numbered: Sequence[tuple[int, StaticCase]], live: Path, cased: Path, timeout: float
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Results of one child, the last of them an error if the child dies."""
     command = [sys.executable, "-m", "benchmarks.static.child", str(live), str(cased)]
@@ -147,7 +150,7 @@ def _environment(dumps: Path) -> dict[str, str]:
     }
 
 
-def _report(case: Case, record: dict[str, Any], dumps: Path) -> StaticReport:
+def _report(case: StaticCase, record: dict[str, Any], dumps: Path) -> StaticReport:
     known: dict[str, Any] = asdict(case) | {
         "versions": record.get("versions", {}),
         "seconds": record.get("seconds", 0.0),
@@ -173,7 +176,7 @@ def _report(case: Case, record: dict[str, Any], dumps: Path) -> StaticReport:
 
 
 def _kernel_reports(
-    case: Case, dumps: Path, record: Mapping[str, Any]
+    case: StaticCase, dumps: Path, record: Mapping[str, Any]
 ) -> Iterator[KernelReport]:
     program, chip = find(case.program), CHIPS[case.chip]
     kernels = list(_kernels(dumps, chip))
@@ -182,7 +185,7 @@ def _kernel_reports(
         sharers = chip.subcores if kernel.engine == "subcore" else 1
         found = attribute(
             kernel,
-            work=Work(case.ids / sharers, case.dim, case.rows),
+            work=KernelTotals(case.ids / sharers, case.dim, case.rows),
             phases=program.phases,
             tables=program.tables,
             granule=chip.granule,
@@ -192,7 +195,9 @@ def _kernel_reports(
         yield replace(found, vmem_bytes=record["vmem"].get(kernel.name, 0))
 
 
-def _reused(kernels: Sequence[Kernel], instructions: Sequence[str]) -> Iterator[Kernel]:
+def _reused(
+    kernels: Sequence[BundledKernel], instructions: Sequence[str]
+) -> Iterator[BundledKernel]:
     """Kernels without a dump: the compiler saw that it has compiled the same before.
 
     Which one is not said; the shortest of those named alike keeps a lower bound one.
@@ -206,7 +211,7 @@ def _reused(kernels: Sequence[Kernel], instructions: Sequence[str]) -> Iterator[
             yield replace(shortest, name=f"{name} as {shortest.name}")
 
 
-def _kernels(dumps: Path, chip: Chip) -> Iterator[Kernel]:
+def _kernels(dumps: Path, chip: AnalyzedChip) -> Iterator[BundledKernel]:
     for path in sorted(dumps.iterdir()):
         if found := _TENSORCORE_DUMP.match(path.name):
             # Some dumps share the suffix and hold a summary instead.

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from benchmarks.options import WIDTH, require_writable
 from benchmarks.results import ROOT, WrongFileError
 from benchmarks.static.chips import CHIPS
-from benchmarks.static.compiler import Case, count_all, require_libtpu
+from benchmarks.static.compiler import StaticCase, count_all, require_libtpu
 from benchmarks.static.result import StaticReport
 
 BUNDLES = ROOT / "sparse_adam" / "kernels" / "sweep" / "bundles.json"
@@ -98,7 +98,7 @@ def bundles(chips: tuple[str, ...], check: bool, out: Path, timeout: float) -> N
 def measure(chips: Sequence[str], timeout: float = 300.0) -> dict[str, Any]:
     """Compiles the programs for the chips, and returns what the file is to hold."""
     cases = [
-        Case(program, chip, ROWS, dim, IDS)
+        StaticCase(program, chip, ROWS, dim, IDS)
         for chip in chips
         for program, dim in PROGRAMS
     ]

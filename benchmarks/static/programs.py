@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.static import xla
-from benchmarks.static.attribution import RowRule, Work, dmas_per_row
+from benchmarks.static.attribution import KernelTotals, RowRule, dmas_per_row
 from benchmarks.static.bundles import Loop
 from benchmarks.static.program import Built, Program, update_arguments
 
@@ -124,25 +124,25 @@ def _lookup(
     return lookup, (packed.lines, jax.ShapeDtypeStruct((ids,), jnp.int32)), ()
 
 
-def _adam_tiles(loop: Loop, work: Work) -> float | None:
+def _adam_tiles(loop: Loop, work: KernelTotals) -> float | None:
     """Adam takes one reciprocal root for each register of 8 by 128 elements."""
     elements = loop.counts.eup * 8 * 128 if loop.innermost else 0
     return elements / work.dim or None
 
 
-def _adam_groups(loop: Loop, work: Work) -> float | None:
+def _adam_groups(loop: Loop, work: KernelTotals) -> float | None:
     """On packed tables one for each block of 8 groups of rows."""
     registers = loop.counts.eup if loop.innermost else 0
     return registers * 8 / _blocks(work) or None
 
 
-def _groups_of_all(loop: Loop, work: Work) -> float | None:
+def _groups_of_all(loop: Loop, work: KernelTotals) -> float | None:
     """A sweep updates every group of the table: so many for each looked-up row."""
     groups = _adam_groups(loop, work)
     return groups and groups * _rows_per_group(work) * work.rows / work.table_rows
 
 
-def _rows_per_group(work: Work) -> int:
+def _rows_per_group(work: KernelTotals) -> int:
     """Counts the rows that share lines of 128 words in a packed table, if it is large.
 
     Plain rows that fill whole lines share none, and such packed rows do not either.
@@ -155,7 +155,7 @@ def _rows_per_group(work: Work) -> int:
 def _in_by(*planes: int) -> RowRule:
     """Loops that fetch by DMAs of so many planes each: one for a row."""
 
-    def rule(loop: Loop, work: Work) -> float | None:
+    def rule(loop: Loop, work: KernelTotals) -> float | None:
         count = loop.counts.dma.get("hbm_to_vmem", 0)
         if not count or len(loop.counts.dma) > 1:
             return None
@@ -166,33 +166,33 @@ def _in_by(*planes: int) -> RowRule:
     return rule
 
 
-def _blocks(work: Work) -> int:
+def _blocks(work: KernelTotals) -> int:
     return -(-work.dim // 128)
 
 
-def _rows_put(loop: Loop, work: Work) -> float | None:
+def _rows_put(loop: Loop, work: KernelTotals) -> float | None:
     """A lookup's loop that puts 16 rows into place."""
     return 16.0 if loop.innermost and loop.counts.vst and not loop.counts.dma else None
 
 
-def _batch_added(loop: Loop, work: Work) -> float | None:
+def _batch_added(loop: Loop, work: KernelTotals) -> float | None:
     """The sweep's loop that adds a batch of 16 gradients to the sums of a block."""
     adds = loop.counts.valu >= 16 and loop.counts.vst and not loop.counts.eup
     return 16.0 if loop.innermost and adds and not loop.counts.dma else None
 
 
-def _one_row_updated(loop: Loop, work: Work) -> float | None:
+def _one_row_updated(loop: Loop, work: KernelTotals) -> float | None:
     """A vector subcore's loop over rows: the one with roots and no streams."""
     return 1.0 if loop.innermost and loop.counts.eup and not loop.counts.dma else None
 
 
-def _one_gradient_added(loop: Loop, work: Work) -> float | None:
+def _one_gradient_added(loop: Loop, work: KernelTotals) -> float | None:
     """Its loop over occurrences: it loads two ids more than it stores vectors."""
     adds = loop.counts.vld > loop.counts.vst > 0 and not loop.counts.eup
     return 1.0 if loop.innermost and adds and not loop.counts.dma else None
 
 
-def _rows_listed(loop: Loop, work: Work) -> float | None:
+def _rows_listed(loop: Loop, work: KernelTotals) -> float | None:
     """Its loop over vectors of ids, of 8 of them at least: two loads, two stores."""
     lists = loop.counts.vld == loop.counts.vst == 2 and not loop.counts.eup
     return 8.0 if loop.innermost and lists and not loop.counts.dma else None

@@ -12,7 +12,7 @@ from rich.text import Text
 from benchmarks.options import out_option, wrapped
 from benchmarks.results import SCHEMA, commit, now, write
 from benchmarks.static.chips import CHIPS
-from benchmarks.static.compiler import Case, count_all, require_libtpu
+from benchmarks.static.compiler import StaticCase, count_all, require_libtpu
 from benchmarks.static.programs import PROGRAMS, find
 from benchmarks.static.result import KernelReport, LoopReport, StaticReport
 from benchmarks.static.tables import TITLES
@@ -137,7 +137,7 @@ def main(
         except (ValueError, ImportError, AttributeError) as error:
             raise click.BadParameter(f"{error}", param_hint="--program") from error
     cases = [
-        Case(program, chip, rows, dim, ids)
+        StaticCase(program, chip, rows, dim, ids)
         for dim, program, chip in product(
             dims,
             programs or (QUICK if quick else DEFAULT),

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.static.chips import SLOTS, Chip
+from benchmarks.static.chips import SLOTS, AnalyzedChip
 
 _FULL = 0.9  # of the bundles hold as much arithmetic as they can: then it is the limit
 
@@ -41,7 +41,7 @@ class Roofline:
 def estimate(
     kernels: Sequence[tuple[str, float, Mapping[str, float]]],
     bytes_per_row: float,
-    chip: Chip,
+    chip: AnalyzedChip,
 ) -> Roofline:
     """The bounds of a program from what it issues for each row.
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import ceil
 
-from benchmarks.static.bundles import Bundle, Kernel, Operation, Span, assemble
+from benchmarks.static.bundles import Bundle, BundledKernel, Operation, Span, assemble
 
 # The kernel ends where the code begins that would replace it by the next one.
 _PROGRAM = re.compile(
@@ -25,7 +25,9 @@ _TILE_ADDRESS = re.compile(r"\[tilespmem:\$0x([0-9A-Fa-f]+)\]")
 _IMMEDIATE = re.compile(r"\$0x([0-9A-Fa-f]+)$")
 
 
-def parse_subcore(text: str, *, name: str, delay_slots: int | None) -> Kernel | None:
+def parse_subcore(
+    text: str, *, name: str, delay_slots: int | None
+) -> BundledKernel | None:
     """The kernel in a `*_bundles.txt` file; None if it has no subcore program.
 
     `delay_slots` stands in where the branches do not print theirs.

@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from benchmarks.static.attribution import Work
+from benchmarks.static.attribution import KernelTotals
 from benchmarks.static.bundles import Loop
 from benchmarks.static.program import Built, Program, update_arguments
 
@@ -71,7 +71,7 @@ def _xla_dense(rows: int, dim: int, ids: int) -> Built:
     return update, update_arguments(rows, dim, ids), (0, 1, 2)
 
 
-def _applied_updates(loop: Loop, work: Work) -> float | None:
+def _applied_updates(loop: Loop, work: KernelTotals) -> float | None:
     """XLA's scatter applies a block of updates, one single-row store for each."""
     moves_a_window = set(loop.counts.dma) == {"hbm_to_vmem", "vmem_to_hbm"}
     if not moves_a_window or loop.counts.eup or loop.counts.vst < 128:
@@ -79,19 +79,19 @@ def _applied_updates(loop: Loop, work: Work) -> float | None:
     return loop.counts.vst
 
 
-def _gathered_rows(loop: Loop, work: Work) -> float | None:
+def _gathered_rows(loop: Loop, work: KernelTotals) -> float | None:
     """XLA's gather fetches a block of rows by one DMA each."""
     fetched = loop.counts.dma.get("hbm_to_vmem", 0)
     return fetched - fetched % 128 if fetched >= 128 else None
 
 
-def _one_row_in(loop: Loop, work: Work) -> float | None:
+def _one_row_in(loop: Loop, work: KernelTotals) -> float | None:
     """XLA's scatter on a SparseCore fetches a row by a stream of its own ..."""
     inner = loop.innermost and loop.depth == 3
     return 1.0 if inner and loop.counts.dma == {"linear.gather": 1} else None
 
 
-def _one_row_out(loop: Loop, work: Work) -> float | None:
+def _one_row_out(loop: Loop, work: KernelTotals) -> float | None:
     """... adds to it, and writes it back by another, on one of two ways."""
     added = loop.innermost and loop.counts.vld >= work.dim / 16
     return 1.0 if added and set(loop.counts.dma) == {"linear.scatter"} else None

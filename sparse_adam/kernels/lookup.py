@@ -52,7 +52,7 @@ def rows_per_chunk(num_ids: int, layout: PackedLayout) -> int:
     return rows
 
 
-class _Scratch(NamedTuple):
+class _LookupScratch(NamedTuple):
     lines: Any  # VMEM [SLOTS, C * blocks, 128]
     places: Any  # VMEM [C, 128]
     arrived: Any  # DMA semaphores, one a slot
@@ -99,7 +99,7 @@ def lookup(
         ),
         out_shape=jax.ShapeDtypeStruct((num_chunks * size, width), layout.dtypes[0]),
         scratch_shapes=(
-            _Scratch(
+            _LookupScratch(
                 lines=pltpu.VMEM((_SLOTS, size * layout.blocks, LANES), jnp.int32),
                 places=pltpu.VMEM((size, LANES), jnp.int32),
                 arrived=pltpu.SemaphoreType.DMA((_SLOTS,)),
@@ -125,7 +125,7 @@ def _kernel(
     places: Any,  # VMEM [C], of chunk k-1: which row of its group; -1 for none
     lines: Any,  # HBM
     weights: Any,  # VMEM [C, W], of chunk k-1
-    scratch: _Scratch,
+    scratch: _LookupScratch,
     *,
     layout: PackedLayout,
 ) -> None:

@@ -9,20 +9,25 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.static.attribution import Work, attribute, dmas_per_row, mesh_loop
-from benchmarks.static.bundles import Kernel, parse_tensorcore
+from benchmarks.static.attribution import (
+    KernelTotals,
+    attribute,
+    dmas_per_row,
+    mesh_loop,
+)
+from benchmarks.static.bundles import BundledKernel, parse_tensorcore
 from benchmarks.static.programs import find
 from benchmarks.static.subcore import parse_subcore
 
 DATA = Path(__file__).parent / "data"
 
 
-def tensorcore(name: str, delay_slots: int | None) -> Kernel:
+def tensorcore(name: str, delay_slots: int | None) -> BundledKernel:
     text = (DATA / f"{name}.txt").read_text()
     return parse_tensorcore(text, name=name, delay_slots=delay_slots)
 
 
-def subcore(text: str | None = None, delay_slots: int | None = None) -> Kernel:
+def subcore(text: str | None = None, delay_slots: int | None = None) -> BundledKernel:
     if text is None:
         text = (DATA / "subcore_7x.txt").read_text()
     kernel = parse_subcore(text, name="subcore", delay_slots=delay_slots)
@@ -165,7 +170,7 @@ def test_a_dump_without_a_subcore_program_is_none() -> None:
 def test_rows_follow_from_trip_counts() -> None:
     report = attribute(
         tensorcore("rows_v6e", 4),
-        work=Work(1024, 128, 1000),
+        work=KernelTotals(1024, 128, 1000),
         phases={},
         tables=3,
         granule=32,
@@ -187,7 +192,7 @@ def test_rows_follow_from_trip_counts() -> None:
 def test_rows_follow_from_dmas_where_trip_counts_are_unknown() -> None:
     report = attribute(
         tensorcore("dynamic_7x", None),
-        work=Work(1024, 128, 1000),
+        work=KernelTotals(1024, 128, 1000),
         phases={},
         tables=3,
         granule=32,
@@ -214,7 +219,12 @@ def test_a_remainder_loop_tells_the_rows_of_the_unrolled_loop() -> None:
     text = loop_text(1, dmas=4) + loop_text(2, dmas=1)
     kernel = parse_tensorcore(text, name="unrolled", delay_slots=1)
     report = attribute(
-        kernel, work=Work(64, 128, 1000), phases={}, tables=3, granule=32, counted=True
+        kernel,
+        work=KernelTotals(64, 128, 1000),
+        phases={},
+        tables=3,
+        granule=32,
+        counted=True,
     )
     _, unrolled, remainder = report.loops
     assert (unrolled.phase, unrolled.rows) == ("fetch", 4)
@@ -240,7 +250,7 @@ def test_a_spilled_counter_still_gives_a_trip_count() -> None:
 def test_a_loop_that_nothing_explains_is_left_out_and_said() -> None:
     report = attribute(
         subcore(),
-        work=Work(128, 128, 1000),
+        work=KernelTotals(128, 128, 1000),
         phases={},
         tables=3,
         granule=32,
@@ -253,7 +263,7 @@ def test_a_loop_that_nothing_explains_is_left_out_and_said() -> None:
 def test_rules_of_the_program_come_first() -> None:
     report = attribute(
         subcore(),
-        work=Work(128, 128, 1000),
+        work=KernelTotals(128, 128, 1000),
         phases={"mesh": mesh_loop, "move": dmas_per_row(indirect=1)},
         tables=3,
         granule=32,
@@ -283,7 +293,7 @@ def test_the_memory_of_a_subcore_is_read_off_its_addresses() -> None:
 
 def test_dmas_per_row_asks_for_the_same_rows_in_each_direction() -> None:
     _, _, fetch, write = tensorcore("rows_v6e", 4).loops
-    work = Work(1024, 128, 1000)
+    work = KernelTotals(1024, 128, 1000)
     assert dmas_per_row(hbm_to_vmem=3)(fetch, work) == 4
     assert dmas_per_row(hbm_to_vmem=5)(fetch, work) is None
     assert dmas_per_row(hbm_to_vmem=3)(write, work) is None
@@ -291,11 +301,11 @@ def test_dmas_per_row_asks_for_the_same_rows_in_each_direction() -> None:
 
 
 def test_the_real_compiler_streams_the_table() -> None:
-    from benchmarks.static import Case, count_all
+    from benchmarks.static import StaticCase, count_all
 
     rows, dim, ids = 2**20, 128, 2**12
     programs = ("xla_sorted", "no_such_program", "sweep")
-    cases = [Case(program, "v6e", rows - 1, dim, ids) for program in programs]
+    cases = [StaticCase(program, "v6e", rows - 1, dim, ids) for program in programs]
     fine, broken, sweep = count_all(cases)
     assert fine.error is None and fine.memory is not None
     table = (rows - 1) * dim * 4

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.cases import Case
 from benchmarks.check import WrongResultError, check, compare, restricted, sampled_rows
-from benchmarks.workload import Batch, Workload
+from benchmarks.workload import TimedBatch, Workload
 from tests.benchmarks import fakes
 
 
@@ -51,13 +51,13 @@ def test_samples_have_the_most_frequent_row_and_untouched_ones():
     case = Case("padded", 5000, 2, 600, "padded")
     workload = Workload.of(case)
     ids = np.where(np.arange(600) < 30, 77, workload.batches[0].ids)
-    sample = sampled_rows(Batch(ids, workload.batches[0].grads), workload)
+    sample = sampled_rows(TimedBatch(ids, workload.batches[0].grads), workload)
     assert 77 in sample and (sample >= 0).all()
     assert (np.diff(sample) > 0).all()
     assert len(np.setdiff1d(sample, ids)) > 10
 
 
 def test_restricted_batches_are_renumbered():
-    batch = Batch(np.array([5, -1, 9, 5, 7]), np.arange(5.0)[:, None])
+    batch = TimedBatch(np.array([5, -1, 9, 5, 7]), np.arange(5.0)[:, None])
     ids, grads = restricted(batch, np.array([5, 9]))
     assert ids.tolist() == [0, 1, 0] and grads.ravel().tolist() == [0, 2, 3]

@@ -16,7 +16,7 @@ from benchmarks.__main__ import COMMANDS, main
 from benchmarks.cases import Case
 from benchmarks.results import ROOT
 from benchmarks.static import report as static_report
-from benchmarks.static.attribution import Work, attribute, mesh_loop
+from benchmarks.static.attribution import KernelTotals, attribute, mesh_loop
 from benchmarks.static.result import Memory, StaticReport
 from benchmarks.static.subcore import parse_subcore
 from tests.benchmarks import fakes
@@ -199,7 +199,7 @@ def subcore_loops():
     assert kernel is not None
     return attribute(
         kernel,
-        work=Work(1024, 128, 1000),
+        work=KernelTotals(1024, 128, 1000),
         phases={"mesh": mesh_loop},
         tables=0,
         granule=32,

@@ -78,6 +78,6 @@ def test_reasons_to_leave_a_case_out():
 
 @pytest.mark.parametrize("name", [contenders.COPY])
 def test_the_copy_copies(name, monkeypatch):
-    monkeypatch.setattr("benchmarks.contenders.copy.COPIED", 4096)
+    monkeypatch.setattr("benchmarks.contenders.memory_copy.COPIED", 4096)
     running = CONTENDERS[name].start(Workload.of(CASE))
     check(CONTENDERS[name], running, Workload.of(CASE))

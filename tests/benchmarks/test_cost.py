@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from benchmarks.results import WrongFileError
 from benchmarks.static import cost
-from benchmarks.static.attribution import Work
+from benchmarks.static.attribution import KernelTotals
 from benchmarks.static.bundles import Counts, Loop
 from benchmarks.static.chips import CHIPS
 from benchmarks.static.programs import find
@@ -143,10 +143,10 @@ def test_the_committed_file_has_all_chips_and_the_programs_are_known():
 
 def test_groups_of_packed_rows_are_those_that_share_lines():
     rule = find("packed_sweep").phases["update"]
-    update = report(cost.Case("packed_sweep", "v6e", 2**20, 16, 2**16)).kernels[0]
+    update = report(cost.StaticCase("packed_sweep", "v6e", 2**20, 16, 2**16)).kernels[0]
     loop = replace(update.loops[0].loop, counts=Counts(eup=64))
     for dim, rows in ((3, 42), (16, 8), (40, 3), (64, 2), (128, 1)):
         # 64 roots update 512 groups.
-        covered = rule(loop, Work(2**16, dim, 2**20))
+        covered = rule(loop, KernelTotals(2**16, dim, 2**20))
         assert covered == pytest.approx(512 * rows / 16), dim
-    assert rule(loop, Work(1, 128, 1)) == 512
+    assert rule(loop, KernelTotals(1, 128, 1)) == 512

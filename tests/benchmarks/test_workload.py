@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.cases import BENCHMARKS, Case
 from benchmarks.check import check
-from benchmarks.contenders import jax as jax_contenders
+from benchmarks.contenders import jax_programs
 from benchmarks.contenders.base import adam
 from benchmarks.results import ROOT
 from benchmarks.workload import ROTATED, Workload, row_bytes
@@ -25,9 +25,9 @@ def small(case: Case) -> Case:
 @pytest.mark.parametrize("case", BENCHMARKS, ids=lambda case: case.name)
 def test_every_benchmark_case_is_right_in_the_small(case):
     workload = Workload.of(small(case))
-    update = jax_contenders.ours("xla", workload.case)
-    states = jax_contenders.States(workload, lambda state: state)
-    running = jax_contenders.Jitted(update, workload, states)
+    update = jax_programs.ours("xla", workload.case)
+    states = jax_programs.States(workload, lambda state: state)
+    running = jax_programs.Jitted(update, workload, states)
     check(fakes.contender(expected=adam), running, workload)
 
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from benchmarks.static import Case, count_all
+from benchmarks.static import StaticCase, count_all
 from benchmarks.static.chips import CHIPS
 
 V = 1_000_000
@@ -13,7 +13,7 @@ V = 1_000_000
 @pytest.mark.parametrize("chip", ["v5e", "v6e"])
 def test_no_table_on_the_way(chip):
     cases = [
-        Case(f"tests.kernels.packing:{program}", chip, V, dim, 1)
+        StaticCase(f"tests.kernels.packing:{program}", chip, V, dim, 1)
         for program in ("pack", "unpack")
         for dim in (16, 128)
     ]
@@ -26,7 +26,9 @@ def test_no_table_on_the_way(chip):
 def test_two_are_rounded_by_the_instruction_of_xla(chip, tmp_path):
     # What rounds to the nearest and keeps a NaN where XLA converts does so in a kernel.
     programs = ("pair_by_kernel", "pair_by_xla")
-    cases = [Case(f"tests.kernels.packing:{p}", chip, 64, 128, 1) for p in programs]
+    cases = [
+        StaticCase(f"tests.kernels.packing:{p}", chip, 64, 128, 1) for p in programs
+    ]
     reports = list(count_all(cases, keep_dumps=tmp_path / "dumps"))
     packs = []
     for number, report in enumerate(reports):

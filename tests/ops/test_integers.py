@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.static import Case as Compiled
-from benchmarks.static import count_all
+from benchmarks.static import StaticCase, count_all
 from sparse_adam import PackedTable, plan_update
 from sparse_adam.ops.integers import in_32_bits
 from tests import ways
@@ -88,7 +87,7 @@ def test_32_bits_inside_only():
 def test_kernels_compile_in_such_programs(monkeypatch):
     monkeypatch.setenv("JAX_ENABLE_X64", "1")
     cases = [
-        Compiled(program, "v6e", 100_000, 128, 1000)
+        StaticCase(program, "v6e", 100_000, 128, 1000)
         for program in (
             *("sparsecore", "tensorcore", "sweep", "lookup"),
             *("packed_sparsecore", "packed_tensorcore_stochastic", "packed_sweep"),

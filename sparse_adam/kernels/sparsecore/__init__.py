@@ -36,7 +36,7 @@ its end. One id in all N places keeps one subcore busy.
 Order: a row is fetched and written by one subcore of one call alone, once, so no two
 streams of a call ever touch the same record and subcores need no order among
 themselves. A chunk's slots are used again only after its stores are waited for. What a
-run has come to passes from chunk to chunk in `Scratch.opened`, in float32.
+run has come to passes from chunk to chunk in `SubcoreScratch.opened`, in float32.
 
 Numerics: float32, rounded once, where a row is stored. A run is summed in the order of
 the batch, in parts where it spans subcores; the select that starts a new run keeps a

@@ -12,12 +12,12 @@ from jax.experimental.pallas import tpu_sc as plsc
 from sparse_adam.kernels.sparsecore.accumulate import Accumulate
 from sparse_adam.kernels.sparsecore.config import Config
 from sparse_adam.kernels.sparsecore.in_place import update_in_place
-from sparse_adam.kernels.sparsecore.memory import Operands, Scratch
+from sparse_adam.kernels.sparsecore.memory import Operands, SubcoreScratch
 from sparse_adam.kernels.sparsecore.occurrences import EachOccurrence
 from sparse_adam.kernels.sparsecore.records import RowRecords
 from sparse_adam.kernels.sparsecore.roots import ensure_roots
 from sparse_adam.kernels.sparsecore.shim import Interpreted, Native
-from sparse_adam.kernels.sparsecore.work import Work
+from sparse_adam.kernels.sparsecore.work import SubcoreWork
 from sparse_adam.kernels.spec import State, UpdateSpec
 from sparse_adam.kernels.tiles import SUBLANES
 
@@ -25,14 +25,14 @@ from sparse_adam.kernels.tiles import SUBLANES
 class Inputs(NamedTuple):
     """Arrays that are only read; `Operands` says what they are."""
 
-    work: Work
+    work: SubcoreWork
     numbers: jax.Array
     seeds: tuple[jax.Array, ...]
     grads: jax.Array
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Kernel:
+class SubcoreKernel:
     """A kernel with all that is static in a call of it: sizes, spec, cost."""
 
     records: RowRecords
@@ -54,8 +54,8 @@ class Kernel:
         kind(on, operands, scratch, self.records, self.spec, self.config).run()
 
     @property
-    def _scratch(self) -> Scratch:
-        return Scratch.types(self.config, self.records, self.spec.accumulate)
+    def _scratch(self) -> SubcoreScratch:
+        return SubcoreScratch.types(self.config, self.records, self.spec.accumulate)
 
     def _no_sums(self, state: State) -> jax.Array:
         rows = pl.cdiv(2 * self.config.workers, SUBLANES) * SUBLANES

@@ -14,13 +14,13 @@ from sparse_adam.kernels.sparsecore.config import (
     Config,
 )
 from sparse_adam.kernels.sparsecore.records import RowRecords
-from sparse_adam.kernels.sparsecore.work import Work
+from sparse_adam.kernels.sparsecore.work import SubcoreWork
 
 
 class Operands(NamedTuple):
     """Refs in HBM."""
 
-    work: Work
+    work: SubcoreWork
     numbers: Any  # [WINDOW]: `StepScalars.numbers` to the front
     seeds: tuple[Any, ...]  # () or [WINDOW] int32: of each array
     grads: Any  # records of gradients
@@ -28,7 +28,7 @@ class Operands(NamedTuple):
     sums: Any  # flat: records of each worker's head and tail
 
 
-class Scratch(NamedTuple):
+class SubcoreScratch(NamedTuple):
     """Refs in the subcore's own memory; `WordOffsets` says where a slot's words lie.
 
     Rows are as wide as a record: a wider row is handled in blocks.
@@ -48,7 +48,9 @@ class Scratch(NamedTuple):
     rows_left: Any
 
     @classmethod
-    def types(cls, config: Config, records: RowRecords, accumulate: bool) -> "Scratch":
+    def types(
+        cls, config: Config, records: RowRecords, accumulate: bool
+    ) -> "SubcoreScratch":
         """Returns what to allocate.
 
         Of an open run the sum is kept, or else the rows that its steps advance.

@@ -25,8 +25,8 @@ from sparse_adam.kernels.sparsecore.config import (
 )
 from sparse_adam.kernels.sparsecore.memory import (
     Operands,
-    Scratch,
     Share,
+    SubcoreScratch,
     Unit,
     WordOffsets,
 )
@@ -44,7 +44,7 @@ class Pipeline(abc.ABC):
 
     on: Native | Interpreted
     operands: Operands
-    scratch: Scratch
+    scratch: SubcoreScratch
     records: RowRecords
     spec: UpdateSpec
     config: Config

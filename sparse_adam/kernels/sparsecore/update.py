@@ -5,7 +5,7 @@ from jax import lax
 
 from sparse_adam.kernels.costs import cost_estimate, unsupported_rows
 from sparse_adam.kernels.layout import PackedLayout
-from sparse_adam.kernels.sparsecore.call import Inputs, Kernel
+from sparse_adam.kernels.sparsecore.call import Inputs, SubcoreKernel
 from sparse_adam.kernels.sparsecore.config import (
     MAX_BYTES,
     MAX_DIM,
@@ -93,7 +93,7 @@ def sparsecore_update(
     num_rows, num_ids, workers = spec.num_rows, spec.num_ids, config.workers
     layout_records = records_of(spec.layout)
     cost = cost_estimate(spec, num_ids, bytes_moved(num_ids, num_ids, spec))
-    kernel = Kernel(layout_records, spec, config, cost, interpret)
+    kernel = SubcoreKernel(layout_records, spec, config, cost, interpret)
     grads, sources = layout_records.lay_out(batch.grads, batch.sources)
     work = share_out(
         *(batch.ids, sources, batch.gains, num_rows, config, workers),

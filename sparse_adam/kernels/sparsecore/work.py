@@ -11,7 +11,7 @@ from sparse_adam._types import Gains, Indices
 from sparse_adam.kernels.sparsecore.config import MARGIN, Config
 
 
-class Work(NamedTuple):
+class SubcoreWork(NamedTuple):
     """Sorted occurrences, filled up to whole chunks, and who takes which."""
 
     # [3 * share_words] int32: of each worker the first occurrence, which ends the share
@@ -31,7 +31,7 @@ def share_out(
     workers: int,
     *,
     whole_runs: bool = False,
-) -> Work:
+) -> SubcoreWork:
     """Gives each worker equally many chunks, one after the other, of sorted ids.
 
     Workers from number `workers` on get none. With `whole_runs` a worker leaves the run
@@ -57,7 +57,7 @@ def share_out(
     chunks = jnp.where(begin < end, pl.cdiv(end, chunk) - first, 0)
     ids = jnp.pad(ids, filling, constant_values=num_rows)
     ids = jnp.pad(ids, (0, MARGIN), constant_values=num_rows)
-    return Work(
+    return SubcoreWork(
         shares=jnp.concatenate([begin, first, chunks]),
         ids=jnp.pad(ids, (MARGIN, 0), constant_values=-1),
         sources=jnp.pad(sources, filling, constant_values=-1),
@@ -65,7 +65,7 @@ def share_out(
     )
 
 
-def split_runs(work: Work, num_rows: int, workers: int) -> Indices:
+def split_runs(work: SubcoreWork, num_rows: int, workers: int) -> Indices:
     """The ids whose runs go from one worker's range into another's: [2 * workers].
 
     Place 2w is the id of worker w's head, the run that it begins in the middle of;

@@ -30,7 +30,7 @@ _FILE = resources.files("sparse_adam.kernels.sweep").joinpath("bundles.json")
 _ATTAINABLE = 0.8  # of the peak, in XLA's own estimates of such streams
 
 
-class _RowKernel(NamedTuple):
+class _RowKernelBundles(NamedTuple):
     """Bundles of the TensorCore's row kernel."""
 
     plain: tuple[float, float]  # fetch, update and write back a row
@@ -39,7 +39,7 @@ class _RowKernel(NamedTuple):
     shared: float  # the same where rows share lines
 
 
-class _Sweep(NamedTuple):
+class _SweepBundles(NamedTuple):
     """Bundles of the sweep."""
 
     added: tuple[float, float]  # fetch and add a gradient
@@ -48,7 +48,7 @@ class _Sweep(NamedTuple):
 
 
 @functools.cache
-def _bundles() -> tuple[dict[str, _RowKernel], dict[str, _Sweep]]:
+def _bundles() -> tuple[dict[str, _RowKernelBundles], dict[str, _SweepBundles]]:
     """Reads the bundles of both kernels, by chip.
 
     Two numbers are for D up to 128 and for wider rows, whose gradients, and in plain
@@ -57,7 +57,7 @@ def _bundles() -> tuple[dict[str, _RowKernel], dict[str, _Sweep]]:
     """
     found = json.loads(_FILE.read_text())
     rows = {
-        chip: _RowKernel(
+        chip: _RowKernelBundles(
             plain=tuple(each["plain"]),
             packed=tuple(each["packed"]),
             summed=tuple(each["summed"]),
@@ -66,7 +66,7 @@ def _bundles() -> tuple[dict[str, _RowKernel], dict[str, _Sweep]]:
         for chip, each in found["row_kernel"].items()
     }
     sweep = {
-        chip: _Sweep(
+        chip: _SweepBundles(
             added=(
                 each["fetched"][0] + each["added"][0],
                 each["fetched"][1] + each["added"][1],

@@ -46,7 +46,7 @@ class Sweep:
         return pl.cdiv(self.spec.layout.num_groups, self.config.groups_per_block)
 
 
-class Scalars(NamedTuple):
+class SweepScalars(NamedTuple):
     """Refs in SMEM, whole."""
 
     active: Any  # [1]: chunks up to the last one that holds a valid id
@@ -63,7 +63,7 @@ class Indices(NamedTuple):
     gains: Operands  # () or float32
 
 
-class Scratch(NamedTuple):
+class SweepScratch(NamedTuple):
     """What is kept from one grid step to the next."""
 
     state: Operands  # VMEM, blocks of the table
@@ -78,12 +78,12 @@ class Scratch(NamedTuple):
 
 
 def kernel(
-    scalars: Scalars,
+    scalars: SweepScalars,
     indices: Indices,
     grads: Ref,  # ANY [B, W]
     state_in: Refs,  # ANY, the arrays of the table
     state_out: Refs,  # the same memory
-    scratch: Scratch,
+    scratch: SweepScratch,
     *,
     sweep: Sweep,
 ) -> None:
@@ -130,7 +130,7 @@ def _wait(copy: Any) -> None:
 def _move(
     sweep: Sweep,
     state: Refs,
-    scratch: Scratch,
+    scratch: SweepScratch,
     block: jax.Array,
     do: Callable[[Any], None],
     *,
@@ -158,10 +158,10 @@ def _move(
 
 def _add_gradients(
     block: jax.Array,
-    scalars: Scalars,
+    scalars: SweepScalars,
     indices: Indices,
     grads: Ref,
-    scratch: Scratch,
+    scratch: SweepScratch,
     sweep: Sweep,
 ) -> None:
     """Adds all gradients of a block, batch after batch, to `scratch.sums`.
@@ -214,10 +214,10 @@ def _add_gradients(
 
 def _fetch_gradients(
     chunk: jax.Array,
-    scalars: Scalars,
+    scalars: SweepScalars,
     indices: Indices,
     grads: Ref,
-    scratch: Scratch,
+    scratch: SweepScratch,
     sweep: Sweep,
 ) -> None:
     """Starts the gradients of a chunk and the indices of the next one; waits for those
@@ -256,7 +256,7 @@ def _fetch_gradients(
         pltpu.make_async_copy(there, there, scratch.grads_arrived.at[slot]).wait()
 
 
-def _fetch_indices(indices: Indices, scratch: Scratch, chunk: jax.Array) -> None:
+def _fetch_indices(indices: Indices, scratch: SweepScratch, chunk: jax.Array) -> None:
     slot = lax.rem(chunk, INDEX_SLOTS)
     pairs = zip(jax.tree.leaves(indices), jax.tree.leaves(scratch.indices), strict=True)
     for array, index in pairs:
@@ -275,7 +275,7 @@ def _add_batch(
     into: jax.Array,
     first: jax.Array,
     base: jax.Array,
-    scratch: Scratch,
+    scratch: SweepScratch,
     sweep: Sweep,
 ) -> jax.Array:
     """Adds `BATCH` gradients in their order; returns the group of the last one."""
@@ -315,7 +315,9 @@ def _forget(sums: Any) -> None:
     sums[...] = jnp.full(sums.shape, _NOTHING)
 
 
-def _update(block: jax.Array, scalars: Scalars, scratch: Scratch, sweep: Sweep) -> None:
+def _update(
+    block: jax.Array, scalars: SweepScalars, scratch: SweepScratch, sweep: Sweep
+) -> None:
     """Steps a block in VMEM; leaves the sums of nothing for the next one."""
     spec, moved = sweep.spec, sweep.groups
     slot = lax.rem(block, STATE_SLOTS)

@@ -21,7 +21,13 @@ from sparse_adam.kernels.sweep.config import (
     TILES,
     Config,
 )
-from sparse_adam.kernels.sweep.kernel import Indices, Scalars, Scratch, Sweep, kernel
+from sparse_adam.kernels.sweep.kernel import (
+    Indices,
+    Sweep,
+    SweepScalars,
+    SweepScratch,
+    kernel,
+)
 from sparse_adam.kernels.tiles import LANES, SUBLANES
 from sparse_adam.kernels.vmem import groups_of, pad_to_lines
 from sparse_adam.rules import check_rule
@@ -87,7 +93,12 @@ def sweep_update(
     missing = -rows % SUBLANES if interpret or rows < SUBLANES else 0
     state = tuple(jnp.pad(x, ((0, missing), (0, 0))) for x in state)
     state = _call(
-        Scalars(active, scalars.numbers, seeds), indices, grads, state, sweep, interpret
+        SweepScalars(active, scalars.numbers, seeds),
+        indices,
+        grads,
+        state,
+        sweep,
+        interpret,
     )
     return tuple(x[:rows] for x in state) if missing else state
 
@@ -140,7 +151,7 @@ def _split(batch: SortedBatch, sweep: Sweep) -> tuple[jax.Array, Indices]:
 
 
 def _call(
-    scalars: Scalars,
+    scalars: SweepScalars,
     indices: Indices,
     grads: jax.Array,
     state: State,
@@ -166,7 +177,7 @@ def _call(
         out_shape=(jax.eval_shape(lambda *x: x, *state),),
         input_output_aliases={first_array + i: i for i in range(len(state))},
         scratch_shapes=(
-            Scratch(
+            SweepScratch(
                 state=sweep.groups.buffers(STATE_SLOTS, groups),
                 sums=pltpu.VMEM((groups + SUBLANES, width), jnp.float32),
                 grads=pltpu.VMEM((GRADIENT_SLOTS, size, width), jnp.float32),

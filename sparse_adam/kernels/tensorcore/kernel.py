@@ -38,7 +38,7 @@ from sparse_adam.kernels.vmem import Groups, Refs, group_noises, select
 from sparse_adam.rules import StepNumbers
 
 
-class Scalars(NamedTuple):
+class RowScalars(NamedTuple):
     """Refs in SMEM, whole."""
 
     active: Operand  # [1]
@@ -70,7 +70,7 @@ class Finishing(NamedTuple):
     row_slots: Operands  # VMEM: of the groups listed, each slot that is per row
 
 
-class Scratch(NamedTuple):
+class RowScratch(NamedTuple):
     """Refs in VMEM, and DMA semaphores, one a slot."""
 
     grads: Operand  # [SLOTS, C, W]
@@ -86,7 +86,7 @@ class Scratch(NamedTuple):
     state_left: Operand
 
     @classmethod
-    def shapes(cls, spec: UpdateSpec, groups: Groups, size: int) -> "Scratch":
+    def shapes(cls, spec: UpdateSpec, groups: Groups, size: int) -> "RowScratch":
         """Returns what to allocate for chunks of `size`."""
         width = groups.blocks * groups.width
         layout, widths = spec.layout, (width,)
@@ -111,14 +111,14 @@ class Scratch(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Work:
+class _ChunkWork:
     """What all parts of the kernel know."""
 
     spec: UpdateSpec
     groups: Groups
     config: Config
-    scalars: Scalars
-    scratch: Scratch
+    scalars: RowScalars
+    scratch: RowScratch
 
     def moved(self, chunk: jax.Array) -> Moved:
         counts, continues = self.scalars.counts, self.scalars.continues
@@ -135,21 +135,21 @@ class _Work:
 
 
 def kernel(
-    scalars: Scalars,
+    scalars: RowScalars,
     arriving: Arriving,
     finishing: Finishing,
     grads: Ref,  # HBM [B, W]
     state_in: Refs,  # HBM
     state_out: Refs,  # the same memory
     row_slots_out: Refs,  # VMEM [C, 128]: the new ones of chunk k-1
-    scratch: Scratch,
+    scratch: RowScratch,
     *,
     spec: UpdateSpec,
     groups: Groups,
     config: Config,
 ) -> None:
     """Starts the DMAs of chunk k and finishes chunk k-1."""
-    work = _Work(spec, groups, config, scalars, scratch)
+    work = _ChunkWork(spec, groups, config, scalars, scratch)
     k, active = pl.program_id(0), scalars.active[0]
 
     def wait_until_left(chunk: jax.Array) -> None:
@@ -186,7 +186,7 @@ def kernel(
 
 
 def _fetch(
-    work: _Work,
+    work: _ChunkWork,
     arriving: Arriving,
     grads: Ref,
     state: Refs,
@@ -214,7 +214,7 @@ def _fetch(
 
 
 def _write_back(
-    work: _Work, finishing: Finishing, state: Refs, slot: jax.Array, count: Any
+    work: _ChunkWork, finishing: Finishing, state: Refs, slot: jax.Array, count: Any
 ) -> None:
     buffers, left = work.buffers(slot), work.scratch.state_left.at[slot]
 
@@ -226,7 +226,7 @@ def _write_back(
     work.for_each(count, write_group)
 
 
-def _wait(work: _Work, semaphores: Ref, slot: jax.Array, count: Any) -> None:
+def _wait(work: _ChunkWork, semaphores: Ref, slot: jax.Array, count: Any) -> None:
     """Waits for all DMAs of `count` groups: once for a full chunk.
 
     Equal DMAs on one semaphore add up, but the size of a wait is static: so one wait
@@ -241,7 +241,7 @@ def _wait(work: _Work, semaphores: Ref, slot: jax.Array, count: Any) -> None:
         pl.when((count >> digit) & 1 == 1)(functools.partial(wait, 1 << digit))
 
 
-def _take_gradients(work: _Work, finishing: Finishing, slot: jax.Array) -> None:
+def _take_gradients(work: _ChunkWork, finishing: Finishing, slot: jax.Array) -> None:
     scratch = work.scratch
     arrived = scratch.grads.at[slot]
     pltpu.make_async_copy(arrived, arrived, scratch.grads_arrived.at[slot]).wait()
@@ -250,7 +250,9 @@ def _take_gradients(work: _Work, finishing: Finishing, slot: jax.Array) -> None:
         weigh(arrived, gains, counted, scratch.columns)
 
 
-def _sum(work: _Work, finishing: Finishing, slot: jax.Array, chunk: jax.Array) -> None:
+def _sum(
+    work: _ChunkWork, finishing: Finishing, slot: jax.Array, chunk: jax.Array
+) -> None:
     """Sums the runs, and for rows that share lines finds those that are touched."""
     scratch, scalars = work.scratch, work.scalars
     grads, open_run, columns = scratch.grads.at[slot], scratch.carried, scratch.columns
@@ -269,7 +271,11 @@ def _sum(work: _Work, finishing: Finishing, slot: jax.Array, chunk: jax.Array) -
 
 
 def _update(
-    work: _Work, finishing: Finishing, row_slots_out: Refs, slot: jax.Array, count: Any
+    work: _ChunkWork,
+    finishing: Finishing,
+    row_slots_out: Refs,
+    slot: jax.Array,
+    count: Any,
 ) -> None:
     """Steps the groups listed, the i-th by the i-th row of sums."""
     groups, spec, scalars = work.groups, work.spec, work.scalars
@@ -302,7 +308,9 @@ def _update(
     for_each_tile(count, update, min(2 * SUBLANES, grads.shape[0]))
 
 
-def _step(work: _Work, finishing: Finishing, slot: jax.Array, chunk: jax.Array) -> None:
+def _step(
+    work: _ChunkWork, finishing: Finishing, slot: jax.Array, chunk: jax.Array
+) -> None:
     """Steps the groups listed, once for each occurrence."""
     scratch, scalars = work.scratch, work.scalars
     step_each(

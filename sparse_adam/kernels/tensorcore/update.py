@@ -26,8 +26,8 @@ from sparse_adam.kernels.tensorcore.config import Config
 from sparse_adam.kernels.tensorcore.kernel import (
     Arriving,
     Finishing,
-    Scalars,
-    Scratch,
+    RowScalars,
+    RowScratch,
     kernel,
 )
 from sparse_adam.kernels.tiles import LANES, SUBLANES
@@ -132,7 +132,7 @@ def _call(
             (fresh,) * len(row_slots),
         ),
         input_output_aliases={first_table + i: i for i in range(tables)},
-        scratch_shapes=(Scratch.shapes(spec, groups, size),),
+        scratch_shapes=(RowScratch.shapes(spec, groups, size),),
         cost_estimate=cost_estimate(spec, most, bytes_moved(most, most, spec)),
         # The ids are proven in range before the call; the checks would cost ten
         # instruction bundles a DMA.
@@ -147,11 +147,13 @@ def _call(
 
 def _operands(
     chunks: Chunks, scalars: StepScalars, row_slots: State, spec: UpdateSpec
-) -> tuple[Scalars, Arriving, Finishing]:
+) -> tuple[RowScalars, Arriving, Finishing]:
     """Returns what the kernel reads of a batch, beside its gradients."""
     seeds = () if scalars.seeds is None else (scalars.seeds,)
     return (
-        Scalars(chunks.active, chunks.counts, chunks.continues, scalars.numbers, seeds),
+        RowScalars(
+            chunks.active, chunks.counts, chunks.continues, scalars.numbers, seeds
+        ),
         Arriving(chunks.groups, chunks.sources),
         Finishing(
             chunks.groups,

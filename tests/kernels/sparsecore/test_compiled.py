@@ -13,7 +13,7 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from benchmarks.static import Case, count_all
+from benchmarks.static import StaticCase, count_all
 from benchmarks.static.programs import find
 from sparse_adam import AdamState, sparse_adam_update
 from sparse_adam.kernels.sparsecore import bytes_moved
@@ -131,7 +131,7 @@ steps = program("steps", functools.partial(build, use_gradient_accumulation=Fals
 
 
 def reports(program, chip, *shapes):
-    cases = [Case(f"{__name__}:{program}", chip, *shape) for shape in shapes]
+    cases = [StaticCase(f"{__name__}:{program}", chip, *shape) for shape in shapes]
     return list(count_all(cases))
 
 

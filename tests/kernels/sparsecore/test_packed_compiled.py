@@ -5,7 +5,7 @@ No TPU is needed. The counts are exact for one libtpu; others stay within the li
 
 import pytest
 
-from benchmarks.static import Case, count_all
+from benchmarks.static import StaticCase, count_all
 from tests.kernels.sparsecore.subcore_loops import (
     Loops,
     assert_in_place,
@@ -53,7 +53,7 @@ VARIANT_LIMITS = {
 
 
 def reports(name, chip, *shapes):
-    return count_all([Case(f"packed_sparsecore{name}", chip, *s) for s in shapes])
+    return count_all([StaticCase(f"packed_sparsecore{name}", chip, *s) for s in shapes])
 
 
 @pytest.mark.parametrize("chip", CHIPS)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.static import Case, count_all
+from benchmarks.static import StaticCase, count_all
 from benchmarks.static.chips import CHIPS
 from sparse_adam import UpdatePlan, sparse_adam_update
 from sparse_adam.kernels.sweep import Config
@@ -90,7 +90,9 @@ def plain_bfloat16(rows, dim, ids):
 
 @pytest.mark.parametrize("chip", CHIPS)
 def test_in_place_at_the_speed_of_memory(chip, tmp_path):
-    cases = [Case(program, chip, *sizes) for program, *sizes in COUNTED + ALSO + TINY]
+    cases = [
+        StaticCase(program, chip, *sizes) for program, *sizes in COUNTED + ALSO + TINY
+    ]
     reports = list(count_all(cases, keep_dumps=tmp_path / "dumps"))
     for case, report in zip(cases, reports, strict=True):
         assert report.error is None, f"{case}: {report.error}"

@@ -9,7 +9,7 @@ from importlib.metadata import version
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.static import Case, count_all
+from benchmarks.static import StaticCase, count_all
 from sparse_adam.kernels.layout import PackedLayout
 from tests.kernels.pins import assert_no_more
 
@@ -35,7 +35,7 @@ COUNTS = {
 
 @pytest.mark.parametrize("chip", CHIPS)
 def test_updates_in_place_at_every_shape(chip):
-    cases = [Case("tensorcore", chip, V, dim, ids) for dim, ids in SHAPES]
+    cases = [StaticCase("tensorcore", chip, V, dim, ids) for dim, ids in SHAPES]
     reports = list(count_all(cases))
     for case, report in zip(cases, reports, strict=True):
         check_in_place(case, report, 3 * 4 * V * case.dim)
@@ -139,7 +139,7 @@ PACKED_COUNTS = {
 
 @pytest.mark.parametrize("chip", CHIPS)
 def test_packed_updates_in_place(chip):
-    cases = [Case(program, chip, V, dim, N) for program, dim in PACKED]
+    cases = [StaticCase(program, chip, V, dim, N) for program, dim in PACKED]
     counted = zip(count_all(cases), PACKED.values(), PACKED_COUNTS[chip], strict=True)
     for case, (report, dtypes, counts) in zip(cases, counted, strict=True):
         layout = PackedLayout(V, case.dim, tuple(map(jnp.dtype, dtypes)))
@@ -158,7 +158,7 @@ def test_the_widest_rows_compile():
         ("packed_tensorcore_steps", 1000),
         ("lookup_bfloat16", 4096),
     ]
-    cases = [Case(name, "v4", 10_000, dim, 4096) for name, dim in shapes]
+    cases = [StaticCase(name, "v4", 10_000, dim, 4096) for name, dim in shapes]
     for case, report in zip(cases, count_all(cases), strict=True):
         assert report.error is None, f"{case}: {report.error}"
 
@@ -191,7 +191,7 @@ LOOKUP_COUNTS = {
 
 @pytest.mark.parametrize("chip", CHIPS)
 def test_lookup(chip):
-    cases = [Case(program, chip, V, dim, N) for program, dim in LOOKUPS]
+    cases = [StaticCase(program, chip, V, dim, N) for program, dim in LOOKUPS]
     for case, report, limits, counts in zip(
         cases,
         count_all(cases),
@@ -210,7 +210,9 @@ def test_lookup(chip):
 
 @pytest.mark.parametrize("program", ["tensorcore", "packed_tensorcore", "lookup"])
 def test_work_does_not_grow_with_the_table(program):
-    small, large = count_all([Case(program, "v6e", v, 128, 1000) for v in (V, 16 * V)])
+    small, large = count_all(
+        [StaticCase(program, "v6e", v, 128, 1000) for v in (V, 16 * V)]
+    )
     assert small.error is None and large.error is None
     assert small.memory.temp == large.memory.temp
     assert loops(small) == loops(large)

@@ -9,7 +9,7 @@ from sparse_adam.kernels import tensorcore
 from sparse_adam.kernels.chips import VMEM_BUDGET
 from sparse_adam.kernels.layout import MAX_DIM
 from sparse_adam.kernels.tensorcore.config import Config
-from sparse_adam.kernels.tensorcore.kernel import Scratch
+from sparse_adam.kernels.tensorcore.kernel import RowScratch
 from sparse_adam.kernels.vmem import groups_of
 from tests import cases, helpers
 from tests.cases import Case
@@ -37,7 +37,7 @@ def test_every_packed_table_fits(dim, dtype, accumulate):
 def test_vmem_bytes_are_those_of_the_buffers(dim, packed, accumulate):
     one, config = problem(dim, packed=packed, accumulate=accumulate), Config(64)
     groups = groups_of(one.layout, whole_rows=True, compiled=True)
-    shapes = Scratch.shapes(one, groups, config.rows_per_chunk)
+    shapes = RowScratch.shapes(one, groups, config.rows_per_chunk)
     buffers = [shapes.grads, *shapes.state, *shapes.touched, *shapes.columns]
     exact = sum(4 * int(np.prod(buffer.shape)) for buffer in buffers)
     assert exact <= config.vmem_bytes(one) <= 1.2 * exact

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.cases import Case
 from benchmarks.contenders.base import plain_only
-from benchmarks.workload import RATE, Batch, Rows, Workload
+from benchmarks.workload import RATE, Rows, TimedBatch, Workload
 from sparse_adam import bias_corrected_learning_rate
 from sparse_adam.reference import sparse_adam_update as reference_update
 
@@ -196,7 +196,7 @@ def no_padding(case: Case) -> str | None:
     return plain_only(case)
 
 
-def sparse_adam(rows: Rows, batch: Batch, case: Case) -> Rows:
+def sparse_adam(rows: Rows, batch: TimedBatch, case: Case) -> Rows:
     """Lazy Adam with bias correction, and epsilon beside the root."""
     del case
     w, m, v = rows
@@ -208,7 +208,7 @@ def sparse_adam(rows: Rows, batch: Batch, case: Case) -> Rows:
     )
 
 
-def adagrad(rows: Rows, batch: Batch, case: Case, *, by_row: bool) -> Rows:
+def adagrad(rows: Rows, batch: TimedBatch, case: Case, *, by_row: bool) -> Rows:
     """Adagrad on summed gradients, with a sum of squares for a weight or for a row."""
     del case
     w, sums = (x.astype(np.float64) for x in rows)

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.cases import Case
 from benchmarks.contenders.base import Running
-from benchmarks.workload import RATE, Batch, Rows, Workload
+from benchmarks.workload import RATE, Rows, TimedBatch, Workload
 from sparse_adam import AdamState, bias_corrected_learning_rate, sparse_adam_update
 from sparse_adam.reference import sparse_adam_update as reference_update
 
@@ -204,7 +204,7 @@ def keras_dense(case: Case) -> Update:
     return update
 
 
-def dense_adam(rows: Rows, batch: Batch, case: Case) -> Rows:
+def dense_adam(rows: Rows, batch: TimedBatch, case: Case) -> Rows:
     """The first step of Adam with bias correction, on every row."""
     del case
     rate = float(bias_corrected_learning_rate(RATE, 1))
@@ -218,7 +218,7 @@ def dense_adam(rows: Rows, batch: Batch, case: Case) -> Rows:
     )
 
 
-def keras_adam(rows: Rows, batch: Batch, case: Case) -> Rows:
+def keras_adam(rows: Rows, batch: TimedBatch, case: Case) -> Rows:
     """The same, with Keras's epsilon: added to the root before its correction."""
     del case
     w, m, v = rows
