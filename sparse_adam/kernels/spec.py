@@ -100,6 +100,13 @@ class UpdateSpec:
             read(2) if self.scales else None,
         )
 
+    def counted(self, numbers: StepVector) -> jax.Array:
+        """Returns `StepScalars.numbers` without those at its end that do not count.
+
+        The TensorCore's loops take a bundle or two less with a vector of one number.
+        """
+        return numbers if self.decays or self.scales else numbers[:1]
+
     def step(self, values: Values, gradient: Tile, numbers: StepNumbers) -> Values:
         """Returns the new values of a tile of rows, one array for each of the state."""
         return step_tile(self.rule, self.limits, values, gradient, numbers)

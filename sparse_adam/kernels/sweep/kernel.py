@@ -50,7 +50,7 @@ class SweepScalars(NamedTuple):
     """Refs in SMEM, whole."""
 
     active: Any  # [1]: chunks up to the last one that holds a valid id
-    numbers: Operand  # [3], as `StepScalars` has them
+    numbers: Operand  # [1] or [3], as `UpdateSpec.counted` has them
     seeds: Operands  # () or a seed for each array
 
 

@@ -93,7 +93,7 @@ def sweep_update(
     missing = -rows % SUBLANES if interpret or rows < SUBLANES else 0
     state = tuple(jnp.pad(x, ((0, missing), (0, 0))) for x in state)
     state = _call(
-        SweepScalars(active, scalars.numbers, seeds),
+        SweepScalars(active, spec.counted(scalars.numbers), seeds),
         indices,
         grads,
         state,

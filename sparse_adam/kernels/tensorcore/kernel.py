@@ -44,7 +44,7 @@ class RowScalars(NamedTuple):
     active: Operand  # [1]
     counts: Operand  # [chunks]
     continues: Operand  # [chunks + 1]
-    numbers: Operand  # [3], as `StepScalars` has them
+    numbers: Operand  # [1] or [3], as `UpdateSpec.counted` has them
     seeds: Operands  # (), or a seed for each array
 
 

@@ -152,7 +152,11 @@ def _operands(
     seeds = () if scalars.seeds is None else (scalars.seeds,)
     return (
         RowScalars(
-            chunks.active, chunks.counts, chunks.continues, scalars.numbers, seeds
+            chunks.active,
+            chunks.counts,
+            chunks.continues,
+            spec.counted(scalars.numbers),
+            seeds,
         ),
         Arriving(chunks.groups, chunks.sources),
         Finishing(
