@@ -1,21 +1,19 @@
-"""One exchange between all devices: parts of different sizes, in buffers of one size.
+"""One exchange between all devices: slices of different sizes, buffers of one size.
 
-Each device has an array of N rows in which the rows for each owner stand together. A
-`Window` says which slice of them goes to which owner, and where in the owner's buffer
-of C rows it arrives. `to_owners` sends slices there, and `to_senders` sends the answers
-back to where the slices came from.
+Each device has an array in which the rows for each other device stand together. A
+`Window` says which slice of them goes to whom, and where in the receiver's buffer it
+arrives. `send` sends them; with `window.reversed()` it sends the answers back.
 
-On a TPU both are `lax.ragged_all_to_all`: only what is in the slices travels, and the
-slices stand one behind the other in the buffer. Other backends have no such collective.
-There the buffer is cut into n equal parts, a part for each sender, and travels whole by
-`lax.all_to_all`. The platform is known when the program is lowered, and the other path
-is left out then. Nothing but the collectives is traced for both.
+On a TPU that is `lax.ragged_all_to_all`: only what is in the slices travels. Other
+backends have no such collective. There a slice is padded to a fixed number of rows and
+all travel by `lax.all_to_all`. The platform is known when the program is lowered, and
+the other way is left out then. Nothing but the collective is traced for both.
 
-What a buffer holds where no slice was written is unknown: `covered` says where that is.
+XLA for TPUs pads what travels to lines of 128 lanes, so a ragged exchange of single ids
+would send 512 bytes for each. `swap`, which is for ids, sends messages of many.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,18 +22,19 @@ from jax import lax
 from sparse_adam.ops.routing.varying import vary
 
 Axes = tuple[str, ...]
+LANES = 128
 
 
 class Window(NamedTuple):
-    """The slices that travel in one round, as one device sees them.
+    """The slices that travel in one round, as one device sees them; all int32 `[n]`.
 
     Attributes:
-        begin: int32 `[n]`, where the slice for each owner begins in this device's rows.
-        sent: int32 `[n]`, how many rows it has.
-        offsets: int32 `[n]`, where it begins in the owner's buffer.
-        starts: int32 `[n]`, where each sender's slice begins in this device's buffer.
-        received: int32 `[n]`, how many rows it has.
-        origins: int32 `[n]`, where it begins in the sender's rows.
+        begin: where the slice for each device begins in this device's array.
+        sent: how many rows it has.
+        offsets: where it begins in the receiver's buffer.
+        starts: where the slice from each device begins in this device's buffer.
+        received: how many rows it has.
+        origins: where it begins in the sender's array.
     """
 
     begin: jax.Array
@@ -45,167 +44,97 @@ class Window(NamedTuple):
     received: jax.Array
     origins: jax.Array
 
-
-class Path(Protocol):
-    """The ways that a round's rows can travel; see `Ragged` and `Equal`."""
-
-    def load(self, sent: jax.Array, axes: Axes) -> jax.Array:
-        """Returns how many rows of each owner's buffer `[n]` would be taken."""
-        ...
-
-    def starts(self, received: jax.Array, size: int) -> jax.Array:
-        """Returns where each sender's slice begins in a buffer of `size` rows."""
-        ...
-
-    def to_owners(
-        self, window: Window, rows: jax.Array, size: int, axes: Axes
-    ) -> jax.Array:
-        """Sends slices of rows `[N, ...]`; returns the buffer `[size, ...]`."""
-        ...
-
-    def to_senders(
-        self, window: Window, buffer: jax.Array, size: int, axes: Axes
-    ) -> jax.Array:
-        """Sends a buffer's slices back; returns them in rows `[size, ...]`."""
-        ...
-
-
-class Ragged:
-    """Slices one behind the other, by `lax.ragged_all_to_all`."""
-
-    def load(self, sent: jax.Array, axes: Axes) -> jax.Array:
-        """Returns how many rows of each owner's buffer `[n]` would be taken."""
-        return lax.psum(sent, axes)
-
-    def starts(self, received: jax.Array, size: int) -> jax.Array:
-        """Returns where each sender's slice begins in a buffer of `size` rows."""
-        del size
-        return jnp.cumsum(received, dtype=jnp.int32) - received
-
-    def to_owners(
-        self, window: Window, rows: jax.Array, size: int, axes: Axes
-    ) -> jax.Array:
-        """Sends slices of rows `[N, ...]`; returns the buffer `[size, ...]`."""
-        return lax.ragged_all_to_all(
-            rows,
-            _zeros(size, rows),
-            input_offsets=window.begin,
-            send_sizes=window.sent,
-            output_offsets=window.offsets,
-            recv_sizes=window.received,
-            axis_name=axes,
-        )
-
-    def to_senders(
-        self, window: Window, buffer: jax.Array, size: int, axes: Axes
-    ) -> jax.Array:
-        """Sends a buffer's slices back; returns them in rows `[size, ...]`."""
-        return lax.ragged_all_to_all(
-            buffer,
-            _zeros(size, buffer),
-            input_offsets=window.starts,
-            send_sizes=window.received,
-            output_offsets=window.origins,
-            recv_sizes=window.sent,
-            axis_name=axes,
+    def reversed(self) -> "Window":
+        """Returns the window by which answers go back to where the slices were."""
+        return Window(
+            begin=self.starts,
+            sent=self.received,
+            offsets=self.origins,
+            starts=self.begin,
+            received=self.sent,
+            origins=self.offsets,
         )
 
 
-class Equal:
-    """A part of C / n rows for each sender, by `lax.all_to_all`."""
-
-    def load(self, sent: jax.Array, axes: Axes) -> jax.Array:
-        """Returns how many rows of each owner's buffer `[n]` would be taken."""
-        return lax.pmax(sent, axes) * jnp.int32(sent.size)
-
-    def starts(self, received: jax.Array, size: int) -> jax.Array:
-        """Returns where each sender's slice begins in a buffer of `size` rows."""
-        part = jnp.full_like(received, size // received.size)
-        return jnp.cumsum(part, dtype=jnp.int32) - part
-
-    def to_owners(
-        self, window: Window, rows: jax.Array, size: int, axes: Axes
-    ) -> jax.Array:
-        """Sends slices of rows `[N, ...]`; returns the buffer `[size, ...]`."""
-        part = lax.iota(jnp.int32, size // window.begin.size)
-        index = (window.begin[:, None] + part[None]).reshape(-1)
-        sent = rows.at[index].get(mode="clip")
-        return lax.all_to_all(sent, axes, 0, 0, tiled=True)
-
-    def to_senders(
-        self, window: Window, buffer: jax.Array, size: int, axes: Axes
-    ) -> jax.Array:
-        """Sends a buffer's slices back; returns them in rows `[size, ...]`."""
-        part = lax.iota(jnp.int32, buffer.shape[0] // window.begin.size)[None]
-        index = jnp.where(
-            part < window.sent[:, None], window.begin[:, None] + part, jnp.int32(size)
-        )
-        answers = lax.all_to_all(buffer, axes, 0, 0, tiled=True)
-        rows = _zeros(size, buffer)
-        return rows.at[index.reshape(-1)].set(answers, mode="drop")
+def swap(messages: jax.Array, axes: Axes) -> jax.Array:
+    """Sends message i of `[n, ...]` to device i; returns one from each, `[n, ...]`."""
+    return lax.all_to_all(messages, axes, 0, 0, tiled=True)
 
 
-def _zeros(size: int, like: jax.Array) -> jax.Array:
-    """Returns `size` rows of zeros that vary over the mesh as `like` does."""
-    return vary(jnp.zeros((size, *like.shape[1:]), like.dtype), like)
+def send(
+    window: Window, rows: jax.Array, size: int, longest: int, axes: Axes
+) -> jax.Array:
+    """Sends the slices of an array to the devices along `axes`.
 
+    Args:
+        window: the slices.
+        rows: `[N, ...]`, the array.
+        size: the rows of the receiver's buffer.
+        longest: the most rows that a slice can have.
+        axes: of the mesh.
 
-TPU: Path = Ragged()
-OTHERS: Path = Equal()
-
-
-def load(sent: jax.Array, axes: Axes) -> jax.Array:
-    """Returns how many of C rows each owner's buffer needs, `[n]` on every device.
-
-    A round fits if none of them is above C.
+    Returns:
+        The buffer `[size, ...]`. Where no slice was written it is zero.
     """
-    return _by_platform(lambda path, sent: path.load(sent, axes), sent)
+
+    def ragged(window: Window, rows: jax.Array) -> jax.Array:
+        return by_ragged(window, rows, size, axes)
+
+    def equal(window: Window, rows: jax.Array) -> jax.Array:
+        return by_equal(window, rows, size, longest, axes)
+
+    arrived = lax.platform_dependent(window, rows, tpu=ragged, default=equal)
+    # JAX says that the ragged exchange keeps what it does not write. Do not rely on it.
+    written = covered(window.starts, window.received, size)
+    return jnp.where(written.reshape(-1, *(1,) * (rows.ndim - 1)), arrived, 0)
 
 
-def window(begin: jax.Array, sent: jax.Array, size: int, axes: Axes) -> Window:
-    """Tells all devices of each other's slices, for buffers of `size` rows."""
-    told = lax.all_to_all(jnp.stack((sent, begin), 1), axes, 0, 0, tiled=True)
-    received, origins = told[:, 0], told[:, 1]
-    starts = _by_platform(lambda path, received: path.starts(received, size), received)
-    offsets = lax.all_to_all(starts, axes, 0, 0, tiled=True)
-    return Window(begin, sent, offsets, starts, received, origins)
-
-
-def to_owners(window: Window, rows: jax.Array, size: int, axes: Axes) -> jax.Array:
-    """Sends slices of rows `[N, ...]` to their owners.
-
-    Returns a buffer `[size, ...]` with the slices at `window.starts`.
-    """
-    return _by_platform(
-        lambda path, window, rows: path.to_owners(window, rows, size, axes),
-        window,
+def by_ragged(window: Window, rows: jax.Array, size: int, axes: Axes) -> jax.Array:
+    """Sends slices as they are. Rows outside of those received hold anything."""
+    return lax.ragged_all_to_all(
         rows,
+        vary(jnp.zeros((size, *rows.shape[1:]), rows.dtype), rows),
+        input_offsets=window.begin,
+        send_sizes=window.sent,
+        output_offsets=window.offsets,
+        recv_sizes=window.received,
+        axis_name=axes,
     )
 
 
-def to_senders(window: Window, buffer: jax.Array, size: int, axes: Axes) -> jax.Array:
-    """Sends the slices of a buffer `[C, ...]` back to where they came from.
-
-    Returns rows `[size, ...]` with the slices at `window.begin`.
-    """
-    return _by_platform(
-        lambda path, window, buffer: path.to_senders(window, buffer, size, axes),
-        window,
-        buffer,
+def by_equal(
+    window: Window, rows: jax.Array, size: int, longest: int, axes: Axes
+) -> jax.Array:
+    """Sends slices padded to `longest` rows."""
+    part = lax.iota(jnp.int32, longest)[None]
+    chosen = (window.begin[:, None] + part).reshape(-1)
+    arrived = swap(rows.at[chosen].get(mode="clip"), axes)
+    places = jnp.where(
+        part < window.received[:, None], window.starts[:, None] + part, jnp.int32(size)
     )
+    buffer = vary(jnp.zeros((size, *rows.shape[1:]), rows.dtype), rows)
+    return buffer.at[places.reshape(-1)].set(arrived, mode="drop")
 
 
 def covered(starts: jax.Array, counts: jax.Array, size: int) -> jax.Array:
-    """Returns bool `[size]`: which places lie in a slice that was written."""
+    """Returns bool `[size]`: which places lie in one of the slices."""
     edges = jnp.zeros((size + 1,), jnp.int32).at[starts].add(1)
     edges = edges.at[starts + counts].add(-1)
     return jnp.cumsum(edges, dtype=jnp.int32)[:size] > 0
 
 
-def _by_platform(call: Callable[..., Any], *arrays: Any) -> Any:
-    """Calls `call(path, *arrays)` with the path of the platform compiled for."""
-    return lax.platform_dependent(
-        *arrays,
-        tpu=lambda *arrays: call(TPU, *arrays),
-        default=lambda *arrays: call(OTHERS, *arrays),
-    )
+def slices(array: jax.Array, begin: jax.Array, width: int) -> jax.Array:
+    """Returns `array[b : b + width]` for each b of `begin`, `[n, width]`.
+
+    Whole lines of 128 are gathered, then each is moved into place bit by bit: a TPU
+    gathers a line as fast as a scalar. What lies behind the array is arbitrary.
+    """
+    array = jnp.pad(array, (0, -array.size % LANES)).reshape(-1, LANES)
+    span = lax.iota(jnp.int32, -(-width // LANES) + 1)
+    lines = lax.div(begin, jnp.int32(LANES))[:, None] + span[None]
+    found = array.at[lines].get(mode="clip").reshape(begin.size, -1)
+    shift = lax.rem(begin, jnp.int32(LANES))[:, None]
+    for bit in range(LANES.bit_length() - 1):
+        moved = jnp.roll(found, -(2**bit), axis=1)
+        found = jnp.where((shift >> bit) & 1 == 1, moved, found)
+    return found[:, :width]

@@ -13,7 +13,7 @@ from jax import lax
 from sparse_adam.ops.routing import exchange, rounds
 from sparse_adam.ops.routing.exchange import Axes
 from sparse_adam.ops.routing.placement import Placement
-from sparse_adam.ops.routing.rounds import Round
+from sparse_adam.ops.routing.rounds import Quota, Round, default_quota
 from sparse_adam.ops.routing.unique import UniqueRows, sum_runs, unique_rows
 from sparse_adam.ops.routing.varying import vary, varying
 
@@ -23,7 +23,7 @@ _Tree = TypeVar("_Tree")
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("unique", "first"),
-    meta_fields=("placement", "axes", "shape", "rows_per_round"),
+    meta_fields=("placement", "axes", "shape", "quota"),
 )
 @dataclasses.dataclass(frozen=True, slots=True)
 class Route:
@@ -38,7 +38,7 @@ class Route:
         placement: of the table's rows.
         axes: of the mesh, over which rows and ids are spread.
         shape: of this device's ids.
-        rows_per_round: C, the rows of a receive buffer.
+        quota: of a round.
     """
 
     unique: UniqueRows
@@ -46,7 +46,7 @@ class Route:
     placement: Placement
     axes: Axes
     shape: tuple[int, ...]
-    rows_per_round: int
+    quota: Quota
 
 
 def route(
@@ -54,7 +54,7 @@ def route(
     placement: Placement,
     axes: str | Axes,
     *,
-    rows_per_round: int | None = None,
+    quota: Quota | None = None,
 ) -> Route:
     """Removes the duplicates of this device's ids and sends the others to their owners.
 
@@ -67,10 +67,9 @@ def route(
         placement: where the rows are.
         axes: the mesh axis, or axes, over which the rows are spread. Along others,
             devices are replicas: they have the same rows and must get the same ids.
-        rows_per_round: C, how many rows the receive buffers have; by default a little
-            more than there are ids on a device (`rounds.rows_per_round`). It is
-            rounded up to a multiple of the number of devices. Results do not depend on
-            it: a batch that does not fit takes further rounds.
+        quota: what travels in one round; by default a little more than uniform ids
+            need (`rounds.default_quota`). Results do not depend on it: a batch that
+            does not fit takes further rounds.
 
     Raises:
         TypeError: `ids` are not int32.
@@ -85,15 +84,14 @@ def route(
             f"{placement.num_shards=} must be {devices}, the devices along {axes=}"
         )
     flat = jnp.append(ids.reshape(-1), jnp.int32(-1)) if not ids.size else ids
-    size = rows_per_round or rounds.rows_per_round(flat.size, shards)
-    size = -(-size // shards) * shards
+    quota = _checked(quota or default_quota(flat.size, shards), shards)
     unique = unique_rows(placement.places(flat.reshape(-1)), placement.end)
     unique = vary(unique, axes=axes)
     firsts = lax.iota(jnp.int32, shards) * jnp.int32(placement.rows_per_shard)
     begin = rounds.count_below(unique.places, firsts)
     cut = vary(jnp.zeros((shards,), jnp.int32), begin)
-    first = rounds.next_round(unique.places, begin, cut, placement, size, axes)
-    return Route(unique, vary(first), placement, axes, ids.shape, size)
+    first = rounds.next_round(unique.places, begin, cut, placement, quota, axes)
+    return Route(unique, vary(first), placement, axes, ids.shape, quota)
 
 
 def lookup(route: Route, local_lookup: Callable[[jax.Array], jax.Array]) -> jax.Array:
@@ -125,10 +123,10 @@ def lookup_unique(
 
     def step(current: Round, found: jax.Array) -> jax.Array:
         answers = local_lookup(current.rows)
-        window = current.window
-        rows = exchange.to_senders(window, answers, size, route.axes)
-        written = exchange.covered(window.begin, window.sent, size)
-        return jnp.where(_along(written, rows), rows, found)
+        back = current.window.reversed()
+        rows = exchange.send(back, answers, size, route.quota.part, route.axes)
+        written = exchange.covered(back.starts, back.received, size)
+        return jnp.where(written[:, None], rows, found)
 
     return _in_rounds(route, step, jnp.zeros((size, *like.shape[1:]), like.dtype))
 
@@ -186,10 +184,9 @@ def update_unique(
     """
 
     def step(current: Round, state: _Tree) -> _Tree:
-        window, rows = current.window, current.rows
-        arrived = exchange.to_owners(window, sums, rows.size, route.axes)
-        arrived = jnp.where(_along(rows >= 0, arrived), arrived, 0)
-        return local_update(state, rows, arrived)
+        total, part = route.quota
+        arrived = exchange.send(current.window, sums, total, part, route.axes)
+        return local_update(state, current.rows, arrived)
 
     return _in_rounds(route, step, local_state, sums)
 
@@ -210,7 +207,7 @@ def _in_rounds(
 
         def follow() -> Round:
             found = rounds.next_round(
-                places, begin, cut, route.placement, route.rows_per_round, route.axes
+                places, begin, cut, route.placement, route.quota, route.axes
             )
             return vary(found, axes=axes)
 
@@ -227,7 +224,17 @@ def _in_rounds(
     return lax.while_loop(unfinished, body, start)[-1]
 
 
-def _along(mask: jax.Array, rows: jax.Array) -> jax.Array:
-    """Gives a mask `[N]` the rank of rows `[N, ...]`."""
-    return mask.reshape(-1, *(1,) * (rows.ndim - 1))
+def _checked(quota: Quota, shards: int) -> Quota:
+    """Returns the quota, made valid for n devices.
 
+    Raises:
+        ValueError: the devices together cannot be counted in int32.
+    """
+    part = max(quota.part, 1)
+    total = max(min(quota.total, shards * part), shards)
+    if shards * (total + 1) >= 2**31:
+        raise ValueError(
+            f"{total=} rows a round on {shards} devices cannot be counted in int32: "
+            "route the ids in several batches"
+        )
+    return Quota(total, part)
