@@ -205,6 +205,7 @@ def _in_rounds(
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         starting, begin, cut, _, value = carry
 
+        @jax.named_scope("further_round")
         def follow() -> Round:
             found = rounds.next_round(
                 places, begin, cut, route.placement, route.quota, route.axes

@@ -36,7 +36,7 @@ def unique_rows(places: jax.Array, end: int) -> UniqueRows:
     size = places.size
     position = lax.iota(jnp.int32, size)
     ascending, order = sort_pairs(places, position, end + 1, size)
-    starts = jnp.append(jnp.ones((1,), bool), ascending[1:] != ascending[:-1])
+    starts = jnp.append(jnp.ones((1,), bool), ascending[1:] != ascending[:-1])[:size]
     runs = jnp.cumsum(starts, dtype=jnp.int32) - 1
     distinct = lax.sort(jnp.where(starts, ascending, jnp.int32(end)))
     _, inverse = sort_pairs(order, runs, size, size)
@@ -57,12 +57,10 @@ def sort_pairs(
         key_bound: above all keys.
         value_bound: above all values.
     """
-    bits = (value_bound - 1).bit_length()
-    if (key_bound - 1).bit_length() + bits > 32:
+    bits = max(value_bound - 1, 1).bit_length()
+    if bits + max(key_bound - 1, 1).bit_length() > 32:
         first, second = lax.sort((keys, values), num_keys=2, is_stable=False)
         return first, second
-    if bits == 32 or bits == 0:  # keys, or values, are all 0
-        return lax.sort(keys), lax.sort(values)
     words = lax.sort((keys.astype(jnp.uint32) << bits) | values.astype(jnp.uint32))
     mask = jnp.uint32(2**bits - 1)
     return (words >> bits).astype(jnp.int32), (words & mask).astype(jnp.int32)
