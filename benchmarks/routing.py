@@ -150,9 +150,11 @@ def _padded(shape: tuple[int, ...], layout: str) -> int:
     return total
 
 
-def simulate(ids: int, chips: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+def simulate(
+    distributions: tuple[str, ...], ids: int, chips: tuple[int, ...]
+) -> Iterator[dict[str, Any]]:
     """Yields what the chips would send each other, for each distribution of ids."""
-    for distribution in DISTRIBUTIONS:
+    for distribution in distributions:
         for count in chips:
             for interleaved in (True, False):
                 placement = Placement(table_rows(distribution), count, interleaved)
@@ -175,10 +177,17 @@ def simulate(ids: int, chips: tuple[int, ...]) -> Iterator[dict[str, Any]]:
     type=click.Choice(list(TOPOLOGIES)),
     help="What to compile for; again for more. Default: all.",
 )
-@click.option("--ids", default=16_384, show_default=True, help="On each chip.")
+@click.option("--ids", default=4096, show_default=True, help="On each chip.")
 @click.option("--dim", default=128, show_default=True, help="D, lanes of a row.")
 @click.option("--compile/--no-compile", "compiling", default=True, show_default=True)
 @click.option("--simulate/--no-simulate", "simulating", default=True, show_default=True)
+@click.option(
+    "--distribution",
+    "distributions",
+    multiple=True,
+    type=click.Choice(list(DISTRIBUTIONS)),
+    help="Of the simulated ids; again for more. Default: all.",
+)
 @click.option(
     "--chips",
     multiple=True,
@@ -200,6 +209,7 @@ def routing(
     dim: int,
     compiling: bool,
     simulating: bool,
+    distributions: tuple[str, ...],
     chips: tuple[int, ...],
     out: Path,
 ) -> None:
@@ -219,7 +229,7 @@ def routing(
             console.print(f"compiled for {topology}", highlight=False)
         console.print(_table_of_programs(programs))
     if simulating:
-        rows = list(simulate(ids, chips))
+        rows = list(simulate(distributions or DISTRIBUTIONS, ids, chips))
         console.print(_table_of_traffic(rows, dim))
     head = {
         "command": "routing",
