@@ -49,7 +49,7 @@ class Collective:
     name: str
     shape: tuple[int, ...]  # of what a device receives
     bytes: int  # of it, with the padding of its layout
-    further: bool  # used by rounds after the first only
+    further: bool  # used where a batch takes more than one round only
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def collectives(text: str) -> Iterator[Collective]:
                 found["name"],
                 shape,
                 _padded(shape, array["layout"] or "") * int(array["bits"]) // 8,
-                "further_round" in line,
+                "further_round" in line or "search_of_cut" in line,
             )
 
 

@@ -128,6 +128,7 @@ def _largest_that_fits(
         load = jnp.where(sent > quota.part, jnp.int32(quota.total + 1), sent)
         return lax.psum(load, axes) <= quota.total
 
+    @jax.named_scope("search_of_cut")
     def halve(bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds
         middle = low + (high - low) // 2
