@@ -117,7 +117,7 @@ def compile_step(topology: str, chips: int, ids: int, dim: int) -> Program:
         dim=dim,
         seconds=round(seconds, 1),
         temporary_bytes=memory.temp_size_in_bytes,
-        collectives=tuple(collectives(compiled.as_text())),
+        collectives=tuple(collectives(compiled.as_text() or "")),
     )
 
 

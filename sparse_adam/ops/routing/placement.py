@@ -1,7 +1,7 @@
 """Where the rows of a table are: which device owns a row, and as which local row."""
 
 import dataclasses
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,7 @@ class Placement:
         """Returns a table `[V, ...]` as shards `[n, rows_per_shard, ...]`."""
         xp = jnp if isinstance(rows, jax.Array) else np
         missing = self.end - self.num_rows
-        padded = xp.pad(rows, [(0, missing), *[(0, 0)] * (rows.ndim - 1)])
+        padded: Any = xp.pad(rows, [(0, missing), *[(0, 0)] * (rows.ndim - 1)])
         if self.interleaved:
             shape = (self.rows_per_shard, self.num_shards, *rows.shape[1:])
             return padded.reshape(shape).swapaxes(0, 1)
@@ -79,5 +79,5 @@ class Placement:
 
     def collect(self, shards: _Rows) -> _Rows:
         """Returns the table `[V, ...]` that `spread` made into `shards`."""
-        ordered = shards.swapaxes(0, 1) if self.interleaved else shards
+        ordered: Any = shards.swapaxes(0, 1) if self.interleaved else shards
         return ordered.reshape(self.end, *shards.shape[2:])[: self.num_rows]
