@@ -19,7 +19,7 @@ from sparse_adam.ops import routing
 from sparse_adam.ops.routing import Placement, exchange
 from sparse_adam.ops.routing.rounds import Quota
 
-DEVICES, DIM = 8, 3
+DEVICES = 8
 MESHES = {
     "one axis": ((8,), ("x",), ("x",)),
     "two axes": ((2, 4), ("y", "x"), ("y", "x")),
@@ -37,6 +37,7 @@ class Machine:
     mesh: str = "one axis"
     ragged: bool = False
     quota: Quota | None = None
+    dim: int = 3  # up to 64, rows share the lines of a ragged exchange
 
     @property
     def placement(self):
@@ -92,7 +93,7 @@ def many_devices(machine):
         return jax.tree.map(lambda x: x[None], state), found, route.first.more
 
     shape = (DEVICES * machine.num_ids,)
-    stored = (DEVICES, placement.rows_per_shard, DIM)
+    stored = (DEVICES, placement.rows_per_shard, machine.dim)
     state = (
         jax.ShapeDtypeStruct(stored, jnp.float32),
         jax.ShapeDtypeStruct(stored, jnp.float32),
@@ -153,12 +154,12 @@ def emulated_ragged_all_to_all(
     return jnp.where(fine, result, garbage)
 
 
-def initial(num_rows, seed=0):
+def initial(machine):
     """Table, slot and the count of steps of each row."""
-    rng = np.random.default_rng(seed)
-    table = rng.normal(size=(num_rows, DIM)).astype(np.float32)
-    slot = rng.uniform(size=(num_rows, DIM)).astype(np.float32)
-    return table, np.round(slot, 1), np.zeros(num_rows, np.int32)
+    rng, shape = np.random.default_rng(0), (machine.num_rows, machine.dim)
+    table = rng.normal(size=shape).astype(np.float32)
+    slot = rng.uniform(size=shape).astype(np.float32)
+    return table, slot, np.zeros(machine.num_rows, np.int32)
 
 
 def batch(machine, distribution, seed):

@@ -1,6 +1,6 @@
 """Routed over eight devices, a training step is the one that one device makes."""
 
-import dataclasses
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -29,16 +29,15 @@ KINDS = (
     Machine(V, N, quota=Quota(300, 8)),
     Machine(61, 12, interleaved=True, quota=Quota(1, 1)),
 )
-MACHINES = tuple(
-    dataclasses.replace(kind, ragged=ragged)
-    for kind in KINDS
-    for ragged in (False, True)
+MACHINES = (
+    *(replace(kind, ragged=ragged) for kind in KINDS for ragged in (False, True)),
+    Machine(V, N, ragged=True, quota=Quota(300, 8), dim=65),
 )
 
 
 def check(machine, batches):
     """Makes steps on one device and on eight; returns whether any took two rounds."""
-    expected = initial(machine.num_rows)
+    expected = initial(machine)
     placement, second = machine.placement, False
     state = tuple(placement.spread(x) for x in expected)
     for ids, factors in batches:
@@ -106,7 +105,7 @@ def test_sums_are_right_to_rounding():
     machine = Machine(V, N, True, quota=Quota(200, 20))
     ids, _ = batch(machine, "zipf", 3)
     factors = np.random.default_rng(0).normal(size=ids.size).astype(np.float32)
-    start = initial(V)
+    start = initial(machine)
     expected, _ = one_device(V)(start, ids, factors)
     state = tuple(machine.placement.spread(x) for x in start)
     state, *_ = many_devices(machine)(state, ids, factors)
