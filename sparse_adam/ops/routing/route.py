@@ -105,7 +105,8 @@ def lookup(route: Route, local_lookup: Callable[[jax.Array], jax.Array]) -> jax.
     Returns:
         `ids.shape + (D,)`; zeros for padding.
     """
-    found = lookup_unique(route, local_lookup)[route.unique.inverse]
+    rows = lookup_unique(route, local_lookup)
+    found = rows.at[route.unique.inverse].get(mode="promise_in_bounds")
     found = found[: math.prod(route.shape)]
     return found.reshape(*route.shape, *found.shape[1:])
 

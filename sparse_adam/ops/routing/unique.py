@@ -72,8 +72,9 @@ def sum_runs(unique: UniqueRows, grads: jax.Array) -> jax.Array:
     Returns `[N, D]`, the sums in the order of `unique.places`. The terms of a sum are
     added in the order of the batch, where the backend adds in order (a GPU does not).
     """
+    ordered = grads.at[unique.order].get(mode="promise_in_bounds")
     return jax.ops.segment_sum(
-        grads[unique.order].astype(jnp.float32),
+        ordered.astype(jnp.float32),
         unique.runs,
         num_segments=unique.runs.size,
         indices_are_sorted=True,
