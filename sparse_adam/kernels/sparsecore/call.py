@@ -11,7 +11,6 @@ from jax.experimental.pallas import tpu_sc as plsc
 
 from sparse_adam.kernels.sparsecore.accumulate import Accumulate
 from sparse_adam.kernels.sparsecore.config import Config
-from sparse_adam.kernels.sparsecore.in_place import update_in_place
 from sparse_adam.kernels.sparsecore.memory import Operands, SubcoreScratch
 from sparse_adam.kernels.sparsecore.occurrences import EachOccurrence
 from sparse_adam.kernels.sparsecore.records import RowRecords
@@ -39,14 +38,6 @@ class SubcoreKernel:
     spec: UpdateSpec
     config: Config
     cost: pl.CostEstimate
-    interpret: bool
-
-    def __call__(
-        self, inputs: Inputs, state: State, *, name: str
-    ) -> tuple[State, jax.Array]:
-        """Updates records of the state; returns them and the sums of split runs."""
-        run = self._interpreted if self.interpret else self._compiled
-        return run(inputs, state, name)
 
     def _body(self, on: Native | Interpreted, operands: Operands, scratch: Any) -> None:
         """The program of one subcore."""
@@ -62,9 +53,10 @@ class SubcoreKernel:
         size = rows * self.records.blocks * self.records.width
         return jnp.zeros_like(state[0], jnp.float32, shape=(size,))
 
-    def _compiled(
-        self, inputs: Inputs, state: State, name: str
+    def compiled(
+        self, inputs: Inputs, state: State, *, name: str
     ) -> tuple[State, jax.Array]:
+        """Updates records of the state; returns them and the sums of split runs."""
         ensure_roots()
         types, structure = jax.tree.flatten(self._scratch)
 
@@ -76,10 +68,8 @@ class SubcoreKernel:
                 jax.tree.unflatten(structure, scratch),
             )
 
-        return update_in_place(
+        kernel: Any = pl.kernel(
             subcore,
-            read=inputs,
-            updated=(state, self._no_sums(state)),
             name=name,
             mesh=plsc.VectorSubcoreMesh(
                 core_axis_name="core",
@@ -96,11 +86,13 @@ class SubcoreKernel:
                 use_tc_tiling_on_sc=self.records.keeps_tiles,
             ),
         )
+        in_place = pl.run_state(lambda refs: kernel(*inputs, *refs))
+        return in_place((state, self._no_sums(state)))
 
-    def _interpreted(
-        self, inputs: Inputs, state: State, name: str
+    def interpreted(
+        self, inputs: Inputs, state: State, *, name: str
     ) -> tuple[State, jax.Array]:
-        """An ordinary Pallas call, in which each subcore is a grid step."""
+        """Does the same by an ordinary Pallas call: each subcore is a grid step."""
 
         def subcore(inputs: Any, state_in: Any, *refs: Any) -> None:
             del state_in  # the same memory as the state that goes out

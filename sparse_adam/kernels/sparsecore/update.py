@@ -93,7 +93,8 @@ def sparsecore_update(
     num_rows, num_ids, workers = spec.num_rows, spec.num_ids, config.workers
     layout_records = records_of(spec.layout)
     cost = cost_estimate(spec, num_ids, bytes_moved(num_ids, num_ids, spec))
-    kernel = SubcoreKernel(layout_records, spec, config, cost, interpret)
+    kernel = SubcoreKernel(layout_records, spec, config, cost)
+    run = kernel.interpreted if interpret else kernel.compiled
     grads, sources = layout_records.lay_out(batch.grads, batch.sources)
     work = share_out(
         *(batch.ids, sources, batch.gains, num_rows, config, workers),
@@ -104,7 +105,7 @@ def sparsecore_update(
     if scalars.seeds is not None:
         seeds = (jnp.pad(scalars.seeds, (0, WINDOW - scalars.seeds.size)),)
     records = layout_records.records(state)
-    records, sums = kernel(Inputs(work, numbers, seeds, grads), records, name=_NAME)
+    records, sums = run(Inputs(work, numbers, seeds, grads), records, name=_NAME)
     if spec.accumulate:
         # The runs that were split: those that exist to the front, still ascending.
         split_ids = split_runs(work, num_rows, workers)
@@ -112,5 +113,5 @@ def sparsecore_update(
         split_ids, places = lax.sort((split_ids, places), num_keys=2, is_stable=False)
         work = share_out(split_ids, places, None, num_rows, config, workers=1)
         inputs = Inputs(work, numbers, seeds, sums.reshape(-1, layout_records.width))
-        records, _ = kernel(inputs, records, name=_NAME_OF_SECOND_CALL)
+        records, _ = run(inputs, records, name=_NAME_OF_SECOND_CALL)
     return layout_records.arrays(records)
