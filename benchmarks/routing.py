@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import results
+from benchmarks.options import out_option
 from benchmarks.routed_batches import DISTRIBUTIONS, Traffic, table_rows, traffic
-from benchmarks.update import RUNS
 from sparse_adam.ops import routing as ops
 from sparse_adam.ops.routing import Placement
 from sparse_adam.ops.routing.rounds import default_quota
@@ -196,13 +196,7 @@ def simulate(
     show_default=True,
     help="Numbers of chips to simulate.",
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=RUNS / "routing.json",
-    show_default=True,
-    help="The result file.",
-)
+@out_option("routing.json")
 def routing(
     topologies: tuple[str, ...],
     ids: int,
