@@ -11,6 +11,8 @@ import jax
 # Inside of a kernel a ref; outside of it an array, or what to allocate.
 Operand: TypeAlias = Any
 Operands: TypeAlias = tuple[Operand, ...]
+# A number of a row, a block or a place: static or traced.
+Index: TypeAlias = int | jax.Array
 
 if TYPE_CHECKING:
     Ref: TypeAlias = jax.Ref

@@ -1,7 +1,7 @@
 """The named cases of the tests, and the arguments of an update for each."""
 
 import zlib
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -25,18 +25,23 @@ __all__ = [
     "MIXED",
     "Arrays",
     "Case",
+    "State",
     "arrays",
     "ids",
 ]
 
 
+GAINS = np.array([-1.5, -0.5, 0.5, 1.5], np.float32)
+State: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
 class Arrays(NamedTuple):
     """NumPy arguments of a case; `weights` are `sample_ids` and `gains` by name."""
 
-    state: tuple[np.ndarray, np.ndarray, np.ndarray]
+    state: State
     ids: np.ndarray
     grads: np.ndarray
-    weights: dict[str, np.ndarray]
+    weights: dict[str, Any]
 
 
 CASES = (
@@ -125,7 +130,7 @@ def arrays(case: Case, seed: int = 0) -> Arrays:
     velocities = rng.uniform(0.25, 1, shape)
     if case.options.get("use_gradient_accumulation", True):
         velocities *= rng.random(shape) > 1 / 8
-    state = tuple(
+    table, momenta, velocities = (
         x.astype(dtype(name))
         for x, name in zip((table, momenta, velocities), case.dtypes, strict=False)
     )
@@ -135,11 +140,11 @@ def arrays(case: Case, seed: int = 0) -> Arrays:
         weights = {
             # One in eight or so is out of range.
             "sample_ids": rng.integers(-1, num_grads + 1, case.num_ids),
-            "gains": rng.choice(np.float32([-1.5, -0.5, 0.5, 1.5]), case.num_ids),
+            "gains": rng.choice(GAINS, case.num_ids),
         }
     grads = (2 * rng.integers(-32, 32, (num_grads, case.dim)) + 1) / 16
     return Arrays(
-        state,
+        (table, momenta, velocities),
         ids(rng, case.distribution, case.num_rows, case.num_ids, case.repeats),
         grads.astype(dtype(case.dtypes[3])),
         weights,

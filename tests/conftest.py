@@ -42,10 +42,12 @@ def run_in_tpu_interpreter(
     # Not public, and there is no public way to ask whether a race was found.
     from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 
+    interpreter: Any = interpret_pallas_call
+
     def races_found() -> bool:
-        if hasattr(interpret_pallas_call, "get_races"):
-            return interpret_pallas_call.get_races().races_found
-        return interpret_pallas_call.races.races_found
+        if hasattr(interpreter, "get_races"):
+            return interpreter.get_races().races_found
+        return interpreter.races.races_found
 
     def run(f: Callable[..., Any], *args: Any) -> Any:
         pltpu.reset_tpu_interpret_mode_state()

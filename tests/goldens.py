@@ -81,7 +81,7 @@ def _user(rows: Any, inside: bool) -> Golden:
     v[:3], v[3] = [4e-3 / 9, 1e-3], [0.036, 0.049]
     lookups = {
         "sample_ids": np.array([0, 1, 1, 1]),
-        "gains": np.float32([1, 1 / 3, 1 / 3, 1 / 3]),
+        "gains": np.array([1, 1 / 3, 1 / 3, 1 / 3], np.float32),
     }
     step = Step([3, 0, 1, 2], [[6, 7], [2, 3]], expected, m, v, lookups)
     options = {"learning_rate": 0.1, "sum_inside_sqrt": inside}

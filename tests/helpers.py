@@ -11,7 +11,7 @@ from sparse_adam.kernels.spec import UpdateSpec
 from sparse_adam.ops import dispatch, validate
 from sparse_adam.ops.options import UpdateInputs, UpdateOptions
 from sparse_adam.rules import AdamRule
-from tests.cases import Arrays, Case
+from tests.cases import Arrays, Case, State
 
 ULP = 2.0**-23  # of a float32 of about 1
 
@@ -55,8 +55,9 @@ def supports(name: str, case: Case, arrays: Arrays, packed: bool = False) -> boo
     return one.unsupported(spec(case, arrays, packed)) is None
 
 
-def as_float32(state: Any) -> tuple[np.ndarray, ...]:
-    return tuple(np.asarray(x).astype(np.float32) for x in state)
+def as_float32(state: Any) -> State:
+    w, m, v = (np.asarray(x).astype(np.float32) for x in state)
+    return w, m, v
 
 
 def assert_close_states(

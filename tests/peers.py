@@ -34,7 +34,7 @@ FILE = Path(__file__).parent / "reference" / "peer_goldens.json"
 GOLDENS = json.loads(FILE.read_text())
 ROW_ADAM = {"sum_inside_sqrt": False, "bias_correction": "row", "epsilon": 1e-30}
 EXACT_BETAS = {"beta_1": 0.5, "beta_2": 0.75, **ROW_ADAM}
-ALL = {
+ALL: dict[str, Any] = {
     "l1_regularization_strength": 0.5,
     "l2_regularization_strength": 0.25,
     "beta": 0.125,

@@ -33,8 +33,10 @@ def supported_cases(way: Way) -> st.SearchStrategy[Case]:
         )
     ]
     supported = [case for case in (*cases.CASES, *drawn) if way.supports(case)]
+
+    def with_ids(case: Case, distribution: str) -> Case:
+        return dataclasses.replace(case, distribution=distribution)
+
     return st.builds(
-        dataclasses.replace,
-        st.sampled_from(supported),
-        distribution=st.sampled_from(cases.DISTRIBUTIONS),
+        with_ids, st.sampled_from(supported), st.sampled_from(cases.DISTRIBUTIONS)
     )

@@ -52,7 +52,9 @@ class Way:
         case = Case("", 40, self.dim, 24, distribution)
         return cases.arrays(dataclasses.replace(case, **fields))
 
-    def inexact(self, distribution: str = "uniform", **fields: Any) -> tuple:
+    def inexact(
+        self, distribution: str = "uniform", **fields: Any
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The same with gradients whose sums are rounded."""
         state, ids, grads, _ = self.arrays(distribution, **fields)
         rng = np.random.default_rng(0)

@@ -25,7 +25,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sparse_adam._types import Indices
+from sparse_adam._types import Indices, Operand, Ref
 from sparse_adam.kernels.chips import VMEM_BUDGET
 from sparse_adam.kernels.layout import PackedLayout
 from sparse_adam.kernels.tiles import LANES, SUBLANES, for_each, for_each_tile, spread
@@ -53,9 +53,9 @@ def rows_per_chunk(num_ids: int, layout: PackedLayout) -> int:
 
 
 class _LookupScratch(NamedTuple):
-    lines: Any  # VMEM [SLOTS, C * blocks, 128]
-    places: Any  # VMEM [C, 128]
-    arrived: Any  # DMA semaphores, one a slot
+    lines: Operand  # VMEM [SLOTS, C * blocks, 128]
+    places: Operand  # VMEM [C, 128]
+    arrived: Operand  # DMA semaphores, one a slot
 
 
 def lookup(
@@ -121,10 +121,10 @@ def lookup(
 
 
 def _kernel(
-    groups: Any,  # SMEM [C], of chunk k
-    places: Any,  # VMEM [C], of chunk k-1: which row of its group; -1 for none
-    lines: Any,  # HBM
-    weights: Any,  # VMEM [C, W], of chunk k-1
+    groups: Ref,  # SMEM [C], of chunk k
+    places: Ref,  # VMEM [C], of chunk k-1: which row of its group; -1 for none
+    lines: Ref,  # HBM
+    weights: Ref,  # VMEM [C, W], of chunk k-1
     scratch: _LookupScratch,
     *,
     layout: PackedLayout,

@@ -1,11 +1,12 @@
 """The tile that a TPU computes with, and loops over rows of tiles inside a kernel."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from jax import lax
 from jax.experimental import pallas as pl
+
+from sparse_adam._types import Ref
 
 LANES = 128
 SUBLANES = 8
@@ -40,6 +41,6 @@ def for_each_tile(
     lax.fori_loop(0, tiles, tile, None)
 
 
-def spread(values: Any, column: Any) -> None:
+def spread(values: Ref, column: Ref) -> None:
     """Puts one value into all lanes of each row: [C] to [C, 128]."""
     column[...] = lax.broadcast_in_dim(values[...], column.shape, (0,))

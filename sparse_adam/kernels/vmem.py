@@ -19,7 +19,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sparse_adam._types import Ref
+from sparse_adam._types import Index, Ref
 from sparse_adam.kernels import rounding
 from sparse_adam.kernels.layout import (
     FLOAT32,
@@ -34,7 +34,7 @@ from sparse_adam.kernels.tiles import LANES
 from sparse_adam.rules import Values
 
 Refs: TypeAlias = tuple[Ref, ...]
-Copies: TypeAlias = list[tuple[Any, Any]]  # slices of refs: in HBM, in VMEM
+Copies: TypeAlias = list[tuple[Ref, Ref]]  # slices of refs: in HBM, in VMEM
 
 
 @runtime_checkable
@@ -59,7 +59,7 @@ class Groups(Protocol):
         ...
 
     def copies(
-        self, state: Refs, buffers: Refs, first: Any, at: Any, count: int
+        self, state: Refs, buffers: Refs, first: Index, at: Index, count: int
     ) -> Copies:
         """Returns where `count` groups stand in the table and in a slot's buffers."""
         ...
@@ -68,12 +68,12 @@ class Groups(Protocol):
         """Returns refs of as many words as the copies of `groups` groups move."""
         ...
 
-    def read(self, buffers: Refs, groups: pl.Slice, block: Any) -> PlaneWords:
+    def read(self, buffers: Refs, groups: pl.Slice, block: Index) -> PlaneWords:
         """Returns the words of a block of some groups in a slot's buffers."""
         ...
 
     def write(
-        self, buffers: Refs, groups: pl.Slice, block: Any, words: PlaneWords
+        self, buffers: Refs, groups: pl.Slice, block: Index, words: PlaneWords
     ) -> None:
         """Puts the words back."""
         ...
@@ -158,7 +158,7 @@ class PlainGroups:
         return tuple(pltpu.VMEM(shape, dtype) for dtype in self._dtypes)
 
     def copies(
-        self, state: Refs, buffers: Refs, first: Any, at: Any, count: int
+        self, state: Refs, buffers: Refs, first: Index, at: Index, count: int
     ) -> Copies:
         """Returns a copy for each array."""
         return [
@@ -170,20 +170,20 @@ class PlainGroups:
         """Returns a part of each buffer."""
         return tuple(buffer.at[:, pl.ds(0, groups)] for buffer in buffers)
 
-    def read(self, buffers: Refs, groups: pl.Slice, block: Any) -> PlaneWords:
+    def read(self, buffers: Refs, groups: pl.Slice, block: Index) -> PlaneWords:
         """Returns the words of a block of some rows."""
         lanes = self._lanes(block)
         return tuple(buffers[b][i, groups, lanes] for b, i in self._places)
 
     def write(
-        self, buffers: Refs, groups: pl.Slice, block: Any, words: PlaneWords
+        self, buffers: Refs, groups: pl.Slice, block: Index, words: PlaneWords
     ) -> None:
         """Puts the words back."""
         lanes = self._lanes(block)
         for (b, i), word in zip(self._places, words, strict=True):
             buffers[b][i, groups, lanes] = word
 
-    def _lanes(self, block: Any) -> Any:
+    def _lanes(self, block: Any) -> slice | pl.Slice:
         if self.blocks == 1:
             return slice(None)
         return pl.ds(pl.multiple_of(block * self.width, self.width), self.width)
@@ -231,7 +231,7 @@ class PackedGroups:
         return (word,) * len(self.layout.planes)
 
     def copies(
-        self, state: Refs, buffers: Refs, first: Any, at: Any, count: int
+        self, state: Refs, buffers: Refs, first: Index, at: Index, count: int
     ) -> Copies:
         """Returns one copy: the lines of groups stand together."""
         lines = self.layout.lines_per_group
@@ -243,19 +243,19 @@ class PackedGroups:
         """Returns the lines of that many groups."""
         return (buffers[0].at[pl.ds(0, groups * self.layout.lines_per_group)],)
 
-    def read(self, buffers: Refs, groups: pl.Slice, block: Any) -> PlaneWords:
+    def read(self, buffers: Refs, groups: pl.Slice, block: Index) -> PlaneWords:
         """Returns the words of a block of some groups."""
         planes = range(len(self.layout.planes))
         return tuple(buffers[0][self._lines(groups, p, block)] for p in planes)
 
     def write(
-        self, buffers: Refs, groups: pl.Slice, block: Any, words: PlaneWords
+        self, buffers: Refs, groups: pl.Slice, block: Index, words: PlaneWords
     ) -> None:
         """Puts the words back."""
         for plane, word in enumerate(words):
             buffers[0][self._lines(groups, plane, block)] = word
 
-    def _lines(self, groups: pl.Slice, plane: int, block: Any) -> pl.Slice:
+    def _lines(self, groups: pl.Slice, plane: int, block: Index) -> pl.Slice:
         """Returns the lines of one plane: every n-th line, where a group has n."""
         lines = self.layout.lines_per_group
         start = groups.start * lines + self.layout.line(plane, 0) + block
@@ -285,7 +285,7 @@ def select(where: jax.Array, new: PlaneWords, old: PlaneWords) -> PlaneWords:
     return tuple(jnp.where(where, n, o) for n, o in zip(new, old, strict=True))
 
 
-def group_noises(seeds: Refs, groups: Any, block: Any, layout: Layout) -> Noises:
+def group_noises(seeds: Refs, groups: Any, block: Index, layout: Layout) -> Noises:
     """Returns random bits for a block of some groups; None to round to the nearest.
 
     Args:

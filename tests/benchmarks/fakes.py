@@ -21,9 +21,12 @@ class Reference:
 
     compile_seconds = 0.5
 
-    def __init__(self, workload: Workload, factor: float = 1.0, breaks_at: int = 99):
+    def __init__(
+        self, workload: Workload, factor: float = 1.0, breaks_at: int = 99
+    ) -> None:
         self._case = workload.case
-        self._state = workload.first_state()
+        table, momenta, velocities = workload.first_state()
+        self._state = (table, momenta, velocities)
         self._batches = workload.batches
         self._factor, self._breaks_at = factor, breaks_at
 

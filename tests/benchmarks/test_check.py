@@ -44,7 +44,7 @@ def test_one_number_a_row_is_compared_too():
     old = np.ones(3, np.float32)
     compare("sums", old + 1, old, old + 1)
     with pytest.raises(WrongResultError, match="1 of 3"):
-        compare("sums", np.float32([2, 2, 2.1]), old, old + 1)
+        compare("sums", np.array([2, 2, 2.1], np.float32), old, old + 1)
 
 
 def test_samples_have_the_most_frequent_row_and_untouched_ones():

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,7 +66,7 @@ def test_each_name_stands_at_the_end_of_its_line():
     figure = figures.cost_figure("N", COMMITTED / "scale.json")
     assert figure is not None
     (axes,) = figure.axes
-    ends = {line.get_xydata()[-1][1] for line in axes.lines}
+    ends = {np.asarray(line.get_ydata())[-1] for line in axes.lines}
     named = [text for text in axes.texts if isinstance(text, Annotation)]
     assert len(named) == len(axes.lines) > 3
     assert {text.xy[1] for text in named} == ends

@@ -5,22 +5,28 @@ of ids, a table three float64 arrays, an update a loop over rows.
 """
 
 import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.sparse import BCOO
 
 from sparse_adam.embedding import Ragged, Sparse
+from tests.cases import State
+
+# A row of a feature: pairs of an id and its weight.
+Pairs: TypeAlias = list[tuple[int, float]]
 
 
 @dataclasses.dataclass
 class Rows:
     """The ids of a feature, one list a sample, and their weights."""
 
-    ids: list
-    weights: list | None = None
+    ids: list[list[int]]
+    weights: list[list[float]] | None = None
 
-    def with_weights(self):
+    def with_weights(self) -> list[Pairs]:
         weights = self.weights or [[1.0] * len(row) for row in self.ids]
         return [
             list(zip(*pair, strict=True))
@@ -28,14 +34,14 @@ class Rows:
         ]
 
 
-def factor(weights, combiner):
+def factor(weights: Sequence[float], combiner: str) -> float:
     if combiner == "sum":
         return 1.0
     total = sum(weights) if combiner == "mean" else np.sqrt(sum(w * w for w in weights))
     return 1.0 / total if total else 0.0
 
 
-def lookup(table, rows, combiner, length=0):
+def lookup(table: Any, rows: Rows, combiner: str, length: int = 0) -> np.ndarray:
     """Activations `[B, D]`, or `[B, length, D]` of a sequence."""
     table = np.asarray(table, np.float64)
     if length:
@@ -53,11 +59,13 @@ def lookup(table, rows, combiner, length=0):
     return out
 
 
-def row_gradients(num_rows, dim, features):
+def row_gradients(
+    num_rows: int, dim: int, features: Iterable[tuple[Rows, Any, str, int]]
+) -> dict[int, np.ndarray]:
     """{row: gradient} of the rows that `(rows, gradient, combiner, length)` touch."""
-    touched = {}
+    touched: dict[int, np.ndarray] = {}
 
-    def add(i, gradient):
+    def add(i: int, gradient: Any) -> None:
         if 0 <= i < num_rows:
             touched[i] = touched.get(i, np.zeros(dim)) + gradient
 
@@ -74,7 +82,15 @@ def row_gradients(num_rows, dim, features):
     return touched
 
 
-def adam(state, touched, rate, lazy=True, inside=True, beta_1=0.9, beta_2=0.999):
+def adam(
+    state: Any,
+    touched: dict[int, np.ndarray],
+    rate: float,
+    lazy: bool = True,
+    inside: bool = True,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+) -> State:
     """One update of `(table, momenta, velocities)`, in float64."""
     w, m, v = (np.array(x, np.float64) for x in state)
     epsilon = 1e-7
@@ -90,7 +106,7 @@ def adam(state, touched, rate, lazy=True, inside=True, beta_1=0.9, beta_2=0.999)
     return w, m, v
 
 
-def as_padded(rows):
+def as_padded(rows: Rows) -> tuple[np.ndarray, np.ndarray | None]:
     """Ids `[B, L]` filled up with -1, and weights with 7, which must not count."""
     length = max(2, *map(len, rows.ids))
     ids = np.full((len(rows.ids), length), -1)
@@ -101,7 +117,7 @@ def as_padded(rows):
     return ids, None if rows.weights is None else weights
 
 
-def as_ragged(rows, spare=3):
+def as_ragged(rows: Rows, spare: int = 3) -> tuple[Ragged, Ragged | None]:
     """`spare` values behind the last row belong to nobody."""
     size = sum(map(len, rows.ids)) + spare
     ids = Ragged.from_rows(rows.ids, size)
@@ -111,7 +127,7 @@ def as_ragged(rows, spare=3):
     return ids, Ragged(np.asarray(weights.values, np.float32), weights.row_splits)
 
 
-def as_sparse(rows):
+def as_sparse(rows: Rows) -> tuple[Sparse, Sparse | None]:
     """In a shuffled order, and with one value outside of the shape."""
     places = [(b, k) for b, row in enumerate(rows.ids) for k in range(len(row))]
     places = [places[i] for i in np.random.default_rng(0).permutation(len(places))]
@@ -121,14 +137,14 @@ def as_sparse(rows):
     out = Sparse(indices, ids, shape)
     if rows.weights is None:
         return out, None
-    weights = np.float32([*(rows.weights[b][k] for b, k in places), 9])
+    weights = np.array([*(rows.weights[b][k] for b, k in places), 9], np.float32)
     return out, Sparse(indices, weights, shape)
 
 
-def as_bcoo(rows):
+def as_bcoo(rows: Rows) -> tuple[BCOO, BCOO | None]:
     ids, weights = as_sparse(rows)
 
-    def convert(x):
+    def convert(x: Sparse) -> BCOO:
         indices = jnp.asarray(np.asarray(x.indices, np.int32))
         values = np.asarray(x.values)
         values = values.astype(np.int32 if values.dtype.kind == "i" else np.float32)

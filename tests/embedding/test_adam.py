@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -116,10 +117,12 @@ def test_equal_by_value_and_hashable():
     assert Adam(0.1) != Adam(0.2)
     assert Adam(rate) == Adam(rate)
     assert Adam(lambda: 0.1) != Adam(lambda: 0.1)
-    assert Adam(0.5) == Adam(jnp.float32(0.5)) == Adam(np.float32(0.5))
+    of_numpy: Any = np.float32(0.5)
+    assert Adam(0.5) == Adam(jnp.float32(0.5)) == Adam(of_numpy)
     assert len({Adam(jnp.float32(0.5)), Adam(0.5)}) == 1
+    adam: Any = Adam()
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Adam().beta_1 = 0.5
+        adam.beta_1 = 0.5
 
 
 def batch():
@@ -140,7 +143,7 @@ def test_update_passes_every_argument_on():
         "clipvalue": (None, 1.5),
     }
     adam = Adam(0.1, **options)
-    state, (ids, grads) = adam.init(jnp.ones((4, 3))), batch()
+    state, (ids, grads) = AdamState(*adam.init(jnp.ones((4, 3)))), batch()
     got = adam.update(
         state,
         ids,

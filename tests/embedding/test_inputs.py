@@ -259,7 +259,7 @@ def test_ragged_from_rows():
     ragged = Ragged.from_rows([[5], [], [6, 7]], size=4)
     np.testing.assert_array_equal(ragged.values, [5, 6, 7, 0])
     np.testing.assert_array_equal(ragged.row_splits, [0, 1, 1, 3])
-    assert Ragged.from_rows([[], []]).values.dtype.kind == "i"
-    assert Ragged.from_rows([[0.5], []]).values.dtype.kind == "f"
+    assert np.asarray(Ragged.from_rows([[], []]).values).dtype.kind == "i"
+    assert np.asarray(Ragged.from_rows([[0.5], []]).values).dtype.kind == "f"
     with pytest.raises(ValueError, match="size=2 must be at least 3"):
         Ragged.from_rows([[5, 6, 7]], size=2)

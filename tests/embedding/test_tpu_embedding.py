@@ -1,5 +1,7 @@
 """The object: the queue, the numbers of the functional core, load and retrieve."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,7 +83,7 @@ def test_the_numbers_are_the_functional_cores():
 def test_pipelined_activations_are_one_step_old():
     embedding = built(pipeline_execution_with_tensor_core=True)
     state = before = init(CONFIG, Adam(0.1), KEY)
-    update = None
+    update: Any = None
     for number in range(4):
         # fwd(0), fwd(1), bwd(0), fwd(2), bwd(1): what the update before does to the
         # tables is not yet seen.
@@ -127,13 +129,14 @@ def test_rates_are_asked_for_at_each_update_and_do_not_recompile():
     embedding = built(Adam(lambda: next(rates)))
     from sparse_adam.embedding import tpu_embedding
 
+    update: Any = tpu_embedding._update
     moved, compiled = [], []
     for number in range(3):
         old = embedding.retrieve()
         train(embedding, number)
         new = embedding.retrieve()
         moved.append(np.any(new["user"]["parameters"] != old["user"]["parameters"]))
-        compiled.append(tpu_embedding._update._cache_size())
+        compiled.append(update._cache_size())
     assert moved == [True, False, True]
     assert compiled[0] == compiled[2]
     with pytest.raises(StopIteration):

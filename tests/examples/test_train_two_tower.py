@@ -72,7 +72,7 @@ def test_learns_what_comes_next(unbroken: tuple[Path, str]) -> None:
     run = last_checkpoint(out)
     assert np.isfinite(run["losses"]).all()
     assert run["losses"][-50:].mean() < 0.8 * run["losses"][:50].mean()
-    popular = float(re.search(r"popular items\D+(0\.\d+)", printed)[1])
+    (popular,) = map(float, re.findall(r"popular items\D+(0\.\d+)", printed))
     assert run["recalls"][-1] > 0.4 > 3 * popular
     assert run["recalls"][-1] > run["recalls"][0]
 
@@ -98,8 +98,8 @@ def test_a_killed_run_ends_with_the_same_bits(
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    names = ("train_two_tower", "interactions")
-    return tuple(importlib.import_module(name) for name in names)
+    import_module = importlib.import_module
+    return import_module("train_two_tower"), import_module("interactions")
 
 
 def test_reads_data(modules: Any, tmp_path: Path) -> None:
@@ -169,8 +169,8 @@ def test_a_step_does_nothing_of_the_size_of_a_table(modules: Any) -> None:
 def test_examples_to_train_on_and_to_test_on(modules: Any) -> None:
     _, interactions = modules
     data = interactions.Interactions(
-        users=np.int32([0, 0, 0, 1, 2, 2]),
-        items=np.int32([5, 6, 7, 8, 9, 5]),
+        users=np.array([0, 0, 0, 1, 2, 2], np.int32),
+        items=np.array([5, 6, 7, 8, 9, 5], np.int32),
         categories=np.zeros(10, np.int32),
         num_users=3,
     )

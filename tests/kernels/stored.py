@@ -45,7 +45,8 @@ def unpack(
 
 
 def _layout(state: tuple[np.ndarray, ...]) -> PackedLayout:
-    return PackedLayout(*state[0].shape, tuple(x.dtype for x in state))
+    num_rows, dim = state[0].shape
+    return PackedLayout(num_rows, dim, tuple(x.dtype for x in state))
 
 
 def _places(layout: PackedLayout) -> list[tuple[np.ndarray, str]]:

@@ -59,7 +59,7 @@ def test_nan_and_infinity_are_nobody_elses():
     weights[::2] = np.nan
     weights[1::4] = np.inf
     table = PackedTable.pack(weights, np.zeros_like(weights), weights)
-    ids = np.int32([*range(40), -1, -1])
+    ids = np.array([*range(40), -1, -1], np.int32)
     found = jitted(table.layout)(table.lines, ids)
     helpers.assert_bitwise_equal(found, expected(table, ids))
 
@@ -90,7 +90,7 @@ def test_vmap_of_the_op(axes):
 
 
 def test_within_a_function_that_is_differentiated():
-    table, ids = packed(16, jnp.float32), np.int32([3, 5, -1, 5])
+    table, ids = packed(16, jnp.float32), np.array([3, 5, -1, 5], np.int32)
 
     def loss(scale):
         rows = lookup_packed(table.lines, ids, table.layout)

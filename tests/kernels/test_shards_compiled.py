@@ -1,13 +1,21 @@
 """Tables spread over the four chips of a slice, as libtpu compiles their update."""
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from sparse_adam import PackedTable, UpdatePlan, packed_adam_update, sparse_adam_update
+from sparse_adam import (
+    AdamState,
+    PackedTable,
+    UpdatePlan,
+    packed_adam_update,
+    sparse_adam_update,
+)
+from tests import programs
 from tests.kernels.topology import AXIS, four_chips
 
 V, N = 4_000_000, 4096
@@ -24,19 +32,20 @@ def test_every_chip_updates_its_rows_in_place(slice_, kernel, storage, monkeypat
     mesh = four_chips(monkeypatch, slice_, AxisType.Explicit)
     dim = 128 if storage == "plain" else 64
 
-    def placed(shape, dtype=jnp.int32, spec=WHOLE):
+    def placed(shape, dtype=jnp.int32, spec=WHOLE) -> Any:
         sharding = NamedSharding(mesh, spec)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    def update(state, ids, grads, sorted_ids, order):
+    def update(state: AdamState | PackedTable, ids, grads, sorted_ids, order):
         # The sort takes libtpu a minute.
-        options = {"plan": UpdatePlan(sorted_ids, order, V), "implementation": kernel}
-        if storage == "plain":
-            return sparse_adam_update(*state, ids, grads, **options)
-        return packed_adam_update(state, ids, grads, **options)
+        plan = UpdatePlan(sorted_ids, order, V)
+        options: Any = {"plan": plan, "implementation": kernel}
+        if isinstance(state, PackedTable):
+            return packed_adam_update(state, ids, grads, **options)
+        return sparse_adam_update(*state, ids, grads, **options)
 
     table = placed((V, dim), jnp.float32, ROWS)
-    state = (table, table, table)
+    state = AdamState(table, table, table)
     if storage == "packed":
         packed = jax.eval_shape(
             PackedTable.pack, *(jax.ShapeDtypeStruct((V, dim), jnp.float32),) * 3
@@ -49,7 +58,7 @@ def test_every_chip_updates_its_rows_in_place(slice_, kernel, storage, monkeypat
             .lower(state, *batch, placed((N,)), placed((N,)))
             .compile()
         )
-    memory, text = compiled.memory_analysis(), compiled.as_text()
+    memory, text = programs.memory(compiled), programs.text(compiled)
     own = 3 * 4 * V * dim // 4
     assert own <= memory.alias_size_in_bytes < 1.01 * own
     assert memory.temp_size_in_bytes < own // 50
@@ -69,7 +78,7 @@ def test_a_lookup_sends_rows_only(monkeypatch):
         for shape in (packed.lines.shape, (N,))
     )
     lookup = jax.jit(lambda lines, ids: PackedTable(lines, packed.layout).lookup(ids))
-    text = lookup.lower(lines, ids).compile().as_text()
+    text = programs.text(lookup.lower(lines, ids).compile())
     assert "sparse_adam_lookup" in text
     sent = re.findall(rf"= \w+\[([\d,]*)\]\S* (?:{MOVES})", text)
     assert sent and all(size.split(",")[0] in (f"{N}", f"{N // 4}") for size in sent)

@@ -77,10 +77,13 @@ def test_a_beta_out_of_range_is_an_error(name, beta):
     [(True, goldens.LAZY_TABLE), (False, goldens.KERAS_TABLE)],
 )
 def test_equals_lazy_adam_and_keras_adam(lazy_adam, expected):
-    state = np.ones((3, 2), np.float32), *np.zeros((2, 3, 2), np.float32)
+    table, slots = np.ones((3, 2), np.float32), np.zeros((3, 2), np.float32)
+    state = (table, slots, slots)
     for step, (ids, grads) in enumerate(goldens.E_BATCHES, start=1):
         state = sparse_adam_update(
-            *(*state, np.asarray(ids), np.float32(grads)),
+            *state,
+            np.asarray(ids),
+            np.array(grads, np.float32),
             learning_rate=bias_corrected_learning_rate(0.1, step),
             lazy_adam=lazy_adam,
             sum_inside_sqrt=False,

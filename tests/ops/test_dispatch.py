@@ -1,5 +1,7 @@
 """Which implementation runs, and how it is told."""
 
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -10,9 +12,8 @@ from sparse_adam.ops import dispatch
 from tests import cases, helpers
 from tests.cases import CASES, Case
 
-PROBLEMS = [
-    pytest.param(helpers.spec(case, cases.arrays(case)), id=case.name) for case in CASES
-]
+PROBLEMS = {case.name: helpers.spec(case, cases.arrays(case)) for case in CASES}
+each_problem = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
 WIDE = Case("wide", 40, 128, 24)
 NARROW = Case("narrow", 40, 3, 24)
 LARGE = Case("large", 4000, 128, 24)
@@ -29,7 +30,7 @@ def problem(case):
     return helpers.spec(case, cases.arrays(case))
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
+@each_problem
 def test_none_takes_the_first_that_is_compiled_there_and_able(problem):
     # So large a table that no batch is large beside it.
     problem = helpers.changed(problem, num_rows=1_000_000)
@@ -45,7 +46,7 @@ def test_none_takes_the_first_that_is_compiled_there_and_able(problem):
 
 
 @pytest.mark.parametrize("name", dispatch.NAMES)
-@pytest.mark.parametrize("problem", PROBLEMS)
+@each_problem
 def test_a_named_one_is_taken_or_refused(problem, name):
     one = dispatch.IMPLEMENTATIONS[dispatch.NAMES.index(name)]
     reason = one.unsupported(problem)
@@ -64,8 +65,8 @@ def test_a_named_one_is_taken_or_refused(problem, name):
 def test_the_last_one_does_everything():
     last = dispatch.IMPLEMENTATIONS[-1]
     assert last.native_to is None
-    for param in PROBLEMS:
-        assert last.unsupported(*param.values) is None
+    for problem in PROBLEMS.values():
+        assert last.unsupported(problem) is None
 
 
 def best_on_tpu(case, **changes):
@@ -109,7 +110,7 @@ def test_a_config_names_its_implementation_and_is_used():
     with pytest.raises(TypeError, match="is of implementation='tensorcore', not of"):
         sparse_adam_update(*state, ids, grads, config=config, implementation="sweep")
     with pytest.raises(TypeError, match="must be the Config of one of the kernels"):
-        sparse_adam_update(*state, ids, grads, config="large")
+        sparse_adam_update(*state, ids, grads, config=cast(Any, "large"))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from sparse_adam import plan_update, sparse_adam_update
+from sparse_adam import AdamState, plan_update, sparse_adam_update
 from tests import cases
 from tests.helpers import assert_states_bitwise_equal
 
@@ -38,11 +38,12 @@ def test_no_ids():
 def test_passes_through_jit_and_scan():
     state, _, _, _ = cases.arrays(cases.Case("", 40, 8, 24))
     batches = [cases.arrays(cases.Case("", 40, 8, 24), seed) for seed in range(3)]
-    ids, grads = (np.stack([b[i] for b in batches]) for i in (1, 2))
+    ids = np.stack([b.ids for b in batches])
+    grads = np.stack([b.grads for b in batches])
     plans = jax.jit(jax.vmap(lambda ids: plan_update(ids, 40)))(ids)
     assert plans.num_rows == 40
 
-    def step(state, batch):
+    def step(state: AdamState, batch):
         ids, grads, plan = batch
         return sparse_adam_update(*state, ids, grads, plan=plan), None
 

@@ -1,14 +1,17 @@
 """`rounding="stochastic"`: bfloat16 tables that learn as float32 ones do."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparse_adam import packed_adam_update, reference, sparse_adam_update
+from sparse_adam import AdamState, packed_adam_update, reference, sparse_adam_update
 from tests import helpers, ways
-from tests.cases import BFLOAT16, Case
+from tests.cases import BFLOAT16, Case, State
 from tests.helpers import assert_states_bitwise_equal
+from tests.ways import Way
 
 KEY = jax.random.key(7)
 WAYS = tuple(
@@ -19,7 +22,7 @@ WAYS = tuple(
 each_way = pytest.mark.parametrize("way", WAYS, ids=str)
 
 
-def bfloat16(way, **fields):
+def bfloat16(way: Way, **fields: Any) -> tuple[State, np.ndarray, np.ndarray]:
     state, ids, grads, _ = way.arrays(dtypes=(*BFLOAT16[:3], "float32"), **fields)
     return state, ids, grads
 
@@ -47,7 +50,7 @@ def test_a_key_gives_its_own_bits_every_time(way):
 def test_the_same_noise_whoever_adds_it(way):
     # What differs is what float32 left at one unit in its last place: few of them.
     state, ids, grads = bfloat16(way)
-    options = {"rounding": "stochastic", "key": KEY, "learning_rate": 0.1}
+    options: Any = {"rounding": "stochastic", "key": KEY, "learning_rate": 0.1}
     new = way(*state, ids, grads, **options)
     expected = sparse_adam_update(*state, ids, grads, implementation="xla", **options)
     for x, y in zip(new, expected, strict=True):
@@ -62,7 +65,7 @@ def test_the_mean_moves_as_float32_does(way, sign):
     table = np.full(shape, sign, np.float32)
     slots = np.zeros(shape, np.float32)
     grads = np.full(shape, 1.0, np.float32)
-    options = {"learning_rate": 1e-3, "beta_1": 0.0, "beta_2": 0.0}
+    options: Any = {"learning_rate": 1e-3, "beta_1": 0.0, "beta_2": 0.0}
     expected, _, _ = reference.sparse_adam_update(
         table, slots, slots, ids, grads, **options
     )
@@ -87,14 +90,13 @@ def test_many_steps_follow_float32():
     # To the nearest the weights stay where they are; with noise they go along.
     rng = np.random.default_rng(0)
     table = rng.uniform(1, 2, (50, 64)).astype(np.float32)
-    exact = [jnp.asarray(table), jnp.zeros((50, 64)), jnp.zeros((50, 64))]
-    start = jnp.asarray(table, jnp.bfloat16)
-    exact[0] = start.astype(jnp.float32)
-    stochastic, nearest = [start, *exact[1:]], [start, *exact[1:]]
+    start, zeros = jnp.asarray(table, jnp.bfloat16), jnp.zeros((50, 64))
+    exact = AdamState(start.astype(jnp.float32), zeros, zeros)
+    stochastic = nearest = AdamState(start, zeros, zeros)
     ids = jnp.arange(50)
     for step in range(60):
         grads = jnp.asarray(rng.standard_normal((50, 64)) + 1.0, jnp.float32)
-        options = {"learning_rate": 1e-4, "implementation": "xla"}
+        options: Any = {"learning_rate": 1e-4, "implementation": "xla"}
         exact = sparse_adam_update(*exact, ids, grads, **options)
         nearest = sparse_adam_update(*nearest, ids, grads, **options)
         key = jax.random.fold_in(KEY, step)
@@ -126,16 +128,10 @@ def test_keys_of_both_kinds_and_traced(make):
 
     @jax.jit
     def update(key):
-        return sparse_adam_update(
-            *map(jnp.asarray, state), ids, grads, rounding="stochastic", key=key
-        )
+        return sparse_adam_update(*state, ids, grads, rounding="stochastic", key=key)
 
     expected = sparse_adam_update(
-        *map(jnp.asarray, state),
-        ids,
-        grads,
-        rounding="stochastic",
-        key=jax.random.key(3),
+        *state, ids, grads, rounding="stochastic", key=jax.random.key(3)
     )
     assert_states_bitwise_equal(update(make(3)), expected)
 
@@ -163,7 +159,8 @@ def test_vmap_over_tables_draws_the_noise_of_each_alone():
     ],
 )
 def test_errors(options, words):
-    arrays = [jnp.ones((4, 2))] * 3
+    ones = jnp.ones((4, 2))
+    arrays = (ones, ones, ones)
     with pytest.raises(ValueError, match=words):
         sparse_adam_update(*arrays, jnp.array([1]), jnp.ones((1, 2)), **options)
     packed = ways.PackedTable.pack(*arrays)

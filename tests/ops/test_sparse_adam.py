@@ -10,7 +10,7 @@ from sparse_adam import plan_update, reference, sparse_adam_update
 from tests import cases, goldens, helpers, strategies, ways
 from tests.cases import CASES, Case
 from tests.helpers import assert_bitwise_equal, assert_states_bitwise_equal
-from tests.ways import each_way
+from tests.ways import Way, each_way
 
 RATE = 0.01
 # Packed storage changes nothing but where rows stand, as these show.
@@ -123,7 +123,7 @@ def test_gradients_of_padding_are_ignored(way):
 
 
 @each_way
-def test_a_sample_out_of_range_adds_zero(way):
+def test_a_sample_out_of_range_adds_zero(way: Way):
     state, ids, grads, weights = way.arrays("zipf", weighted=True)
     ids[:3], weights["sample_ids"][:3] = (5, 6, 6), (-1, len(grads), 0)
     ids[3:][np.isin(ids[3:], (5, 6))] = 7
@@ -155,7 +155,7 @@ def test_repeat_and_early_plan_give_the_same_bits(way, distribution):
 
 @each_way
 @pytest.mark.parametrize("start", [0, 150, 256, 300])
-def test_long_runs(way, start):
+def test_long_runs(way: Way, start):
     # The TensorCore kernel cuts 600 occurrences into three chunks of 256: a run of 300
     # begins, passes through or ends anywhere in them.
     state, _, grads, _ = way.arrays(num_ids=600)
@@ -201,7 +201,7 @@ NOT_LAZY = tuple(
 
 @pytest.mark.parametrize("way", NOT_LAZY, ids=str)
 @pytest.mark.parametrize("num_ids", [0, 2])
-def test_not_lazy_without_valid_ids(way, num_ids):
+def test_not_lazy_without_valid_ids(way: Way, num_ids):
     state, _, _, _ = way.arrays()
     arguments = (
         *(*state, np.full(num_ids, -1)),
@@ -221,8 +221,8 @@ INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uin
 def test_ids_of_any_integer_dtype(way, dtype):
     # V is out of the range of int8, and no id may wrap into the table.
     rng = np.random.default_rng(0)
-    shape, limits = (200, way.dim), np.iinfo(dtype)
-    state = tuple(rng.random(shape, np.float32) for _ in range(3))
+    w, m, v = rng.random((3, 200, way.dim), np.float32)
+    state, limits = (w, m, v), np.iinfo(dtype)
     valid = rng.integers(0, min(200, limits.max), 17)
     strays = [2**40, 2**32 + 3, 2**64 - 1, -1, -(2**32) + 3, limits.min, limits.max]
     ids = [i if limits.min <= i <= limits.max else limits.max for i in strays]

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 from sparse_adam import AdamState, plan_update, reference, sparse_adam_update
 from sparse_adam.ops import dispatch
-from tests import cases, helpers
+from tests import cases, helpers, programs
 from tests.cases import CASES, Case
 from tests.helpers import assert_states_bitwise_equal
 
@@ -51,8 +51,9 @@ def test_jit_with_ids_computed_on_device(implementation):
 def test_scan(implementation):
     batches = [cases.arrays(DEFAULT, seed) for seed in range(4)]
     state = batches[0].state
-    ids, grads = (np.stack([b[i] for b in batches]) for i in (1, 2))
-    rates = np.float32([0.01, 0.02, 0.04, 0.08])
+    ids = np.stack([b.ids for b in batches])
+    grads = np.stack([b.grads for b in batches])
+    rates = np.array([0.01, 0.02, 0.04, 0.08], np.float32)
 
     def step(state, batch):
         ids, grads, rate = batch
@@ -68,7 +69,7 @@ def test_scan(implementation):
             *state, ids[i], grads[i], learning_rate=rate
         )
         helpers.assert_close_states(new, state, expected, learning_rate=rate)
-        state = tuple(np.asarray(x) for x in new)
+        state = helpers.as_float32(new)
     assert_states_bitwise_equal(last, state)
 
 
@@ -83,7 +84,8 @@ def test_vmap_over_tables(implementation, shared):
     ids[0, :9], ids[1, 3:7], ids[2, :5] = 39, -1, 0
     state = [np.stack([t.state[i] for t in tables]) for i in range(3)]
     grads = np.stack([t.grads for t in tables])
-    arguments, axes = [*state, ids, grads], [0, 0, 0, 0, 0]
+    arguments = [*state, ids, grads]
+    axes: list[int | None] = [0, 0, 0, 0, 0]
     for i in {
         "nothing": (),
         "ids_and_gradients": (3, 4),
@@ -102,7 +104,7 @@ def test_vmap_over_tables(implementation, shared):
 def test_vmap_over_rates_and_gains(implementation):
     case = next(case for case in CASES if case.name == "weighted")
     state, ids, grads, weights = cases.arrays(case)
-    rates = np.float32([0.01, 0.1])
+    rates = np.array([0.01, 0.1], np.float32)
     gains = np.stack([weights["gains"], -2 * weights["gains"]])
 
     def update(rate, gains):
@@ -127,7 +129,7 @@ def test_vmap_over_rates_and_gains(implementation):
 def test_vmap_of_each_mode(options):
     tables = [cases.arrays(Case("", 40, 8, 24), seed) for seed in range(2)]
     state = [np.stack([t.state[i] for t in tables]) for i in range(3)]
-    ids, grads = (np.stack([t[i] for t in tables]) for i in (1, 2))
+    ids, grads = np.stack([t.ids for t in tables]), np.stack([t.grads for t in tables])
     new = jax.vmap(bind(**options))(*state, ids, grads)
     for i, table in enumerate(tables):
         arguments = (*table.state, table.ids, table.grads)
@@ -174,7 +176,7 @@ def test_shard_map_over_row_shards(implementation, options):
 @each_implementation
 def test_a_new_rate_compiles_nothing(implementation):
     state, ids, grads, _ = cases.arrays(DEFAULT)
-    state, compiles = jax.device_put(state), []
+    state = jax.device_put(state)
     update = bind(implementation)
     jitted = jax.jit(lambda rate: update(*state, ids, grads, learning_rate=rate))
     plan = plan_update(ids, DEFAULT.num_rows)
@@ -184,18 +186,11 @@ def test_a_new_rate_compiles_nothing(implementation):
             update(*state, ids, grads, learning_rate=rate, plan=plan)
             jitted(rate)
 
-    def listen(event, duration, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiles.append(duration)
-
     kinds = (0.1, np.float32(0.2), jnp.float32(0.3))
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
+    with programs.compilations() as compiles:
         at_rates(kinds)
         seen = len(compiles)
         at_rates((0.5, np.float32(0.6), jnp.float32(0.7)))
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
     assert seen > 0
     assert len(compiles) == seen
 
@@ -225,7 +220,7 @@ def compiled(num_rows, mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_donated_tables_are_updated_in_place(mode):
     num_rows = 500_000
-    memory = compiled(num_rows, mode).memory_analysis()
+    memory = programs.memory(compiled(num_rows, mode))
     table = num_rows * DIM * 4
     assert memory.alias_size_in_bytes == 3 * table
     # A few blocks in the sweep of all rows, a few batches otherwise.
@@ -235,11 +230,11 @@ def test_donated_tables_are_updated_in_place(mode):
 @pytest.mark.parametrize("mode", ["lazy", "each_occurrence"])
 def test_lazy_work_does_not_grow_with_the_table(mode):
     small, large = (compiled(v, mode) for v in (1000, 500_000))
-    assert small.cost_analysis()["flops"] == large.cost_analysis()["flops"]
-    memory = [x.memory_analysis().temp_size_in_bytes for x in (small, large)]
+    assert programs.flops(small) == programs.flops(large)
+    memory = [programs.memory(x).temp_size_in_bytes for x in (small, large)]
     assert memory[0] == memory[1]
     # Of the whole tables, the program makes nothing but the scatters in place.
-    made = re.findall(r"= \w+\[500000,128\]\S* ([\w-]+)\(", large.as_text())
+    made = re.findall(r"= \w+\[500000,128\]\S* ([\w-]+)\(", programs.text(large))
     assert set(made) == {"parameter", "scatter", "fusion"}
     assert made.count("scatter") == made.count("fusion") == 3
 

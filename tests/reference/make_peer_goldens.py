@@ -171,7 +171,7 @@ def rounded(array: np.ndarray) -> Any:
 def main(peers: Sequence[str]) -> None:
     """Computes the cases of these peers, or all, and writes them into the file."""
     table, batches = inputs()
-    goldens = json.loads(FILE.read_text()) if FILE.exists() else {"cases": {}}
+    goldens: Any = json.loads(FILE.read_text()) if FILE.exists() else {"cases": {}}
     goldens["learning_rate"] = RATE
     goldens["table"] = table.tolist()
     goldens["batches"] = [

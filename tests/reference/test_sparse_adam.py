@@ -1,12 +1,19 @@
 """The reference against TensorFlow's numbers and against numbers worked by hand."""
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 from sparse_adam.reference import sparse_adam_update
 from tests import goldens
-from tests.helpers import assert_bitwise_equal, assert_states_bitwise_equal
+from tests.cases import State
+from tests.helpers import (
+    as_float32,
+    assert_bitwise_equal,
+    assert_states_bitwise_equal,
+)
 
 F32 = np.float32
 
@@ -15,11 +22,17 @@ def zeros(table):
     return np.zeros_like(table), np.zeros_like(table)
 
 
+def state_of(*rows: tuple[float, float, float]) -> State:
+    """Columns of w, m and v, which are given for each row."""
+    w, m, v = np.array(rows, F32).T[:, :, None]
+    return w, m, v
+
+
 def one_row(*gradients, w=1.0, m=0.0, v=0.0, ids=None, **options):
     """Updates row 1 of two, of width 1, and returns its (w, m, v)."""
-    state = [np.array([[5], [x]], F32) for x in (w, m, v)]
+    state = state_of((5, 5, 5), (w, m, v))
     ids = np.ones(len(gradients), np.int32) if ids is None else np.array(ids)
-    new = sparse_adam_update(*state, ids, F32(gradients)[:, None], **options)
+    new = sparse_adam_update(*state, ids, np.array(gradients, F32)[:, None], **options)
     return tuple(float(x[1, 0]) for x in new)
 
 
@@ -29,7 +42,12 @@ def test_goldens(golden):
 
 
 # With these constants, all powers of two but the rate, float32 and float64 agree.
-PLAIN = {"learning_rate": 0.5, "beta_1": 0.5, "beta_2": 0.75, "epsilon": 2.0**-20}
+PLAIN: dict[str, Any] = {
+    "learning_rate": 0.5,
+    "beta_1": 0.5,
+    "beta_2": 0.75,
+    "epsilon": 2.0**-20,
+}
 
 
 def test_one_step_by_hand():
@@ -131,7 +149,7 @@ def test_untouched_nans_keep_their_bits():
 
 
 def test_not_lazy_steps_every_row():
-    state = [np.array([[x], [x]], F32) for x in (1, 2, 16)]
+    state = state_of((1, 2, 16), (1, 2, 16))
     ids, gradient = np.array([0]), np.array([[4]], F32)
     new = sparse_adam_update(*state, ids, gradient, lazy_adam=False, **PLAIN)
     row = one_row(0.0, m=2.0, v=16.0, **PLAIN)
@@ -141,7 +159,7 @@ def test_not_lazy_steps_every_row():
 
 
 def test_not_lazy_clips_the_zero_gradient_of_other_rows():
-    state = [np.array([[x], [x]], F32) for x in (1, 2, 16)]
+    state = state_of((1, 2, 16), (1, 2, 16))
     none = np.zeros(0, np.int32), np.zeros((0, 1), F32)
     options = PLAIN | {"lazy_adam": False, "clipvalue": (0.5, None)}
     new = sparse_adam_update(*state, *none, **options)
@@ -177,7 +195,8 @@ def test_sample_ids_and_gains():
 
 
 def test_gains_without_sample_ids():
-    assert one_row(1.0, 2.0, gains=F32([2, 0.5]), **PLAIN) == one_row(3.0, **PLAIN)
+    gains = np.array([2, 0.5], F32)
+    assert one_row(1.0, 2.0, gains=gains, **PLAIN) == one_row(3.0, **PLAIN)
 
 
 def test_a_sample_out_of_range_touches_its_row():
@@ -192,9 +211,7 @@ def test_each_array_is_rounded_to_its_own_dtype():
     ids, gradient = np.array([0]), np.array([[0.5]], bfloat16)
     new = sparse_adam_update(table, momenta, velocities, ids, gradient)
     assert [x.dtype for x in new] == [bfloat16, F32, bfloat16]
-    wide = sparse_adam_update(
-        *(x.astype(F32) for x in (table, momenta, velocities)), ids, gradient
-    )
+    wide = sparse_adam_update(*as_float32((table, momenta, velocities)), ids, gradient)
     for narrow, x in zip(new, wide, strict=True):
         assert_bitwise_equal(narrow, x.astype(narrow.dtype))
 

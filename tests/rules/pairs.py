@@ -57,7 +57,7 @@ class Pair:
         Slots are `[V, D]`, or `[V]` where they are per row.
         """
         rng = np.random.default_rng((seed, num_rows, dim))
-        arrays = [rng.standard_normal((num_rows, dim))]
+        arrays: list[np.ndarray] = [rng.standard_normal((num_rows, dim))]
         for slot in self.rule.slots:
             shape = (num_rows,) if slot.per == "row" else (num_rows, dim)
             if slot.name in ("velocities", "accumulators"):

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +76,7 @@ OUT_OF_RANGE = [
     *((FTRLRule, "beta", *case) for case in NEGATIVE),
     *((FTRLRule, "initial_accumulator_value", *case) for case in NOT_POSITIVE),
 ]
-RULES = (AdamRule, AdagradRule, AdagradMomentumRule, RowWiseAdagradRule, FTRLRule)
+RULES: Any = (AdamRule, AdagradRule, AdagradMomentumRule, RowWiseAdagradRule, FTRLRule)
 FIELDS = [(rule, field) for rule in RULES for field in dataclasses.fields(rule)]
 FLOATS = [(rule, f.name) for rule, f in FIELDS if isinstance(f.default, float)]
 FLAGS = [(rule, f.name) for rule, f in FIELDS if isinstance(f.default, bool)]
@@ -169,7 +170,8 @@ def test_slots(arguments, error, match):
 
 
 def test_slots_of_equal_numbers_are_equal():
-    assert Slot("a", np.float32(0.5)) == Slot("a", 0.5)
+    of_numpy: Any = np.float32(0.5)
+    assert Slot("a", of_numpy) == Slot("a", 0.5)
     assert hash(Slot("a", jnp.float32(0.5))) == hash(Slot("a", 0.5))
 
 

@@ -1,13 +1,12 @@
 """The rules in float32 against what torch, FBGEMM and TensorFlow computed."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sparse_adam.rules import Limits, StepNumbers, step_tile
 from tests.peers import PEERS
-
-F32 = np.float32
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=str)
@@ -19,7 +18,8 @@ def test_rules_equal_their_peers(peer):
     def update(state, ids, grads, *, learning_rate, weight_decay_factor=0.0, **flags):
         if flags:
             weight_decay_factor *= learning_rate
-        numbers = StepNumbers(F32(learning_rate), F32(weight_decay_factor))
+        rate, decay = jnp.float32(learning_rate), jnp.float32(weight_decay_factor)
+        numbers = StepNumbers(rate, decay)
         rows = np.unique(ids)
         summed = np.stack([grads[ids == row].sum(axis=0) for row in rows])
         values = tuple(x[rows].reshape(len(rows), -1) for x in state)
@@ -29,4 +29,4 @@ def test_rules_equal_their_peers(peer):
         return new
 
     # A handful of roundings a step, relative to the largest number of an array.
-    peer.check(update, F32, rtol=2e-6)
+    peer.check(update, np.float32, rtol=2e-6)

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -131,7 +132,7 @@ def test_first_step_of_a_row_with_bias_correction_is_the_rate():
     # Whatever the betas: also where 1 - beta has few digits in float32.
     for betas in ((0.9, 0.999), (0.0, 0.5), (0.99, 0.9999999), (0.9999999, 0.99999)):
         rule = rules.AdamRule(*betas, epsilon=1e-12, bias_correction="row")
-        gradient = F32([[0.5, -2.0, 30.0, -0.01]])
+        gradient = np.array([[0.5, -2.0, 30.0, -0.01]], F32)
         zeros = np.zeros_like(gradient)
         state = (zeros, zeros, zeros, np.zeros((1, 1), F32))
         new = jax.jit(rule.step)(state, gradient, F32(0.125))
@@ -141,12 +142,9 @@ def test_first_step_of_a_row_with_bias_correction_is_the_rate():
 
 def test_rows_have_their_own_step_counts():
     rule = rules.AdamRule(0.5, 0.75, 1e-6, bias_correction="row")
-    gradient = np.ones((3, 2), F32)
-    counts = F32([[0], [1], [10**6]])
-    m, v = np.full((3, 2), 0.5, F32), np.full((3, 2), 0.25, F32)
-    w, _, _, new_counts = rule.step(
-        (np.zeros((3, 2), F32), m, v, counts), gradient, F32(1)
-    )
+    gradient, counts = jnp.ones((3, 2)), jnp.float32([[0], [1], [10**6]])
+    w, m, v = (jnp.full((3, 2), x) for x in (0.0, 0.5, 0.25))
+    w, _, _, new_counts = rule.step((w, m, v, counts), gradient, jnp.float32(1))
     # m = .25 + .5, v = .1875 + .25; t = 1: sqrt(.25) / .5, t = 2: sqrt(.4375) / .75
     factors = np.array([1, 0.4375**0.5 / 0.75, 1])
     step = factors * 0.75 / (0.4375 + 1e-12) ** 0.5
@@ -156,16 +154,16 @@ def test_rows_have_their_own_step_counts():
 
 def test_limits_surround_the_step_of_any_rule():
     limits = Limits.of((-1.0, 2.0), -3.0, 4.0)
-    numbers = StepNumbers(F32(0.5), F32(0.25), F32(10))
-    w = F32([[8.0, 8.0, -8.0, 1.0]])
-    gradient = F32([[1.0, -1.0, 0.05, 0.0]])
+    numbers = StepNumbers(*jnp.float32([0.5, 0.25, 10]))
+    w = jnp.float32([[8.0, 8.0, -8.0, 1.0]])
+    gradient = jnp.float32([[1.0, -1.0, 0.05, 0.0]])
     (new,) = step_tile(rules.SGDRule(), limits, (w,), gradient, numbers)
     # Scaled and clipped: 2, -1, .5, 0; decayed: 6, 6, -6, .75; then the step.
     np.testing.assert_array_equal(new, [[4.0, 4.0, -3.0, 0.75]])
 
 
 def test_limits_that_are_open_do_nothing():
-    w, gradient = F32([[8.0, np.nan]]), F32([[3.0, 1.0]])
-    numbers = StepNumbers(F32(0.5))
+    w, gradient = jnp.float32([[8.0, jnp.nan]]), jnp.float32([[3.0, 1.0]])
+    numbers = StepNumbers(jnp.float32(0.5))
     (new,) = step_tile(rules.SGDRule(), Limits(), (w,), gradient, numbers)
     np.testing.assert_array_equal(new, [[6.5, np.nan]])

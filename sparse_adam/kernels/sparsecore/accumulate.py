@@ -1,13 +1,13 @@
 """One step for each row: the gradients of a run of equal ids are summed first."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from sparse_adam._types import Index
 from sparse_adam.kernels.sparsecore.config import FEW, MARGIN
 from sparse_adam.kernels.sparsecore.memory import Share, Unit
 from sparse_adam.kernels.sparsecore.pipeline import Pipeline
@@ -107,7 +107,9 @@ class Accumulate(Pipeline):
         is_tail = is_last & goes_on & (last != head)
         self._write_sum(unit, row + 1, chunk - 1, is_tail)
 
-    def _write_sum(self, unit: Unit, row: Any, i: Any, needed: jax.Array) -> None:
+    def _write_sum(
+        self, unit: Unit, row: jax.Array, i: Index, needed: jax.Array
+    ) -> None:
         @pl.when(needed)
         def write():
             width = self.records.width
@@ -118,7 +120,7 @@ class Accumulate(Pipeline):
     def _update_rows(self, unit: Unit, count: jax.Array) -> None:
         scratch, numbers = self.scratch, self.numbers()
 
-        def update(slices: list[Any], i: jax.Array) -> None:
+        def update(slices: list[pl.Slice], i: jax.Array) -> None:
             end = self.vector(scratch.words, unit.words + self.at.second + i)[0]
             noises = self.noises(unit, end - unit.row)
             for lanes in slices:

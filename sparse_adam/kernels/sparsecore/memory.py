@@ -1,11 +1,13 @@
 """What the program of a vector subcore works on: in HBM, and in its own memory."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
+from sparse_adam._types import Index, Operand
 from sparse_adam.kernels.sparsecore.config import (
     MARGIN,
     SLOTS,
@@ -21,11 +23,11 @@ class Operands(NamedTuple):
     """Refs in HBM."""
 
     work: SubcoreWork
-    numbers: Any  # [WINDOW]: `StepScalars.numbers` to the front
-    seeds: tuple[Any, ...]  # () or [WINDOW] int32: of each array
-    grads: Any  # records of gradients
-    state: tuple[Any, ...]  # records of the state, updated in place
-    sums: Any  # flat: records of each worker's head and tail
+    numbers: Operand  # [WINDOW]: `StepScalars.numbers` to the front
+    seeds: tuple[Operand, ...]  # () or [WINDOW] int32: of each array
+    grads: Operand  # records of gradients
+    state: tuple[Operand, ...]  # records of the state, updated in place
+    sums: Operand  # flat: records of each worker's head and tail
 
 
 class SubcoreScratch(NamedTuple):
@@ -34,18 +36,18 @@ class SubcoreScratch(NamedTuple):
     Rows are as wide as a record: a wider row is handled in blocks.
     """
 
-    words: Any  # [WORD_SLOTS * words] int32
-    gains: Any  # [WORD_SLOTS * C + WINDOW] float32
-    shares: Any  # [3 * share_words] int32
-    edge: Any  # [2 * WINDOW] int32: ids around this worker's first one
-    numbers: Any  # [WINDOW] float32
-    seeds: Any  # [WINDOW] int32
-    opened: Any  # float32, of the run with which the last chunk ended: see `types`
-    grads: Any  # [SLOTS * C, width] float32
-    state: tuple[Any, ...]  # [SLOTS * C, width] for each plane
-    words_arrived: Any  # DMA semaphores, one a slot
-    rows_arrived: Any
-    rows_left: Any
+    words: Operand  # [WORD_SLOTS * words] int32
+    gains: Operand  # [WORD_SLOTS * C + WINDOW] float32
+    shares: Operand  # [3 * share_words] int32
+    edge: Operand  # [2 * WINDOW] int32: ids around this worker's first one
+    numbers: Operand  # [WINDOW] float32
+    seeds: Operand  # [WINDOW] int32
+    opened: Operand  # float32, of the run with which the last chunk ended: see `types`
+    grads: Operand  # [SLOTS * C, width] float32
+    state: tuple[Operand, ...]  # [SLOTS * C, width] for each plane
+    words_arrived: Operand  # DMA semaphores, one a slot
+    rows_arrived: Operand
+    rows_left: Operand
 
     @classmethod
     def types(
@@ -112,21 +114,21 @@ class WordOffsets:
 class Share(NamedTuple):
     """What this worker has to do."""
 
-    worker: Any
-    begin: Any  # its first occurrence
-    end: Any  # the one after its last
-    first: Any  # its first chunk
-    chunks: Any  # how many
-    head: Any  # id of a run that began in an earlier range; NO_ID: none
+    worker: jax.Array
+    begin: jax.Array  # its first occurrence
+    end: jax.Array  # the one after its last
+    first: jax.Array  # its first chunk
+    chunks: jax.Array  # how many
+    head: jax.Array  # id of a run that began in an earlier range; NO_ID: none
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Unit:
     """One block of the rows of one chunk: what a subcore does at a time."""
 
-    chunk: Any  # number in the worker's range
-    block: Any  # which part of the row
-    words: Any  # where its slot of words begins
-    word_slot: Any
-    row: Any  # first row of its slot of rows
-    row_slot: Any
+    chunk: jax.Array  # number in the worker's range
+    block: Index  # which part of the row
+    words: jax.Array  # where its slot of words begins
+    word_slot: jax.Array
+    row: jax.Array  # first row of its slot of rows
+    row_slot: jax.Array

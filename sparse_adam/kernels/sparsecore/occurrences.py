@@ -1,7 +1,5 @@
 """One step for each occurrence, in the order of the batch."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -47,7 +45,7 @@ class EachOccurrence(Pipeline):
         for slices in self.parts(FEW):
             self._step(unit, slices)
 
-    def _step(self, unit: Unit, slices: list[Any]) -> None:
+    def _step(self, unit: Unit, slices: list[pl.Slice]) -> None:
         opened, numbers = self.scratch.opened, self.numbers()
         size = self.records.blocks * self.records.width
 

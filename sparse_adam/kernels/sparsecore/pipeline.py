@@ -14,6 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from sparse_adam._types import Index, Ref
 from sparse_adam.kernels import rounding
 from sparse_adam.kernels.layout import Noises
 from sparse_adam.kernels.sparsecore.config import (
@@ -72,13 +73,13 @@ class Pipeline(abc.ABC):
         return min(self.config.lanes, self.config.chunk, WINDOW)
 
     @property
-    def slices(self) -> list[Any]:
+    def slices(self) -> list[pl.Slice]:
         """The vectors of a record; what lies behind a narrow row is left alone."""
         lanes = min(self.config.lanes, self.records.width)
         used = min(self.spec.dim, self.records.width)
-        return [pl.ds(lane, lanes) for lane in range(0, used, lanes)]
+        return [pl.Slice(lane, lanes) for lane in range(0, used, lanes)]
 
-    def parts(self, size: int) -> list[list[Any]]:
+    def parts(self, size: int) -> list[list[pl.Slice]]:
         """The vectors, so many to each loop over rows."""
         starts = range(0, len(self.slices), size)
         return [self.slices[at : at + size] for at in starts]
@@ -219,7 +220,7 @@ class Pipeline(abc.ABC):
             copies += self.on.scatter(tiles, planes, written, left)
         return copies
 
-    def _streams(self, unit: Unit) -> Iterator[tuple[Any, Any, Any, Any]]:
+    def _streams(self, unit: Unit) -> Iterator[tuple[pl.Slice, Ref, Ref, Ref]]:
         """A chunk in equal parts: rows of buffers; records to get, to put, to add."""
         chunk = self.config.chunk
         fetched, written = self.lists()
@@ -227,33 +228,33 @@ class Pipeline(abc.ABC):
         for at in range(0, chunk, length):
             size = min(length, chunk - at)
             yield (
-                pl.ds(pl.multiple_of(unit.row + at, MARGIN), size),
+                pl.Slice(pl.multiple_of(unit.row + at, MARGIN), size),
                 self._section(unit, fetched + at, size),
                 self._section(unit, written + at, size),
                 self._section(unit, self.at.sources + at, size),
             )
 
-    def _section(self, unit: Unit, begin: int, length: int) -> Any:
+    def _section(self, unit: Unit, begin: int, length: int) -> Ref:
         at = pl.multiple_of(unit.words + begin, MARGIN)
         return self.scratch.words.at[pl.ds(at, length)]
 
-    def opened(self, unit: Unit, slices: list[Any]) -> list[Any]:
+    def opened(self, unit: Unit, slices: list[pl.Slice]) -> list[pl.Slice]:
         """Where vectors of this unit stand in what is kept of an open run."""
         first = unit.block * self.records.width
-        return [pl.ds(first + s.start, s.size) for s in slices]
+        return [pl.Slice(first + s.start, s.size) for s in slices]
 
-    def vector(self, ref: Any, at: Any) -> jax.Array:
+    def vector(self, ref: Ref, at: Index) -> jax.Array:
         """What begins with the scalar that is wanted."""
         return ref[pl.ds(at, self.window)]
 
-    def same_as_previous(self, unit: Unit, i: Any) -> jax.Array:
+    def same_as_previous(self, unit: Unit, i: Index) -> jax.Array:
         """Whether occurrence i has the id of the one before it."""
         at = unit.words + self.at.ids + MARGIN + i
         words = self.scratch.words
         same = self.vector(words, at) == self.vector(words, at - 1)
         return same.astype(jnp.int32)[0] != 0
 
-    def gradient(self, unit: Unit, i: jax.Array, lanes: Any) -> jax.Array:
+    def gradient(self, unit: Unit, i: jax.Array, lanes: pl.Slice) -> jax.Array:
         """Of occurrence i, weighed."""
         gradient = self.scratch.grads[unit.row + i, lanes]
         if not self.operands.work.gains:
@@ -263,11 +264,13 @@ class Pipeline(abc.ABC):
         source = self.vector(self.scratch.words, unit.words + self.at.sources + i)[0]
         return jnp.where(source != NONE, gain * gradient, 0.0)
 
-    def stored(self, row: Any, lanes: Any) -> Values:
+    def stored(self, row: Index, lanes: pl.Slice) -> Values:
         """What the buffers hold: float32 `w`, `m`, `v`."""
         return self.records.values(tuple(x[row, lanes] for x in self.scratch.state))
 
-    def store(self, row: Any, lanes: Any, values: Values, noises: Noises) -> None:
+    def store(
+        self, row: Index, lanes: pl.Slice, values: Values, noises: Noises
+    ) -> None:
         """Rounds and puts back."""
         words = self.records.words(values, noises, self.on.pack)
         for x, word in zip(self.scratch.state, words, strict=True):
@@ -278,7 +281,7 @@ class Pipeline(abc.ABC):
         numbers = self.vector(self.scratch.numbers, 0)
         return self.spec.numbers(lambda i: numbers[i])
 
-    def noises(self, unit: Unit, i: Any) -> Callable[[Any], Noises]:
+    def noises(self, unit: Unit, i: Index) -> Callable[[Any], Noises]:
         """Random bits for vectors of the row of occurrence i."""
         if not self.operands.seeds:
             return lambda lanes: None

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from sparse_adam._types import Grads, Indices, Ref
+from sparse_adam._types import Grads, Index, Indices, Ref
 from sparse_adam.kernels.layout import (
     Layout,
     Noises,
@@ -40,7 +40,7 @@ class Records:
     rows: int  # of a group; a power of two
     lines: int  # how often as many records as that stand in a group
 
-    def index(self, row: Any, block: Any) -> Any:
+    def index(self, row: jax.Array, block: Index) -> jax.Array:
         """Returns where this block of a row stands."""
         if self.lines == 1:
             return row

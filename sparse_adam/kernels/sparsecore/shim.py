@@ -7,7 +7,7 @@ the body depends on where it runs. What `Native` says only the compiler has seen
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import tpu_sc as plsc
 
+from sparse_adam._types import Index, Ref
 from sparse_adam.kernels.rounding import round_to_bfloat16
 
 NONE = -1  # as the index of a line
-Refs = Sequence[Any]
+Refs: TypeAlias = Sequence[Ref]
+Copies: TypeAlias = list[Any]  # each can be started and waited for
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,9 +34,7 @@ class Native:
         """The number of this subcore, of all on the device."""
         return lax.axis_index("subcore") * self.cores + lax.axis_index("core")
 
-    def parallel_loop(
-        self, upper: int | jax.Array, body: Callable, carry: Any = None
-    ) -> Any:
+    def parallel_loop(self, upper: Index, body: Callable, carry: Any = None) -> Any:
         """Calls `body(i)` or `carry = body(i, carry)`; iterations may overlap."""
         return plsc.parallel_loop(0, upper, carry=carry)(body)
 
@@ -48,7 +48,7 @@ class Native:
         """How many are True, in every lane."""
         return plsc.all_reduce_population_count(mask)
 
-    def put(self, source: Any, target: Any) -> None:
+    def put(self, source: Ref, target: Ref) -> None:
         """Copies from the subcore's own memory to HBM, and waits."""
         if hasattr(plsc, "SparseCorePushStreamWarning"):
             # jax 0.12 waits for such a copy without a semaphore, and warns of one.
@@ -61,7 +61,7 @@ class Native:
         halves = plsc.pack(low, high, format=plsc.PackFormat.INTERLEAVED)
         return plsc.bitcast(halves, jnp.int32)
 
-    def gather(self, tables: Refs, indices: Any, tiles: Refs, done: Any) -> list[Any]:
+    def gather(self, tables: Refs, indices: Ref, tiles: Refs, done: Ref) -> Copies:
         """Indirect streams of these lines of each table, but not of line `NONE`."""
         some = plsc.Indices(indices, ignored_value=NONE)
         return [
@@ -69,7 +69,7 @@ class Native:
             for table, tile in zip(tables, tiles, strict=True)
         ]
 
-    def scatter(self, tiles: Refs, tables: Refs, indices: Any, done: Any) -> list[Any]:
+    def scatter(self, tiles: Refs, tables: Refs, indices: Ref, done: Ref) -> Copies:
         """The way back. No other line may occur twice."""
         some = plsc.Indices(indices, ignored_value=NONE)
         return [
@@ -86,9 +86,7 @@ class Interpreted:
         """The number of this grid step."""
         return pl.program_id(0)
 
-    def parallel_loop(
-        self, upper: int | jax.Array, body: Callable, carry: Any = None
-    ) -> Any:
+    def parallel_loop(self, upper: Index, body: Callable, carry: Any = None) -> Any:
         """The iterations one after the other."""
         if carry is None:
             return lax.fori_loop(0, upper, lambda i, _: body(i), None)
@@ -110,7 +108,7 @@ class Interpreted:
         """How many are True, in every lane."""
         return jnp.broadcast_to(jnp.sum(mask, dtype=jnp.int32), mask.shape)
 
-    def put(self, source: Any, target: Any) -> None:
+    def put(self, source: Ref, target: Ref) -> None:
         """Copies from the subcore's own memory to HBM, and waits."""
         pltpu.sync_copy(source, target)
 
@@ -119,11 +117,11 @@ class Interpreted:
         low, high = round_to_bfloat16(low), round_to_bfloat16(high)
         return lax.shift_right_logical(low, 16) | high
 
-    def gather(self, tables: Refs, indices: Any, tiles: Refs, done: Any) -> list[Any]:
+    def gather(self, tables: Refs, indices: Ref, tiles: Refs, done: Ref) -> Copies:
         """Copies of single lines."""
         return [_LineCopies(tables, indices, tiles, done, to_tiles=True)]
 
-    def scatter(self, tiles: Refs, tables: Refs, indices: Any, done: Any) -> list[Any]:
+    def scatter(self, tiles: Refs, tables: Refs, indices: Ref, done: Ref) -> Copies:
         """The way back."""
         return [_LineCopies(tables, indices, tiles, done, to_tiles=False)]
 
@@ -131,9 +129,9 @@ class Interpreted:
 @dataclasses.dataclass(frozen=True, slots=True)
 class _LineCopies:
     tables: Refs
-    indices: Any
+    indices: Ref
     tiles: Refs
-    done: Any
+    done: Ref
     to_tiles: bool
 
     def start(self) -> None:

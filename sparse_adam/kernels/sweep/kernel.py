@@ -49,7 +49,7 @@ class Sweep:
 class SweepScalars(NamedTuple):
     """Refs in SMEM, whole."""
 
-    active: Any  # [1]: chunks up to the last one that holds a valid id
+    active: Operand  # [1]: chunks up to the last one that holds a valid id
     numbers: Operand  # [1] or [3], as `UpdateSpec.counted` has them
     seeds: Operands  # () or a seed for each array
 
@@ -57,8 +57,8 @@ class SweepScalars(NamedTuple):
 class Indices(NamedTuple):
     """The occurrences, C to a chunk: HBM [chunks, 1, C]; in SMEM chunk by chunk."""
 
-    groups: Any  # of the table, ascending; complements of such are passed over
-    sources: Any  # gradient row of each; -1 adds nothing, where there are gains
+    groups: Operand  # of the table, ascending; complements of such are passed over
+    sources: Operand  # gradient row of each; -1 adds nothing, where there are gains
     lanes: Operands  # (), or the first one of each row in its group's lines
     gains: Operands  # () or float32
 
@@ -67,14 +67,14 @@ class SweepScratch(NamedTuple):
     """What is kept from one grid step to the next."""
 
     state: Operands  # VMEM, blocks of the table
-    sums: Any  # VMEM [groups + 8, W]: of a block; one more row for those of others
-    grads: Any  # VMEM [GRADIENT_SLOTS, C, W]
+    sums: Operand  # VMEM [groups + 8, W]: of a block; one more row for those of others
+    grads: Operand  # VMEM [GRADIENT_SLOTS, C, W]
     indices: Indices  # SMEM [INDEX_SLOTS * C]
-    place: Any  # SMEM [2]: the batch to be added next, chunks fetched so far
-    state_arrived: Any  # DMA semaphores, one a slot
-    state_left: Any
-    grads_arrived: Any
-    indices_arrived: Any
+    place: Operand  # SMEM [2]: the batch to be added next, chunks fetched so far
+    state_arrived: Operand  # DMA semaphores, one a slot
+    state_left: Operand
+    grads_arrived: Operand
+    indices_arrived: Operand
 
 
 def kernel(
@@ -265,9 +265,9 @@ def _fetch_indices(indices: Indices, scratch: SweepScratch, chunk: jax.Array) ->
         pltpu.make_async_copy(array.at[chunk, 0], there, arrived).start()
 
 
-def _chunk_of(index: Any, slot: jax.Array) -> Any:
+def _chunk_of(index: Ref, slot: jax.Array) -> pl.Slice:
     size = index.shape[0] // INDEX_SLOTS
-    return pl.ds(pl.multiple_of(slot * size, size), size)
+    return pl.Slice(pl.multiple_of(slot * size, size), size)
 
 
 def _add_batch(
@@ -310,7 +310,7 @@ def _is_nothing(sums: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(sums, jnp.int32) == _NOTHING_BITS
 
 
-def _forget(sums: Any) -> None:
+def _forget(sums: Ref) -> None:
     """Makes sums the sums of nothing."""
     sums[...] = jnp.full(sums.shape, _NOTHING)
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from sparse_adam._types import Index, Operand
 from sparse_adam.kernels.spec import SortedBatch, UpdateSpec
 
 
@@ -42,7 +43,7 @@ class Moved(NamedTuple):
     written: Any  # by this chunk; the one behind is written by a later chunk
 
 
-def moved(counts: Any, continues: Any, chunk: Any, accumulate: bool) -> Moved:
+def moved(counts: Operand, continues: Operand, chunk: Index, accumulate: bool) -> Moved:
     """What a chunk moves; in all of them, each group is moved in and out once."""
     count = counts[chunk]
     if accumulate:

@@ -11,7 +11,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sparse_adam._types import Operand, Operands, Ref
+from sparse_adam._types import Index, Operand, Operands, Ref
 from sparse_adam.kernels.spec import (
     UpdateSpec,
     join_per_row,
@@ -130,7 +130,7 @@ class _ChunkWork:
     def numbers(self) -> StepNumbers:
         return self.spec.numbers(lambda i: self.scalars.numbers[i])
 
-    def for_each(self, count: Any, body: Callable[[jax.Array], None]) -> None:
+    def for_each(self, count: Index, body: Callable[[jax.Array], None]) -> None:
         for_each(count, body, self.config.dma_unroll)
 
 
@@ -214,7 +214,7 @@ def _fetch(
 
 
 def _write_back(
-    work: _ChunkWork, finishing: Finishing, state: Refs, slot: jax.Array, count: Any
+    work: _ChunkWork, finishing: Finishing, state: Refs, slot: jax.Array, count: Index
 ) -> None:
     buffers, left = work.buffers(slot), work.scratch.state_left.at[slot]
 
@@ -226,7 +226,7 @@ def _write_back(
     work.for_each(count, write_group)
 
 
-def _wait(work: _ChunkWork, semaphores: Ref, slot: jax.Array, count: Any) -> None:
+def _wait(work: _ChunkWork, semaphores: Ref, slot: jax.Array, count: Index) -> None:
     """Waits for all DMAs of `count` groups: once for a full chunk.
 
     Equal DMAs on one semaphore add up, but the size of a wait is static: so one wait
@@ -275,7 +275,7 @@ def _update(
     finishing: Finishing,
     row_slots_out: Refs,
     slot: jax.Array,
-    count: Any,
+    count: Index,
 ) -> None:
     """Steps the groups listed, the i-th by the i-th row of sums."""
     groups, spec, scalars = work.groups, work.spec, work.scalars

@@ -5,7 +5,7 @@ A segmented scan with selects, 8 rows at a time: a NaN stays in the run it belon
 depends on positions only, so the same call gives the same bits.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from sparse_adam._types import Operand, Operands, Ref
 from sparse_adam.kernels.tiles import (
     LANES,
     SUBLANES,
@@ -27,8 +28,8 @@ _DISTANCES = (1, 2, 4)  # of a scan over 8 rows
 class Columns(NamedTuple):
     """VMEM [C, 128] refs: one value a row, spread over its lanes."""
 
-    integers: Any
-    floats: Any
+    integers: Operand
+    floats: Operand
 
     @classmethod
     def scratch(cls, size: int) -> "Columns":
@@ -39,8 +40,8 @@ class Columns(NamedTuple):
 class OpenRun(NamedTuple):
     """VMEM refs: the run with which the last chunk summed ended, perhaps unfinished."""
 
-    owner: Any  # [1, 128]
-    sums: tuple[Any, ...]  # [1, W] each
+    owner: Operand  # [1, 128]
+    sums: Operands  # [1, W] each
 
     @classmethod
     def scratch(cls, *widths: int) -> "OpenRun":
@@ -57,7 +58,7 @@ def close_run(run: OpenRun) -> None:
         sum_[...] = jnp.zeros_like(sum_)
 
 
-def weigh(grads: Any, gains: Any, counted: Any, columns: Columns) -> None:
+def weigh(grads: Ref, gains: Ref, counted: Ref, columns: Columns) -> None:
     """Multiplies each gradient by its gain; one that is not counted becomes zero.
 
     grads: [C, W]; gains: [C] float32; counted: [C] int32, 0 or 1.
@@ -94,7 +95,7 @@ def along_line(gradients: jax.Array, stride: int) -> jax.Array:
 
 
 def mark_rows(
-    grads: Any, counts: Any, places: Any, stride: int, columns: Columns
+    grads: Ref, counts: Ref, places: Ref, stride: int, columns: Columns
 ) -> None:
     """Puts each gradient where in its line its row stands, and counts it there.
 
@@ -114,9 +115,9 @@ def mark_rows(
 
 
 def sum_runs(
-    arrays: tuple[Any, ...],
-    owners: Any,
-    ends: Any,
+    arrays: tuple[Ref, ...],
+    owners: Ref,
+    ends: Ref,
     count: jax.Array,
     columns: Columns,
     open_run: OpenRun,

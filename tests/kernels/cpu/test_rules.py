@@ -206,7 +206,7 @@ def test_a_nan_stays_in_its_row():
         given = update.arrays()
         given["ids"][5], given["grads"][5] = 7, np.nan
         new = called(update, **given)
-        bad = np.isnan(new[0]).all(axis=1)
+        bad = np.asarray(np.isnan(new[0]).all(axis=1))
         assert bad[7], rule
         assert np.isnan(new[0]).sum() == update.dim, rule
         assert bad.sum() == 1, rule

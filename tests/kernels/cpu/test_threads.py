@@ -40,9 +40,9 @@ LARGE = (
 
 # Rows that share lines and rows of several, in every pair of halves.
 LAYOUTS = tuple(
-    Case("layout", 50, dim, 40, "wild", (*dtypes, "float32"), options=options)
+    Case("layout", 50, dim, 40, "wild", (w, m, v, "float32"), options=options)
     for dim in (3, 17, 32, 100, 128, 300)
-    for dtypes in itertools.product(("float32", "bfloat16"), repeat=3)
+    for w, m, v in itertools.product(("float32", "bfloat16"), repeat=3)
     for options in ({}, {"lazy_adam": False})
 )
 
@@ -62,7 +62,7 @@ def encoded(case, arrays, packed=False, seeds=None):
         wild,
         weights.get("sample_ids", np.arange(case.num_ids)),
         weights.get("gains"),
-        np.float32([RATE, decay, 1]),
+        np.array([RATE, decay, 1], np.float32),
         seeds,
         cpu.attributes(problem),
     )

@@ -1,7 +1,11 @@
 """Counts of the SparseCore kernel's loops, as a compiled program shows them."""
 
 import dataclasses
+from collections.abc import Sequence
 from importlib.metadata import version
+
+from benchmarks.static.bundles import Loop
+from benchmarks.static.result import LoopReport, StaticReport
 
 COUNTED_WITH = "0.0.42.1"  # libtpu; another one must stay within the limits
 LANES = {"v5p": 8, "v6e": 8, "7x": 16}
@@ -11,31 +15,31 @@ LANES = {"v5p": 8, "v6e": 8, "7x": 16}
 class Loops:
     """Of the kernel in one report: bundles of one subcore, waits for memory at 0."""
 
-    report: object
+    report: StaticReport
 
     @property
-    def all(self):
+    def all(self) -> tuple[LoopReport, ...]:
         return self.report.counted[0].loops
 
-    def named(self, phase):
+    def named(self, phase: str) -> list[Loop]:
         return [entry.loop for entry in self.all if entry.phase == phase]
 
     @property
-    def update(self):
+    def update(self) -> int:
         """Bundles of a row's update, or of an occurrence's step."""
         return sum(loop.cycles for loop in self.named("update"))
 
     @property
-    def streams(self):
+    def streams(self) -> dict[str, int]:
         """Indirect streams of a chunk. None of them must move its rows one by one."""
-        issued = {}
+        issued: dict[str, int] = {}
         for entry in self.all:
             for route, number in entry.loop.counts.dma.items():
                 if route.startswith("indirect"):
                     issued[route] = issued.get(route, 0) + number
         return issued
 
-    def counts(self, chunk):
+    def counts(self, chunk: int) -> tuple[int, int, float]:
         """Update of a row, sum of an occurrence, a chunk of distinct ids for each row.
 
         A chunk is what happens once, and its loops; the first and the last rows of each
@@ -52,7 +56,12 @@ class Loops:
         return update.cycles, total.cycles, round(cycles / chunk, 1)
 
 
-def check_counts(counts, limits, pinned, name):
+def check_counts(
+    counts: Sequence[float],
+    limits: Sequence[float],
+    pinned: Sequence[float],
+    name: object,
+) -> None:
     for count, limit in zip(counts, limits, strict=True):
         assert count <= limit
     if version("libtpu") == COUNTED_WITH:
@@ -61,7 +70,7 @@ def check_counts(counts, limits, pinned, name):
         print(f"{name}: {counts} with libtpu {version('libtpu')}")
 
 
-def check_no_spills(loops, width, planes):
+def check_no_spills(loops: Loops, width: int, planes: int) -> None:
     """Only what the formula loads and stores, and the number of the row."""
     vectors = width // LANES[loops.report.chip]
     (update,), (total,) = loops.named("update"), loops.named("run sums")
@@ -70,9 +79,10 @@ def check_no_spills(loops, width, planes):
     assert total.counts.vld == vectors + 2
 
 
-def assert_in_place(report, tables=1, width=128):
+def assert_in_place(report: StaticReport, tables: int = 1, width: int = 128) -> None:
     """No copy of a table, and no memory that grows with it."""
     assert report.error is None, f"{report.chip}: {report.error}"
+    assert report.memory is not None
     assert report.memory.alias == tables * report.table_bytes
     assert report.table_copies == ()
     # Narrow gradients are laid out anew; and there are two sums for each subcore.

@@ -134,7 +134,7 @@ def test_the_same_call_gives_the_same_bits():
 def test_nan_stays_in_a_run_that_spans_subcores():
     case = Case("", 12, 128, 5 * SHARE)
     state, _, grads, _ = cases.arrays(case)
-    ids = np.repeat(np.int32([1, 5, 6, 9]), [300, 700, 400, 200])
+    ids = np.repeat(np.array([1, 5, 6, 9], np.int32), [300, 700, 400, 200])
     clean, _ = run_kernel(plainly, Arrays(state, ids, grads, {}), case, FIVE)
     grads = grads.copy()
     grads[650] = np.nan

@@ -31,7 +31,7 @@ STEPS = {"beta_2": 0.9, "use_gradient_accumulation": False}
 each_mode = pytest.mark.parametrize("options", [SUMS, STEPS], ids=["sums", "steps"])
 
 
-def check(run, case, ids=None, config=FIVE):
+def check(run, case, ids=None, config: Config | None = FIVE):
     row_kernels.check_kernel(sparsecore_update, run, case, ids, config, packed=True)
 
 
@@ -115,7 +115,7 @@ def test_nan_stays_in_its_row_and_lane(options):
     # Runs across chunks and subcores; the rows 9, 10 and 11 share lines.
     case = Case("", 40, 16, 300, dtypes=BFLOAT16, options=options)
     state, _, grads, _ = cases.arrays(case)
-    ids = np.repeat(np.int32([3, 9, 10, 11, 30]), [40, 100, 100, 50, 10])
+    ids = np.repeat(np.array([3, 9, 10, 11, 30], np.int32), [40, 100, 100, 50, 10])
     clean = update(Arrays(state, ids, grads, {}), case)
     grads = grads.copy()
     grads[155, 5] = np.nan
@@ -136,7 +136,7 @@ def test_neighbours_keep_every_bit(options):
     rng = np.random.default_rng(0)
     words = rng.integers(-(2**31), 2**31, layout.shape, np.int64).astype(np.int32)
     words[::5] = 0x7F80 << 16 | 0x7F81
-    ids = np.int32([0, 2, 2, 9, 9, 9, 15, 24, 24, 39, 39, -1])
+    ids = np.array([0, 2, 2, 9, 9, 9, 15, 24, 24, 39, 39, -1], np.int32)
     new = update_lines(words, cases.arrays(case)._replace(ids=ids), case)
     table = np.asarray(new).reshape(-1, layout.lines_per_group, 8, 16)
     changed = (table != words.reshape(table.shape)).any(axis=(1, 3)).reshape(-1)

@@ -102,6 +102,7 @@ def test_work_does_not_grow_with_the_table(dim):
     large = 16 * V if dim == 16 else 9 * V
     few, many = reports("", "v6e", (V, dim, 1000), (large, dim, 1000))
     assert few.error is None and many.error is None
+    assert few.memory and many.memory
     assert abs(few.memory.temp - many.memory.temp) < 2**17  # its code, more or less
 
     def loops(report):
@@ -113,4 +114,4 @@ def test_work_does_not_grow_with_the_table(dim):
 def test_records_narrower_than_a_vector():
     first, second = (next(reports("", chip, (V, 8, 1000))) for chip in ("v6e", "7x"))
     assert_in_place(first, width=8)
-    assert "D=8 stand 8 words apart, fewer than the 16 that" in second.error
+    assert "D=8 stand 8 words apart, fewer than the 16 that" in str(second.error)

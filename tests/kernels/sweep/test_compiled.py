@@ -98,6 +98,7 @@ def test_in_place_at_the_speed_of_memory(chip, tmp_path):
         assert report.checks == 0, f"{case}: bounds checks in a loop"
     for case, report in zip(cases[: -len(TINY)], reports, strict=False):
         # All that goes out but the tuple that holds it.
+        assert report.memory is not None
         assert report.memory.output - report.memory.alias <= 512, case
         assert report.memory.alias >= report.table_bytes, case
         # Besides the table: gradients as lines, made in two steps, and their indices.

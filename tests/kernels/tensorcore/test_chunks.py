@@ -1,5 +1,7 @@
 """Chunks of occurrences: which groups each of them fetches and writes back."""
 
+from typing import Any
+
 import hypothesis
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +29,8 @@ def test_each_group_is_moved_in_and_out_once(ids, rows_per_group, size, accumula
     dim = 128 // rows_per_group if rows_per_group > 1 else 128
     problem = helpers.changed(problem, packed=True, dim=dim)
     assert problem.layout.rows_per_group == rows_per_group
-    batch = SortedBatch(None, jnp.asarray(ids), jnp.arange(ids.size), None)
+    none: Any = None  # no gradient is looked at
+    batch = SortedBatch(none, jnp.asarray(ids), jnp.arange(ids.size), None)
     chunks = split_into_chunks(batch, problem, size)
     counts, continues, groups = map(
         np.asarray, (chunks.counts, chunks.continues, chunks.groups)

@@ -86,7 +86,7 @@ def test_options(run_in_tpu_interpreter):
 def test_nan_stays_in_its_run(run_in_tpu_interpreter):
     case = Case("", 40, 128, 29)
     state, _, grads, weights = cases.arrays(case)
-    ids = np.repeat(np.int32([1, 2, 3, 4, 5]), [5, 6, 2, 9, 7])
+    ids = np.repeat(np.array([1, 2, 3, 4, 5], np.int32), [5, 6, 2, 9, 7])
     run = functools.partial(
         row_kernels.run_kernel, tensorcore_update, run_in_tpu_interpreter
     )

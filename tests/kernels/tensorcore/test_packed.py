@@ -51,7 +51,7 @@ def named(shapes):
     return pytest.mark.parametrize("case", shapes, ids=[case.name for case in shapes])
 
 
-def check(case, ids, config=SMALL):
+def check(case, ids, config: Config | None = SMALL):
     row_kernels.check_kernel(tensorcore_update, plainly, case, ids, config, packed=True)
 
 
@@ -131,7 +131,7 @@ def test_chosen_config(case):
 @pytest.mark.parametrize("zero", [0.0, -0.0])
 def test_a_gradient_of_zero_updates_its_row_and_no_neighbour(case, zero):
     state, _, grads, weights = cases.arrays(case)
-    ids = np.int32(padded([8, 10, 10, 11, 17, 150, 8, 30, 31, 31]))
+    ids = np.array(padded([8, 10, 10, 11, 17, 150, 8, 30, 31, 31]), np.int32)
     grads = np.full_like(grads, zero)
     grads[1:3] = [[1.0], [-1.0]]  # in sum they are zero too
     new = run(Arrays(state, ids, grads, weights), case)
@@ -146,7 +146,7 @@ def test_a_gradient_of_zero_updates_its_row_and_no_neighbour(case, zero):
 def test_nan_stays_in_its_row_and_lane(case):
     # Two rows of a group in four chunks; the other rows of it are not in the batch.
     state, _, grads, weights = cases.arrays(case)
-    ids = np.int32(padded([3, 3, 3, 3] + [9] * 9 + [10] * 9 + [20, 21]))
+    ids = np.array(padded([3, 3, 3, 3] + [9] * 9 + [10] * 9 + [20, 21]), np.int32)
     clean = run(Arrays(state, ids, grads, weights), case)
     grads = grads.copy()
     grads[7, 5] = np.nan
@@ -162,7 +162,8 @@ def test_nan_stays_in_its_row_and_lane(case):
 def test_neighbours_keep_every_bit(case):
     # Also a signalling NaN, which reading it as a number and writing it would quieten.
     arrays = cases.arrays(case)
-    arrays = arrays._replace(ids=np.int32(padded([0, 2, 2, 9, 9, 15, 24, 24, 149])))
+    ids = np.array(padded([0, 2, 2, 9, 9, 15, 24, 24, 149]), np.int32)
+    arrays = arrays._replace(ids=ids)
     layout = table(case).layout
     words = np.random.default_rng(0).integers(-(2**31), 2**31, layout.shape)
     words = words.astype(np.int32)

@@ -7,6 +7,8 @@ order, and results can be compared bit for bit.
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,11 +42,14 @@ class Machine:
     dim: int = 3  # up to 64, rows share the lines of a ragged exchange
 
     @property
-    def placement(self):
+    def placement(self) -> Placement:
         return Placement(self.num_rows, DEVICES, self.interleaved)
 
 
-def rule(state, rows, grads):
+State = tuple[jax.Array, jax.Array, jax.Array]  # table, slot, steps of each row
+
+
+def rule(state: State, rows: jax.Array, grads: jax.Array) -> State:
     """Steps each of the distinct `rows` once; others are outside the table."""
     table, slot, count = state
     square = slot.at[rows].get(mode="clip") + grads * grads
@@ -56,20 +61,20 @@ def rule(state, rows, grads):
     )
 
 
-def local_update(state, rows, grads):
+def local_update(state: State, rows: jax.Array, grads: jax.Array) -> State:
     return rule(state, *routing.sum_equal(rows, grads, state[0].shape[0]))
 
 
-def gradients(rows, factors):
+def gradients(rows: jax.Array, factors: jax.Array) -> jax.Array:
     """Whole numbers that depend on what was looked up, so the lookup matters."""
     return jnp.round(4 * jnp.sin(rows)) + factors[:, None]
 
 
 @functools.cache
-def one_device(num_rows):
+def one_device(num_rows: int) -> Callable[..., Any]:
     """The step on all ids, in the order of the devices."""
 
-    def step(state, ids, factors):
+    def step(state: State, ids: jax.Array, factors: jax.Array) -> Any:
         inside = (ids >= 0) & (ids < num_rows)
         found = state[0].at[ids].get(mode="clip")
         found = jnp.where(inside[:, None], found, 0)
@@ -79,13 +84,13 @@ def one_device(num_rows):
 
 
 @functools.cache
-def many_devices(machine):
+def many_devices(machine: Machine) -> Callable[..., Any]:
     """The same step on shards; also returns whether a second round was needed."""
     sizes, names, axes = MESHES[machine.mesh]
     mesh = jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * len(names))
     placement, spec = machine.placement, PartitionSpec(axes)
 
-    def step(state, ids, factors):
+    def step(state: State, ids: jax.Array, factors: jax.Array) -> Any:
         state = jax.tree.map(lambda x: x[0], state)
         route = routing.route(ids, placement, axes, quota=machine.quota)
         found = routing.lookup(route, lambda r: state[0].at[r].get(mode="clip"))
@@ -115,21 +120,27 @@ def many_devices(machine):
         )
 
 
-def without_longest(window, rows, size, longest, axes):
+def without_longest(
+    window: exchange.Window,
+    rows: jax.Array,
+    size: int,
+    longest: Any,
+    axes: exchange.Axes,
+) -> jax.Array:
     del longest
     return exchange.by_ragged(window, rows, size, axes)
 
 
 def emulated_ragged_all_to_all(
-    operand,
-    output,
+    operand: jax.Array,
+    output: jax.Array,
     *,
-    input_offsets,
-    send_sizes,
-    output_offsets,
-    recv_sizes,
-    axis_name,
-):
+    input_offsets: jax.Array,
+    send_sizes: jax.Array,
+    output_offsets: jax.Array,
+    recv_sizes: jax.Array,
+    axis_name: exchange.Axes,
+) -> jax.Array:
     """What a TPU does, for a CPU: garbage wherever nothing is written.
 
     All is garbage if a receiver expects another size than is sent, or if slices do not
@@ -154,7 +165,7 @@ def emulated_ragged_all_to_all(
     return jnp.where(fine, result, garbage)
 
 
-def initial(machine):
+def initial(machine: Machine) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Table, slot and the count of steps of each row."""
     rng, shape = np.random.default_rng(0), (machine.num_rows, machine.dim)
     table = rng.normal(size=shape).astype(np.float32)
@@ -162,7 +173,9 @@ def initial(machine):
     return table, slot, np.zeros(machine.num_rows, np.int32)
 
 
-def batch(machine, distribution, seed):
+def batch(
+    machine: Machine, distribution: str, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Ids and factors of the gradients for all devices, one behind the other."""
     rng = np.random.default_rng(seed)
     num_rows, size = machine.num_rows, DEVICES * machine.num_ids

@@ -1,5 +1,7 @@
 """The parts of a route, each by itself."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,8 +112,9 @@ def mesh(sizes=(8,), names=("x",)):
 
 
 def mapped(function, on=None, **specs):
-    specs = {"in_specs": PartitionSpec("x"), "out_specs": PartitionSpec("x")} | specs
-    return jax.jit(jax.shard_map(function, mesh=on or mesh(), **specs))
+    over_x = PartitionSpec("x")
+    specs = {"mesh": on or mesh(), "in_specs": over_x, "out_specs": over_x} | specs
+    return jax.jit(functools.partial(jax.shard_map, **specs)(function))
 
 
 def test_a_route_may_be_made_apart():
@@ -174,7 +177,7 @@ def test_refused():
 
     def update(ids, grads):
         return routing.update(
-            routing.route(ids, Placement(50, 8), "x"), grads, grads, None
+            routing.route(ids, Placement(50, 8), "x"), grads, grads, lambda x, *_: x
         )
 
     with pytest.raises(ValueError, match=r"grads.shape=\(3, 2\) must be \(2, 'D'\)"):
