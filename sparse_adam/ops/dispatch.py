@@ -162,6 +162,15 @@ class Choices(NamedTuple):
             )
         )
 
+    def for_part(self, spec: UpdateSpec) -> "Choices":
+        """Returns what runs where one device has a part of the rows: this update.
+
+        What the user named stays; else the best is chosen again, with fewer rows.
+        """
+        if any(one.named for one in self):
+            return self.for_spec(spec)
+        return choices(spec, None)
+
 
 def choices(
     spec: UpdateSpec, implementation: str | None, config: Config | None = None

@@ -76,8 +76,8 @@ def sparse_adam_update(
 
     The sums and the update are float32; each array is rounded to its own dtype once.
     Donate the three arrays (``jax.jit(..., donate_argnums=(0, 1, 2))``) and no
-    table-sized copy is made. Rows may be spread over the devices of a mesh whose axes
-    are explicit: each device updates its own (docs/sharding.md).
+    table-sized copy is made. Rows may be spread over the devices of a mesh: each
+    device updates its own (docs/sharding.md).
 
     Args:
         table: `[V, D]` weights w, float32 or bfloat16.

@@ -12,7 +12,7 @@ from sparse_adam.ops.options import UpdateInputs, UpdateOptions
 from sparse_adam.ops.packed import PackedTable, packed_layout
 from sparse_adam.ops.plan import UpdatePlan
 from sparse_adam.ops.run import canonicalize, run_update
-from sparse_adam.ops.shards import Shards, vary_alike
+from sparse_adam.ops.shards import Shards, check_alike, known_sharding, vary_alike
 from sparse_adam.rules import UpdateRule, check_rule
 
 _Stored = TypeVar("_Stored", tuple[jax.Array, ...], PackedTable)
@@ -57,8 +57,8 @@ def sparse_update(
     A row that occurs is updated also where its gradient is exactly 0; a row that does
     not occur comes back bit for bit (unless `lazy=False`). The sums and the step are
     float32; each array is rounded to its own dtype once. Donate the state and no
-    table-sized copy is made. Rows may be spread over the devices of a mesh whose axes
-    are explicit: each device updates its own (docs/sharding.md).
+    table-sized copy is made. Rows may be spread over the devices of a mesh: each
+    device updates its own (docs/sharding.md).
 
     Args:
         state: `(table, *slots)`: `[V, D]` weights and each slot of the rule, `[V, D]`
@@ -155,6 +155,7 @@ def update_state(
         layout = validate.plain_layout(state, rule)
         arrays = tuple(map(jnp.asarray, state))
     spec = validate.update_spec(layout, inputs, rule, options)
+    check_alike(spec.array_names, tuple(map(known_sharding, arrays)))
     shards = Shards.of("table", arrays[0])
     own = spec
     if shards is not None:

@@ -26,7 +26,7 @@ from sparse_adam.embedding import (
     init,
     lookup,
 )
-from sparse_adam.ops import packed as packed_module
+from sparse_adam.ops import packing
 from tests import cases, helpers, ways
 from tests.cases import Case
 from tests.helpers import assert_bitwise_equal, assert_states_bitwise_equal
@@ -265,7 +265,7 @@ def test_results_vary_where_ids_do(way):
 
 def test_packed_tables_in_a_shard_map(monkeypatch):
     """Each device packs, looks up and updates a table of its own, block by block."""
-    monkeypatch.setattr(packed_module, "_BLOCK_WORDS", 8 * 32)
+    monkeypatch.setattr(packing, "_BLOCK_WORDS", 8 * 32)
     state, ids, grads, _ = cases.arrays(Case("", V, 32, 24, "padded"))
 
     def update(state, ids, grads):
