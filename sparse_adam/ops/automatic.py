@@ -3,6 +3,7 @@
 The type of an array says nothing of automatic axes, those of `jax.sharding.Mesh`. How
 its rows are spread is known only when XLA has spread the whole program; then it asks
 each operation in what form it wants its operands, and what one device does with them.
+The compiler for TPUs does not ask.
 """
 
 from collections.abc import Callable, Sequence
@@ -60,12 +61,12 @@ def is_automatic() -> bool:
     return not jax.sharding.get_abstract_mesh().manual_axes
 
 
-def is_partitioned(context: Any) -> bool:
+def is_partitioned(context: Any, platform: str | None) -> bool:
     """Returns whether an operation is lowered for several devices, to be cut by XLA.
 
     Raises:
         ValueError: it is within a `jax.shard_map` that leaves some axes automatic, or
-            the partitioner is not Shardy.
+            the compiler does not ask how to cut it.
     """
     axes = context.module_context.axis_context
     if not hasattr(axes, "num_devices"):
@@ -73,6 +74,14 @@ def is_partitioned(context: Any) -> bool:
         return False
     if axes.num_devices == 1:
         return False
+    if platform == "tpu":
+        raise ValueError(
+            f"this program runs on {axes.num_devices} TPUs over automatic axes, and "
+            "their compiler does not ask how a table is spread: pass "
+            "sharding=table.sharding to the operation (of a table that every device "
+            "has whole: NamedSharding(mesh, PartitionSpec())), or make the mesh by "
+            "jax.make_mesh, whose axes are explicit, or call this in jax.shard_map"
+        )
     if _program_that_needs_devices().eqns[0].params["sharding_rule"] is None:
         raise ValueError(
             "jax_use_shardy_partitioner=False, and JAX's older partitioner takes no "

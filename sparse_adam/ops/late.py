@@ -59,7 +59,7 @@ def late_primitive(
         )
         mlir.register_lowering(
             primitive,
-            functools.partial(_lower, lower, bind, over_devices),
+            functools.partial(_lower, platform, lower, bind, over_devices),
             platform=platform,
         )
     batching.primitive_batchers[primitive] = _without_place(over_tables)
@@ -100,6 +100,7 @@ def _run_eagerly(
 
 
 def _lower(
+    platform: str | None,
     lower: Callable[..., Any],
     bind: Callable[..., Any],
     over_devices: automatic.Partition,
@@ -118,7 +119,7 @@ def _lower(
     device = _device() or device
     types = [ShapedArray(x.shape, x.dtype) for x in context.avals_in]
     context = context.replace(avals_in=types)
-    if not automatic.is_partitioned(context):
+    if not automatic.is_partitioned(context, platform):
         return lower(context, *args, device=device, **static)
     scope = functools.partial(_outside, device)
     cut = automatic.partitioned(bind, over_devices, types, static, scope)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from sparse_adam._types import Indices
@@ -25,17 +25,25 @@ from sparse_adam.ops.shards import Shards, everywhere, like, vary_alike
 class HasLookup(Protocol):
     """A table that looks up its own rows, as a `PackedTable` does."""
 
-    def lookup(self, ids: ArrayLike) -> jax.Array:
+    def lookup(self, ids: ArrayLike, **told: Any) -> jax.Array:
         """Returns the weights of rows: `ids.shape + (D,)`."""
         ...
 
 
-def lookup(table: ArrayLike | HasLookup, ids: ArrayLike) -> jax.Array:
+def lookup(
+    table: ArrayLike | HasLookup,
+    ids: ArrayLike,
+    *,
+    sharding: NamedSharding | PartitionSpec | None = None,
+) -> jax.Array:
     """Looks up rows of an embedding table, plain or packed.
 
     Args:
         table: `[V, D]` weights, or a `PackedTable`.
         ids: `[...]`, any integer dtype.
+        sharding: how the rows of the table are spread, a `NamedSharding`, or a
+            `PartitionSpec` of the mesh in scope. Needed only for TPUs, and only under
+            `jax.jit` over automatic axes, those of `jax.sharding.Mesh`.
 
     Returns:
         `ids.shape + (D,)` weights in the table's dtype; zeros for an id that is
@@ -60,21 +68,27 @@ def lookup(table: ArrayLike | HasLookup, ids: ArrayLike) -> jax.Array:
             "PackedTable: pass state[0], or state.table"
         )
     if not isinstance(table, jax.Array | np.ndarray) and hasattr(table, "lookup"):
-        return cast(HasLookup, table).lookup(ids)
+        told = {} if sharding is None else {"sharding": sharding}
+        return cast(HasLookup, table).lookup(ids, **told)
     table = jnp.asarray(table)
     if table.ndim != 2 or 0 in table.shape:
         raise ValueError(f"table.shape={table.shape} must be (V, D), both at least 1")
-    return lookup_plain(table, ids)
+    return lookup_plain(table, ids, sharding)
 
 
-def lookup_packed(lines: jax.Array, ids: ArrayLike, layout: PackedLayout) -> jax.Array:
+def lookup_packed(
+    lines: jax.Array,
+    ids: ArrayLike,
+    layout: PackedLayout,
+    sharding: NamedSharding | PartitionSpec | None = None,
+) -> jax.Array:
     """Returns the weights of rows of a packed table: `ids.shape + (D,)`.
 
     An id outside `[0, V)` gives zeros.
     """
     shape = integers("ids", ids)
     rows = indices_or(everywhere(ids), layout.num_rows, fill=-1)
-    shards = Shards.of("packed.lines", lines)
+    shards = Shards.of("packed.lines", lines, sharding)
     if shards is None:
         lines, rows = vary_alike((lines, rows))
         return _lookup(lines, rows, layout=layout).reshape(*shape, layout.dim)
@@ -83,14 +97,18 @@ def lookup_packed(lines: jax.Array, ids: ArrayLike, layout: PackedLayout) -> jax
     return like(ids, found)
 
 
-def lookup_plain(table: jax.Array, ids: ArrayLike) -> jax.Array:
+def lookup_plain(
+    table: jax.Array,
+    ids: ArrayLike,
+    sharding: NamedSharding | PartitionSpec | None = None,
+) -> jax.Array:
     """Returns rows of a plain table `[V, D]`: `ids.shape + (D,)`.
 
     An id outside `[0, V)` gives zeros.
     """
     shape = integers("ids", ids)
     rows = indices_or(everywhere(ids), table.shape[0], fill=-1).reshape(shape)
-    shards = Shards.of("table", table)
+    shards = Shards.of("table", table, sharding)
     if shards is None:
         return _gather(table, rows)
     return like(ids, _add_up(table, rows, shards=shards, layout=None))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike, DTypeLike
 
 from sparse_adam.kernels.layout import MAX_DIM, PackedLayout
@@ -120,17 +121,22 @@ class PackedTable:
         shards = Shards.of("lines", self.lines)
         return unpack_rows(self.lines, layout=self.layout, shards=shards)
 
-    def lookup(self, ids: ArrayLike) -> jax.Array:
+    def lookup(
+        self,
+        ids: ArrayLike,
+        *,
+        sharding: NamedSharding | PartitionSpec | None = None,
+    ) -> jax.Array:
         """Returns the weights of rows: `ids.shape + (D,)`, in the table's dtype.
 
-        An id outside `[0, V)` gives zeros.
+        An id outside `[0, V)` gives zeros. `sharding` is as of `sparse_adam.lookup`.
 
         Raises:
             TypeError: `ids` are not integers.
             ValueError: the lines are not of the layout's shape.
         """
         check_lines(self)
-        return lookup_packed(self.lines, ids, self.layout)
+        return lookup_packed(self.lines, ids, self.layout, sharding)
 
 
 def packed_layout(packed: PackedTable, rule: UpdateRule) -> PackedLayout:

@@ -3,9 +3,9 @@
 A shard of a table is a table, and ids outside a table are ignored. So each device runs
 the kernel on its rows with the whole batch, and nothing of the table is sent. XLA could
 not do that by itself, since it cannot cut a kernel in two. JAX tells where the rows are
-if the axes of the mesh are explicit (those of `jax.make_mesh` are); if they are
-automatic, XLA tells it later (`automatic`); inside `jax.shard_map` a caller has seen to
-it.
+if the axes of the mesh are explicit (those of `jax.make_mesh` are), or if the table is
+no tracer. If the axes are automatic, a user says it by `sharding=`, or XLA does, later
+and not on a TPU (`automatic`). Inside `jax.shard_map` a caller has seen to it.
 """
 
 import dataclasses
@@ -38,13 +38,23 @@ class Shards:
     axes: tuple[str, ...]
 
     @classmethod
-    def of(cls, name: str, array: Any) -> "Shards | None":
-        """Those that the type of an array tells of; None where it tells of none.
+    def of(cls, name: str, array: Any, told: Any = None) -> "Shards | None":
+        """Those that an array or a user tells of; None where neither tells of any.
+
+        Args:
+            name: of the array, for messages.
+            array: whose rows they share.
+            told: `sharding=` of the operation, or None.
 
         Raises:
-            ValueError: its columns are spread.
+            TypeError: `told` is no sharding.
+            ValueError: columns are spread, or no mesh is in scope for what is told.
         """
         sharding = _explicit(array)
+        if sharding is None and told is not None:
+            sharding = _of_user(told)
+        if sharding is None:
+            sharding = known_sharding(array)
         if sharding is None:
             # An array from before `jax.set_mesh` is one that every device has.
             mesh = jax.sharding.get_abstract_mesh()
@@ -149,12 +159,29 @@ def check_alike(names: Sequence[str], shardings: Sequence[Any]) -> None:
             )
 
 
-def known_sharding(x: jax.Array) -> Any:
+def known_sharding(x: Any) -> Any:
     """How an array is spread, where its type tells or it is no tracer, else None."""
     if isinstance(x, jax.core.Tracer):
         return _explicit(x)
-    sharding = x.sharding
+    sharding = getattr(x, "sharding", None)
     return sharding if isinstance(sharding, NamedSharding) else None
+
+
+def _of_user(sharding: Any) -> NamedSharding:
+    if isinstance(sharding, NamedSharding):
+        return sharding
+    if not isinstance(sharding, PartitionSpec):
+        raise TypeError(
+            f"{sharding=} must be a jax.sharding.NamedSharding, such as "
+            "table.sharding, or a PartitionSpec of the mesh that jax.set_mesh has set"
+        )
+    mesh: Any = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        raise ValueError(
+            f"{sharding=} names axes, but no mesh is in scope: pass "
+            "jax.sharding.NamedSharding(mesh, spec), or call this within jax.set_mesh"
+        )
+    return NamedSharding(mesh, sharding)
 
 
 def everywhere(arrays: _Tree) -> _Tree:

@@ -4,6 +4,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from sparse_adam.kernels.spec import State
@@ -40,6 +41,7 @@ def sparse_update(
     key: jax.Array | None = None,
     implementation: str | None = None,
     config: dispatch.Config | None = None,
+    sharding: NamedSharding | PartitionSpec | None = None,
 ) -> _Stored:
     r"""Updates the rows of an embedding table that a batch looked up, by any rule.
 
@@ -101,6 +103,9 @@ def sparse_update(
             why.
         config: block sizes of the kernel to run, instead of those chosen for it; also
             names the implementation.
+        sharding: how the rows of the table are spread, a `NamedSharding`, or a
+            `PartitionSpec` of the mesh in scope. Needed only for TPUs, and only under
+            `jax.jit` over automatic axes, those of `jax.sharding.Mesh`.
 
     Returns:
         The state, of the type, the shapes and the dtypes that came.
@@ -141,13 +146,17 @@ def sparse_update(
         config,
     )
     inputs = UpdateInputs(ids, grads, sample_ids, gains, plan)
-    return update_state(state, inputs, rule, options)
+    return update_state(state, inputs, rule, options, sharding)
 
 
 def update_state(
-    state: Any, inputs: UpdateInputs, rule: UpdateRule, options: UpdateOptions
+    state: Any,
+    inputs: UpdateInputs,
+    rule: UpdateRule,
+    options: UpdateOptions,
+    sharding: NamedSharding | PartitionSpec | None = None,
 ) -> Any:
-    """Does what `sparse_update` says, with its arguments in two records."""
+    """Does what `sparse_update` says, with its arguments in records."""
     check_rule(rule)
     if isinstance(state, PackedTable):
         layout, arrays = packed_layout(state, rule), (state.lines,)
@@ -156,7 +165,7 @@ def update_state(
         arrays = tuple(map(jnp.asarray, state))
     spec = validate.update_spec(layout, inputs, rule, options)
     check_alike(spec.array_names, tuple(map(known_sharding, arrays)))
-    shards = Shards.of("table", arrays[0])
+    shards = Shards.of("table", arrays[0], sharding)
     own = spec
     if shards is not None:
         own = spec.replace(layout=layout.divided(shards.count))

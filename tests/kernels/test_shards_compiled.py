@@ -36,6 +36,8 @@ def test_every_chip_updates_its_rows_in_place(
     def update(state, ids, grads, sorted_ids, order):
         # The sort takes libtpu a minute.
         options = {"plan": UpdatePlan(sorted_ids, order, V), "implementation": kernel}
+        if kind == AxisType.Auto:
+            options["sharding"] = NamedSharding(mesh, ROWS)
         if storage == "plain":
             return sparse_adam_update(*state, ids, grads, **options)
         return packed_adam_update(state, ids, grads, **options)
@@ -78,3 +80,19 @@ def test_a_lookup_sends_rows_only(monkeypatch):
     assert "sparse_adam_lookup" in text
     sent = re.findall(rf"= \w+\[([\d,]*)\]\S* (?:{MOVES})", text)
     assert sent and all(size.split(",")[0] in (f"{N}", f"{N // 4}") for size in sent)
+
+
+def test_automatic_axes_need_to_be_told(monkeypatch):
+    """The compiler does not ask how to cut an operation: nothing is gathered."""
+    mesh = four_chips(monkeypatch, "v5e:2x2", AxisType.Auto)
+    table, ids, grads = (
+        jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+        for shape, dtype, spec in (
+            ((V, 128), jnp.float32, ROWS),
+            ((N,), jnp.int32, WHOLE),
+            ((N, 128), jnp.float32, WHOLE),
+        )
+    )
+    words = "on 4 TPUs over automatic axes.* pass sharding=table.sharding"
+    with pytest.raises(ValueError, match=words):
+        jax.jit(sparse_adam_update).lower(table, table, table, ids, grads)

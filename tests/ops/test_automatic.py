@@ -18,8 +18,10 @@ from sparse_adam import (
     plan_update,
     reference,
     sparse_adam_update,
+    sparse_update,
 )
 from sparse_adam.ops import packing
+from sparse_adam.rules import AdamRule
 from tests import cases, helpers, ways
 from tests.cases import Case
 from tests.helpers import assert_bitwise_equal, assert_states_bitwise_equal
@@ -187,6 +189,45 @@ def test_packing_and_lookups(monkeypatch):
         rows = jax.jit(lookup).lower(spread(state[0]), spread(ids, batch)).compile()
         assert all(int(size.split(",")[0]) <= 24 for size in sizes_sent(rows))
         assert_bitwise_equal(rows(spread(state[0]), spread(ids, batch)), found)
+
+
+@pytest.mark.parametrize("told", ["sharding", "spec"])
+@pytest.mark.parametrize("storage", ["plain", "packed"])
+def test_told_by_an_argument(storage, told):
+    """That takes `jax.shard_map`, on any platform: the compiler is asked nothing."""
+    state, ids, grads, _ = arrays(32)
+    placed = AdamState(*(spread(jnp.copy(x)) for x in state))
+    stored = PackedTable.pack(*placed) if storage == "packed" else placed
+    sharding = placed.table.sharding if told == "sharding" else ROWS
+    found = np.where((ids >= 0)[:, None], state[0][np.maximum(ids, 0)], 0)
+
+    def step(stored, ids, grads):
+        if storage == "packed":
+            new = packed_adam_update(stored, ids, grads, sharding=sharding)
+            return lookup(stored, ids, sharding=sharding), new
+        new = sparse_update(
+            stored, ids, grads, AdamRule(), learning_rate=1e-3, sharding=sharding
+        )
+        return lookup(stored.table, ids, sharding=sharding), AdamState(*new)
+
+    mesh = placed.table.sharding.mesh
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(step, donate_argnums=0).lower(stored, ids, grads)
+        assert "CustomSPMDPartitioning" not in lowered.as_text()
+        rows, new = lowered.compile()(stored, ids, grads)
+    assert_bitwise_equal(rows, found)
+    assert_halves(*jax.tree.leaves(new))
+    new = new.unpack() if storage == "packed" else new
+    expected = reference.sparse_adam_update(*state, ids, grads)
+    helpers.assert_close_states(new, state, expected)
+
+
+def test_what_is_told_must_be_a_sharding_of_a_mesh():
+    state, ids, grads, _ = arrays()
+    with pytest.raises(TypeError, match=r"sharding='rows' must be a .*NamedSharding"):
+        sparse_adam_update(*state, ids, grads, sharding="rows")
+    with pytest.raises(ValueError, match=r"sharding=P.* no mesh is in scope: pass"):
+        sparse_adam_update(*state, ids, grads, sharding=ROWS)
 
 
 def test_replicas_get_the_whole_batch():
