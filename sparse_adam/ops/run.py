@@ -25,7 +25,7 @@ from sparse_adam.ops.dispatch import Choice, Choices
 from sparse_adam.ops.integers import in_32_bits
 from sparse_adam.ops.late import late_primitive
 from sparse_adam.ops.options import UpdateInputs
-from sparse_adam.ops.plan import indices_or, plan_update
+from sparse_adam.ops.plan import check_plan, indices_or, plan_update
 from sparse_adam.ops.shards import Shards, check_alike, everywhere
 
 
@@ -48,6 +48,7 @@ def canonicalize(inputs: UpdateInputs, spec: UpdateSpec) -> FlatBatch:
     if plan is None:
         ids, order = indices_or(ids, spec.num_rows, fill=spec.num_rows), None
     else:
+        check_plan(inputs.ids, plan)
         ids, order = plan.ids, plan.order
     if sample_ids is not None:
         sample_ids = indices_or(sample_ids, spec.num_grads, fill=-1)
