@@ -109,9 +109,9 @@ def check_plan(ids: Any, plan: UpdatePlan) -> None:
         return
     planned = np.asarray(plan.ids)
     rows = np.asarray(ids).reshape(-1).take(np.asarray(plan.order), mode="clip")
+    if rows.dtype == planned.dtype and rows.tobytes() == planned.tobytes():
+        return  # a fifth of the time of what follows
     wrong = rows != planned
-    if not wrong.any():
-        return
     inside = (rows >= 0) & (rows < plan.num_rows)
     wrong &= inside | (planned != plan.num_rows)
     if wrong.any():
