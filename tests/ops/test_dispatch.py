@@ -96,6 +96,13 @@ def test_the_sweep_where_a_batch_is_large_beside_the_table(packed):
         assert named.implementation.name == "tensorcore"
 
 
+def test_a_large_batch_that_the_sweep_cannot_do_takes_the_best_of_the_others():
+    many = helpers.changed(problem(WIDE), num_rows=1000, num_ids=1000)
+    assert dispatch.choices(many, None).on_tpu.implementation.name == "sweep"
+    each = helpers.changed(many, accumulate=False)
+    assert dispatch.choices(each, None).on_tpu.implementation.name == "tensorcore"
+
+
 def test_a_config_names_its_implementation_and_is_used():
     one = dispatch.choices(problem(WIDE), None, sweep.Config(16, 16)).on_tpu
     assert (one.implementation.name, one.config) == ("sweep", sweep.Config(16, 16))
