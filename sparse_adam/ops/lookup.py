@@ -15,7 +15,7 @@ from sparse_adam._types import Indices
 from sparse_adam.kernels import lookup as kernel
 from sparse_adam.kernels.layout import PackedLayout
 from sparse_adam.ops.automatic import Cut, Partition
-from sparse_adam.ops.integers import in_32_bits, integers
+from sparse_adam.ops.integers import check_rows, in_32_bits, integers, to_array
 from sparse_adam.ops.late import late_primitive
 from sparse_adam.ops.plan import indices_or
 from sparse_adam.ops.rows import PackedRows
@@ -86,6 +86,8 @@ def lookup_packed(
 
     An id outside `[0, V)` gives zeros.
     """
+    check_rows(layout.num_rows)
+    ids = to_array("ids", ids)
     shape = integers("ids", ids)
     rows = indices_or(everywhere(ids), layout.num_rows, fill=-1)
     shards = Shards.of("packed.lines", lines, sharding)
@@ -106,6 +108,8 @@ def lookup_plain(
 
     An id outside `[0, V)` gives zeros.
     """
+    check_rows(table.shape[0])
+    ids = to_array("ids", ids)
     shape = integers("ids", ids)
     rows = indices_or(everywhere(ids), table.shape[0], fill=-1).reshape(shape)
     shards = Shards.of("table", table, sharding)

@@ -17,7 +17,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from sparse_adam._types import Indices
-from sparse_adam.ops.integers import in_32_bits, integers
+from sparse_adam.ops.integers import in_32_bits, integers, to_array
 
 
 @functools.partial(
@@ -50,6 +50,7 @@ class UpdatePlan:
             >>> print(plan.is_of(jnp.array([7, 2])), plan.is_of(jnp.array([2, 7])))
             True False
         """
+        ids = to_array("ids", ids)
         rows = indices_or(ids, self.num_rows, fill=self.num_rows)
         return jnp.all(rows[self.order] == self.ids)
 
@@ -82,6 +83,7 @@ def plan_update(ids: ArrayLike, num_rows: int) -> UpdatePlan:
         >>> plan.ids.tolist(), plan.order.tolist()
         ([2, 7, 7, 10], [1, 0, 3, 2])
     """
+    ids = to_array("ids", ids)
     num_ids = math.prod(integers("ids", ids))
     if not 1 <= num_rows < 2**31 - num_ids:
         raise ValueError(

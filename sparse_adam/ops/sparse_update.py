@@ -158,6 +158,7 @@ def update_state(
 ) -> Any:
     """Does what `sparse_update` says, with its arguments in records."""
     check_rule(rule)
+    inputs = inputs.converted()
     if isinstance(state, PackedTable):
         layout, arrays = packed_layout(state, rule), (state.lines,)
     else:
