@@ -16,7 +16,13 @@ README = ROOT / "README.md"
 
 @pytest.mark.parametrize(
     ("name", "examples"),
-    [("embedding.md", 20), ("packed.md", 15), ("rules.md", 30), ("sharding.md", 15)],
+    [
+        ("embedding.md", 20),
+        ("packed.md", 15),
+        ("rules.md", 30),
+        ("semantics.md", 5),
+        ("sharding.md", 15),
+    ],
 )
 def test_examples_in_docs_print_what_they_say(name: str, examples: int) -> None:
     failed, run = doctest.testfile(str(ROOT / "docs" / name), module_relative=False)

@@ -197,7 +197,16 @@ class PlainLayout:
         return dataclasses.replace(self, num_rows=num_rows)
 
     def divided(self, count: int) -> "PlainLayout":
-        """Returns the layout of each of `count` equal parts of the rows."""
+        """Returns the layout of each of `count` equal parts of the rows.
+
+        Raises:
+            ValueError: the parts would not be equal.
+        """
+        if self.num_rows % count:
+            raise ValueError(
+                f"table.shape[0]={self.num_rows} rows do not make {count} equal parts: "
+                f"V must be a multiple of {count}"
+            )
         return self.with_rows(self.num_rows // count)
 
 

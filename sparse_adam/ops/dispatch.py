@@ -162,6 +162,15 @@ class Choices(NamedTuple):
             )
         )
 
+    def for_part(self, spec: UpdateSpec) -> "Choices":
+        """Returns what runs where one device has a part of the rows: this update.
+
+        What the user named stays; else the best is chosen again, with fewer rows.
+        """
+        if any(one.named for one in self):
+            return self.for_spec(spec)
+        return choices(spec, None)
+
 
 def choices(
     spec: UpdateSpec, implementation: str | None, config: Config | None = None
@@ -251,15 +260,25 @@ def storage(dim: int, asked_for: str | None = None) -> str:
     return asked_for
 
 
-def explain(spec: UpdateSpec, chosen: Choices) -> str:
-    """Says in words what was chosen, and each implementation's objection."""
-    lines = []
+def explain(spec: UpdateSpec, chosen: Choices, here: str) -> str:
+    """Says in words what was chosen, and each implementation's objection.
+
+    Args:
+        spec: of the update.
+        chosen: what runs where.
+        here: the platform that leads.
+    """
+    parts = {}
     for where, choice in zip((*PLATFORMS, "elsewhere"), chosen, strict=True):
         one = choice.implementation
         how = one.elsewhere if choice.interpret else "compiled"
-        lines.append(f"{where}: {one.name}, {how}")
+        parts[where] = [f"{where}: {one.name}, {how}"]
         if where == "tpu":
-            lines += [f"  {line}" for line in _details(spec, choice)]
+            parts[where] += [f"  {line}" for line in _details(spec, choice)]
+    first, *details = parts.pop(here if here in PLATFORMS else "elsewhere")
+    _, what = first.split(": ")
+    lines = [f"here, on {here}: {what}", *details]
+    lines += [line for part in parts.values() for line in part]
     for one in IMPLEMENTATIONS:
         reason = one.unsupported(spec)
         if reason is None and one.native_to is not None:

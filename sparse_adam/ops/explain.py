@@ -17,7 +17,8 @@ def explain(*args: Any, **kwargs: Any) -> str:
 
     Takes the arguments of `sparse_adam_update`, `packed_adam_update` or
     `sparse_update`, as arrays or as `jax.ShapeDtypeStruct`s, traces the call and runs
-    nothing. Of a table that is spread over devices it tells what one of them does.
+    nothing. The platform of the mesh in scope, or JAX's default one, leads. Of a table
+    that is spread over devices it tells what one of them does.
 
     Raises:
         TypeError: as the update would.
@@ -29,9 +30,9 @@ def explain(*args: Any, **kwargs: Any) -> str:
         >>> ids = jax.ShapeDtypeStruct((4096,), jnp.int32)
         >>> grads = jax.ShapeDtypeStruct((4096, 128), jnp.float32)
         >>> print(explain(table, table, table, ids, grads)) # doctest: +ELLIPSIS
+        here, on cpu: ..., compiled
         tpu: sweep, compiled
           sweep Config(...) takes ... bytes of VMEM on ...
-        cpu: ..., compiled
         elsewhere: xla, compiled
           sparsecore: table is bfloat16; rows move one by one, ...
           tensorcore: table is bfloat16; rows move one by one, ...
@@ -49,8 +50,10 @@ def explain(*args: Any, **kwargs: Any) -> str:
         return update(*own_args, **own_kwargs)
 
     jaxpr = jax.make_jaxpr(call)([leaves[i] for i in places])
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    here = device.platform if device is not None else jax.default_backend()
     said = [
-        dispatch.explain(eqn.params["spec"], eqn.params["chosen"])
+        dispatch.explain(eqn.params["spec"], eqn.params["chosen"], here)
         for eqn in _updates_in(jaxpr.jaxpr)
     ]
     return "\n".join(said) or "nothing to do: there are no ids, and the update is lazy"

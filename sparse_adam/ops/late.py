@@ -15,6 +15,7 @@ import jax.extend as jex
 from jax.core import ShapedArray
 from jax.interpreters import ad, batching, mlir
 
+from sparse_adam.ops import automatic
 from sparse_adam.ops.integers import in_32_bits
 
 PLATFORMS = ("tpu", "cpu")  # that are told apart; all others are None
@@ -25,9 +26,13 @@ def late_primitive(
     run: Callable[..., Sequence[jax.Array]],
     results: Callable[..., Sequence[Any]],
     over_tables: Callable[..., tuple[Sequence[jax.Array], Sequence[int]]],
+    over_devices: automatic.Partition,
     no_gradient: str,
-) -> jex.core.Primitive:
+) -> Callable[..., list[jax.Array]]:
     """Makes a primitive of a function that depends on the platform.
+
+    Returns:
+        `bind(*arrays, **static)`, which puts it into the program at hand.
 
     Args:
         name: of the primitive.
@@ -35,11 +40,17 @@ def late_primitive(
             outside of any mesh, in 32 bits.
         results: `results(*types, **static)`: the types of what it returns.
         over_tables: `over_tables(arrays, axes, **static)`: its rule for `jax.vmap`.
+        over_devices: how it is cut between devices, where XLA does that.
         no_gradient: what to say when the primitive is differentiated.
     """
     primitive = jex.core.Primitive(name)
     primitive.multiple_results = True
-    primitive.def_abstract_eval(results)
+
+    def bind(*arrays: jax.Array, **static: Any) -> list[jax.Array]:
+        needs = automatic.NEEDS_DEVICES if automatic.is_automatic() else None
+        return primitive.bind(*arrays, needs=needs, device=_device(), **static)
+
+    primitive.def_abstract_eval(_without_place(results))
     primitive.def_impl(functools.partial(_run_eagerly, primitive))
     for platform in (*PLATFORMS, None):
         lower = mlir.lower_fun(
@@ -47,16 +58,37 @@ def late_primitive(
             multiple_results=True,
         )
         mlir.register_lowering(
-            primitive, functools.partial(_lower, lower), platform=platform
+            primitive,
+            functools.partial(_lower, platform, lower, bind, over_devices),
+            platform=platform,
         )
-    batching.primitive_batchers[primitive] = over_tables
+    batching.primitive_batchers[primitive] = _without_place(over_tables)
 
     def refuse(primals: Any, tangents: Any, **static: Any) -> Any:
         del primals, tangents, static
         raise TypeError(no_gradient)
 
     ad.primitive_jvps[primitive] = refuse
-    return primitive
+    return bind
+
+
+def _without_place(rule: Callable[..., Any]) -> Callable[..., Any]:
+    def of_the_others(*args: Any, needs: Any, device: Any, **static: Any) -> Any:
+        del needs, device
+        return rule(*args, **static)
+
+    return of_the_others
+
+
+def _device() -> Any:
+    """The device of the mesh in scope, which tells Pallas which TPU this is for."""
+    return jax.sharding.get_abstract_mesh().abstract_device
+
+
+def _outside(device: Any) -> Any:
+    """A context without a mesh, but with its device."""
+    nowhere = jax.sharding.AbstractMesh((), (), abstract_device=device)
+    return jax.sharding.use_abstract_mesh(nowhere)
 
 
 def _run_eagerly(
@@ -67,21 +99,39 @@ def _run_eagerly(
         return jax.jit(functools.partial(primitive.bind, **static))(*arrays)
 
 
-def _lower(lower: Callable[..., Any], context: Any, *args: Any, **static: Any) -> Any:
+def _lower(
+    platform: str | None,
+    lower: Callable[..., Any],
+    bind: Callable[..., Any],
+    over_devices: automatic.Partition,
+    context: Any,
+    *args: Any,
+    needs: Any,
+    device: Any,
+    **static: Any,
+) -> Any:
     """Lowers with types that say nothing of meshes.
 
     Within `jax.shard_map` a type says along which axes an array varies. Here each
     device has its own arrays, and a kernel knows of no other device.
     """
+    del needs
+    device = _device() or device
     types = [ShapedArray(x.shape, x.dtype) for x in context.avals_in]
-    return lower(context.replace(avals_in=types), *args, **static)
+    context = context.replace(avals_in=types)
+    if not automatic.is_partitioned(context, platform):
+        return lower(context, *args, device=device, **static)
+    scope = functools.partial(_outside, device)
+    cut = automatic.partitioned(bind, over_devices, types, static, scope)
+    return mlir.lower_fun(cut, multiple_results=True)(context, *args)
 
 
 def _outside_of_meshes(
-    run: Callable[..., Any], platform: str | None, *arrays: jax.Array, **static: Any
+    run: Callable[..., Any],
+    platform: str | None,
+    *arrays: jax.Array,
+    device: Any,
+    **static: Any,
 ) -> Any:
-    # But the device of the mesh in scope is what tells Pallas which TPU this is for.
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    nowhere = jax.sharding.AbstractMesh((), (), abstract_device=device)
-    with jax.sharding.use_abstract_mesh(nowhere):
+    with _outside(device):
         return run(platform, *arrays, **static)

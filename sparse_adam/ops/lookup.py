@@ -1,18 +1,21 @@
 """Looking up rows of plain and of packed tables."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from sparse_adam._types import Indices
 from sparse_adam.kernels import lookup as kernel
 from sparse_adam.kernels.layout import PackedLayout
-from sparse_adam.ops.integers import in_32_bits, integers
+from sparse_adam.ops.automatic import Cut, Partition
+from sparse_adam.ops.integers import check_rows, in_32_bits, integers, to_array
 from sparse_adam.ops.late import late_primitive
 from sparse_adam.ops.plan import indices_or
 from sparse_adam.ops.rows import PackedRows
@@ -22,17 +25,25 @@ from sparse_adam.ops.shards import Shards, everywhere, like, vary_alike
 class HasLookup(Protocol):
     """A table that looks up its own rows, as a `PackedTable` does."""
 
-    def lookup(self, ids: ArrayLike) -> jax.Array:
+    def lookup(self, ids: ArrayLike, **told: Any) -> jax.Array:
         """Returns the weights of rows: `ids.shape + (D,)`."""
         ...
 
 
-def lookup(table: ArrayLike | HasLookup, ids: ArrayLike) -> jax.Array:
+def lookup(
+    table: ArrayLike | HasLookup,
+    ids: ArrayLike,
+    *,
+    sharding: NamedSharding | PartitionSpec | None = None,
+) -> jax.Array:
     """Looks up rows of an embedding table, plain or packed.
 
     Args:
         table: `[V, D]` weights, or a `PackedTable`.
         ids: `[...]`, any integer dtype.
+        sharding: how the rows of the table are spread, a `NamedSharding`, or a
+            `PartitionSpec` of the mesh in scope. Needed only for TPUs, and only under
+            `jax.jit` over automatic axes, those of `jax.sharding.Mesh`.
 
     Returns:
         `ids.shape + (D,)` weights in the table's dtype; zeros for an id that is
@@ -57,21 +68,29 @@ def lookup(table: ArrayLike | HasLookup, ids: ArrayLike) -> jax.Array:
             "PackedTable: pass state[0], or state.table"
         )
     if not isinstance(table, jax.Array | np.ndarray) and hasattr(table, "lookup"):
-        return cast(HasLookup, table).lookup(ids)
+        told = {} if sharding is None else {"sharding": sharding}
+        return cast(HasLookup, table).lookup(ids, **told)
     table = jnp.asarray(table)
     if table.ndim != 2 or 0 in table.shape:
         raise ValueError(f"table.shape={table.shape} must be (V, D), both at least 1")
-    return lookup_plain(table, ids)
+    return lookup_plain(table, ids, sharding)
 
 
-def lookup_packed(lines: jax.Array, ids: ArrayLike, layout: PackedLayout) -> jax.Array:
+def lookup_packed(
+    lines: jax.Array,
+    ids: ArrayLike,
+    layout: PackedLayout,
+    sharding: NamedSharding | PartitionSpec | None = None,
+) -> jax.Array:
     """Returns the weights of rows of a packed table: `ids.shape + (D,)`.
 
     An id outside `[0, V)` gives zeros.
     """
+    check_rows(layout.num_rows)
+    ids = to_array("ids", ids)
     shape = integers("ids", ids)
     rows = indices_or(everywhere(ids), layout.num_rows, fill=-1)
-    shards = Shards.of("packed.lines", lines)
+    shards = Shards.of("packed.lines", lines, sharding)
     if shards is None:
         lines, rows = vary_alike((lines, rows))
         return _lookup(lines, rows, layout=layout).reshape(*shape, layout.dim)
@@ -80,14 +99,20 @@ def lookup_packed(lines: jax.Array, ids: ArrayLike, layout: PackedLayout) -> jax
     return like(ids, found)
 
 
-def lookup_plain(table: jax.Array, ids: ArrayLike) -> jax.Array:
+def lookup_plain(
+    table: jax.Array,
+    ids: ArrayLike,
+    sharding: NamedSharding | PartitionSpec | None = None,
+) -> jax.Array:
     """Returns rows of a plain table `[V, D]`: `ids.shape + (D,)`.
 
     An id outside `[0, V)` gives zeros.
     """
+    check_rows(table.shape[0])
+    ids = to_array("ids", ids)
     shape = integers("ids", ids)
     rows = indices_or(everywhere(ids), table.shape[0], fill=-1).reshape(shape)
-    shards = Shards.of("table", table)
+    shards = Shards.of("table", table, sharding)
     if shards is None:
         return _gather(table, rows)
     return like(ids, _add_up(table, rows, shards=shards, layout=None))
@@ -129,7 +154,7 @@ def _add_up(
 def _lookup(lines: jax.Array, rows: Indices, *, layout: PackedLayout) -> jax.Array:
     if rows.size == 0:
         return jnp.zeros((0, layout.dim), layout.dtypes[0])
-    return _lookup_p.bind(lines, rows, layout=layout)[0]
+    return _lookup_rows(lines, rows, layout=layout)[0]
 
 
 def by_gather(lines: jax.Array, rows: Indices, *, layout: PackedLayout) -> jax.Array:
@@ -141,45 +166,97 @@ def by_gather(lines: jax.Array, rows: Indices, *, layout: PackedLayout) -> jax.A
 def _run(
     platform: str | None, lines: jax.Array, rows: Indices, *, layout: PackedLayout
 ) -> tuple[jax.Array]:
-    """Looks up by the kernel on a TPU, by XLA elsewhere."""
+    """Looks up by the kernel on a TPU, by XLA elsewhere.
+
+    Lines `[T, lines, 128]` and rows `[T, N]` are those of T tables, looked up as of one
+    tall table.
+    """
+    shape = rows.shape
+    if len(shape) == 2:
+        number = lax.broadcasted_iota(jnp.int32, shape, 0)
+        rows = jnp.where(rows < 0, -1, rows + number * layout.room).reshape(-1)
+        layout = layout.with_rows(shape[0] * layout.room)
+        lines = lines.reshape(layout.shape)
     if platform == "tpu":
-        return (kernel.lookup(lines, rows, layout),)
-    return (by_gather(lines, rows, layout=layout),)
+        found = kernel.lookup(lines, rows, layout)
+    else:
+        found = by_gather(lines, rows, layout=layout)
+    return (found.reshape(*shape, layout.dim),)
 
 
 def _results(lines: Any, rows: Any, *, layout: PackedLayout) -> list[Any]:
-    """Returns the type of `[N, D]` weights, which vary as the ids do."""
+    """Returns the type of the weights, which vary as the ids do."""
     del lines
-    return [rows.update(shape=(rows.size, layout.dim), dtype=layout.dtypes[0])]
+    return [rows.update(shape=(*rows.shape, layout.dim), dtype=layout.dtypes[0])]
 
 
 def _over_tables(
     arrays: Any, axes: Any, *, layout: PackedLayout
 ) -> tuple[list[jax.Array], list[int]]:
-    """Looks up T batches under `jax.vmap` at once: T tables are one tall table."""
+    """Looks up T batches under `jax.vmap` at once, be it in one table or in T."""
     (lines, rows), (table_axis, batch_axis) = arrays, axes
-    if table_axis is not None:
-        lines = jnp.moveaxis(lines, table_axis, 0)
-    size = (rows if batch_axis is not None else lines).shape[batch_axis or 0]
-    if batch_axis is None:
-        rows = jnp.broadcast_to(rows, (size, *rows.shape))
+    if table_axis is None:
+        # Batches for one table, or for each of some: one longer batch.
+        axis = lines.ndim - 2
+        rows = jnp.moveaxis(rows, batch_axis, axis)
+        shape = rows.shape
+        rows = rows.reshape(*shape[:axis], -1)
     else:
-        rows = jnp.moveaxis(rows, batch_axis, 0)
-    tall = layout
-    if table_axis is not None:
-        tall = layout.with_rows(size * layout.room)
-        number = lax.broadcasted_iota(jnp.int32, rows.shape, 0)
-        rows = jnp.where(rows < 0, -1, rows + number * layout.room)
-        lines = lines.reshape(-1, lines.shape[-1])
-    (found,) = _lookup_p.bind(lines, rows.reshape(-1), layout=tall)
-    return [found.reshape(*rows.shape, layout.dim)], [0]
+        lines, axis = jnp.moveaxis(lines, table_axis, 0), 0
+        if batch_axis is None:
+            rows = jnp.broadcast_to(rows, (lines.shape[0], *rows.shape))
+        else:
+            rows = jnp.moveaxis(rows, batch_axis, 0)
+        shape = rows.shape
+        lines = lines.reshape(-1, *lines.shape[-2:])
+        rows = rows.reshape(-1, rows.shape[-1])
+    (found,) = _lookup_rows(lines, rows, layout=layout)
+    return [found.reshape(*shape, layout.dim)], [axis]
 
 
-_lookup_p = late_primitive(
+def _rule(lines: Any, rows: Any, *, layout: PackedLayout) -> tuple[str, dict[str, int]]:
+    """Says that what is looked up is spread as the ids are."""
+    del rows, layout
+    tables = "tables " * (lines.ndim - 2)
+    return f"{tables}rows lane, {tables}ids -> {tables}ids dim", {}
+
+
+def _cut(mesh: Any, specs: Sequence[PartitionSpec], *, layout: PackedLayout) -> Cut:
+    """Looks up on each device what it has, zeros for all else, and adds that up.
+
+    Ids that are spread along other axes than the rows stay so.
+    """
+    *tables, rows, lanes = specs[0]
+    shards = Shards.by("packed.lines", mesh, PartitionSpec(rows, lanes))
+    own = layout.divided(shards.count)
+
+    def look_up_own(lines: jax.Array, rows: Indices) -> jax.Array:
+        return shards.sum(_lookup(lines, shards.own(rows, own.num_rows), layout=own))
+
+    look_up = jax.vmap(look_up_own) if tables else look_up_own
+    used = {*shards.axes, *_axes(*tables)}
+    ids = tuple(x for x in _axes(specs[1][-1]) if x not in used)
+    batch = PartitionSpec(*tables, ids or None)
+    operands = (PartitionSpec(*tables, *shards.rows), batch)
+    return Cut(lambda *arrays: (look_up(*arrays),), operands, (batch,))
+
+
+def _axes(*parts: Any) -> tuple[str, ...]:
+    """Returns the axes of a mesh that parts of a `PartitionSpec` name."""
+    return tuple(
+        axis
+        for part in parts
+        for axis in (part if isinstance(part, tuple) else (part,))
+        if axis is not None
+    )
+
+
+_lookup_rows = late_primitive(
     "sparse_lookup",
     _run,
     _results,
     _over_tables,
+    Partition(_rule, _cut),
     no_gradient=(
         "a lookup in a packed table cannot be differentiated by its lines, which are "
         "no numbers: differentiate the loss by the rows that it returns"

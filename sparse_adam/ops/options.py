@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from sparse_adam.kernels.layout import Layout
 from sparse_adam.kernels.spec import StepScalars
+from sparse_adam.ops.integers import to_array
 from sparse_adam.ops.plan import UpdatePlan
 from sparse_adam.rules import Limits, numbers
 
@@ -24,6 +25,19 @@ class UpdateInputs(NamedTuple):
     sample_ids: ArrayLike | None = None
     gains: ArrayLike | None = None
     plan: UpdatePlan | None = None
+
+    def converted(self) -> "UpdateInputs":
+        """Returns the same with tensors of other packages as arrays.
+
+        Raises:
+            TypeError: one cannot be converted.
+        """
+        return self._replace(
+            ids=to_array("ids", self.ids),
+            grads=to_array("grads", self.grads),
+            sample_ids=to_array("sample_ids", self.sample_ids),
+            gains=to_array("gains", self.gains),
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -6,19 +6,15 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike, DTypeLike
 
-from sparse_adam.kernels.layout import MAX_DIM, PackedLayout, PlainLayout
-from sparse_adam.kernels.spec import State
-from sparse_adam.ops.integers import in_32_bits
+from sparse_adam.kernels.layout import MAX_DIM, PackedLayout
 from sparse_adam.ops.lookup import lookup_packed
-from sparse_adam.ops.rows import PackedRows, PlainRows
+from sparse_adam.ops.packing import pack_rows, unpack_rows
 from sparse_adam.ops.shards import Shards, vary_alike
 from sparse_adam.ops.validate import STORED_DTYPES
 from sparse_adam.rules import AdamRule, UpdateRule, initial_slots
-
-_BLOCK_WORDS = 2**20  # of a table, packed or unpacked at a time
 
 
 @functools.partial(
@@ -81,7 +77,7 @@ class PackedTable:
         arrays = tuple(map(jnp.asarray, (table, *slots)))
         layout = _layout_of(arrays)
         shards = Shards.of("table", arrays[0])
-        lines = _pack_shards(vary_alike(arrays), layout=layout, shards=shards)
+        lines = pack_rows(vary_alike(arrays), layout=layout, shards=shards)
         return cls(lines, layout)
 
     @classmethod
@@ -123,19 +119,24 @@ class PackedTable:
     def unpack(self) -> tuple[jax.Array, ...]:
         """Returns the table and its slots, `[V, D]` each."""
         shards = Shards.of("lines", self.lines)
-        return _unpack_shards(self.lines, layout=self.layout, shards=shards)
+        return unpack_rows(self.lines, layout=self.layout, shards=shards)
 
-    def lookup(self, ids: ArrayLike) -> jax.Array:
+    def lookup(
+        self,
+        ids: ArrayLike,
+        *,
+        sharding: NamedSharding | PartitionSpec | None = None,
+    ) -> jax.Array:
         """Returns the weights of rows: `ids.shape + (D,)`, in the table's dtype.
 
-        An id outside `[0, V)` gives zeros.
+        An id outside `[0, V)` gives zeros. `sharding` is as of `sparse_adam.lookup`.
 
         Raises:
             TypeError: `ids` are not integers.
             ValueError: the lines are not of the layout's shape.
         """
         check_lines(self)
-        return lookup_packed(self.lines, ids, self.layout)
+        return lookup_packed(self.lines, ids, self.layout, sharding)
 
 
 def packed_layout(packed: PackedTable, rule: UpdateRule) -> PackedLayout:
@@ -201,78 +202,3 @@ def _layout_of(arrays: Sequence[jax.Array]) -> PackedLayout:
         )
     num_rows, dim = shape
     return PackedLayout(num_rows, dim, tuple(array.dtype for array in arrays))
-
-
-@in_32_bits
-@functools.partial(jax.jit, static_argnames=("layout", "shards"))
-def _pack_shards(
-    arrays: State, *, layout: PackedLayout, shards: Shards | None
-) -> jax.Array:
-    if shards is None:
-        return _pack(arrays, layout=layout)
-    own = layout.divided(shards.count)
-    return shards.on_each(functools.partial(_pack, layout=own), arrays)
-
-
-@in_32_bits
-@functools.partial(jax.jit, static_argnames=("layout", "shards"))
-def _unpack_shards(
-    lines: jax.Array, *, layout: PackedLayout, shards: Shards | None
-) -> State:
-    if shards is None:
-        return _unpack(lines, layout=layout)
-    own = layout.divided(shards.count)
-    return shards.on_each(functools.partial(_unpack, layout=own), lines)
-
-
-def _pack(arrays: State, *, layout: PackedLayout) -> jax.Array:
-    plain, packed, size = _both_rows(layout)
-    opened = plain.opened(arrays)
-
-    def pack(start: jax.Array, rows: int, lines: State) -> State:
-        missing = -rows % packed.step
-        values = tuple(
-            jnp.pad(x, ((0, missing), (0, 0))) for x in plain.slice(opened, start, rows)
-        )
-        return packed.update_slice(lines, start, values, None)
-
-    lines = vary_alike(jnp.zeros(layout.shape, jnp.int32), arrays[0])
-    return _in_blocks(pack, layout.num_rows, size, (lines,))[0]
-
-
-def _unpack(lines: jax.Array, *, layout: PackedLayout) -> State:
-    plain, packed, size = _both_rows(layout)
-    shape = (layout.num_rows, layout.dim)
-    zeros = tuple(jnp.zeros(shape, dtype) for dtype in layout.dtypes)
-    arrays = plain.opened(vary_alike(zeros, lines))
-
-    def unpack(start: jax.Array, rows: int, arrays: State) -> State:
-        missing = -rows % packed.step
-        values = packed.slice((lines,), start, rows + missing)
-        return plain.update_slice(arrays, start, tuple(x[:rows] for x in values), None)
-
-    return plain.closed(_in_blocks(unpack, layout.num_rows, size, arrays))
-
-
-def _both_rows(layout: PackedLayout) -> tuple[PlainRows, PackedRows, int]:
-    """Returns the rows of both storages, and how many of them to move at a time."""
-    packed = PackedRows(layout)
-    size = max(1, _BLOCK_WORDS // layout.dim // packed.step) * packed.step
-    arrays = PlainLayout(layout.num_rows, layout.dim, layout.dtypes, layout.per_row)
-    return PlainRows(arrays), packed, size
-
-
-def _in_blocks(
-    body: Callable[[jax.Array, int, State], State], rows: int, size: int, state: State
-) -> State:
-    """Calls `state = body(start, size, state)` for all rows, the last ones apart.
-
-    In one piece XLA would make every plane of the whole table on the way.
-    """
-    blocks = rows // size
-    if blocks:
-        state = lax.fori_loop(
-            0, blocks, lambda i, state: body(i * size, size, state), state
-        )
-    done = blocks * size
-    return state if done == rows else body(jnp.int32(done), rows - done, state)

@@ -10,13 +10,14 @@ import math
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
 from sparse_adam._types import Indices
-from sparse_adam.ops.integers import in_32_bits, integers
+from sparse_adam.ops.integers import in_32_bits, integers, to_array
 
 
 @functools.partial(
@@ -40,6 +41,19 @@ class UpdatePlan:
     order: jax.Array
     num_rows: int
 
+    def is_of(self, ids: ArrayLike) -> jax.Array:
+        """Returns whether this is the plan of these ids, a bool `[]`, traced or not.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> plan = plan_update(jnp.array([7, 2]), num_rows=10)
+            >>> print(plan.is_of(jnp.array([7, 2])), plan.is_of(jnp.array([2, 7])))
+            True False
+        """
+        ids = to_array("ids", ids)
+        rows = indices_or(ids, self.num_rows, fill=self.num_rows)
+        return jnp.all(rows[self.order] == self.ids)
+
 
 def plan_update(ids: ArrayLike, num_rows: int) -> UpdatePlan:
     """Sorts a batch of ids for updates of a table of `num_rows` rows.
@@ -53,6 +67,12 @@ def plan_update(ids: ArrayLike, num_rows: int) -> UpdatePlan:
         The `UpdatePlan` to pass as `plan=` with the same ids, once or, for tables
         that share their ids, as often as there are tables.
 
+    **A plan of other ids updates other rows.** An update that is called eagerly, with
+    ids and a plan on a CPU, compares them and raises a `ValueError`. Under `jax.jit`,
+    and on other devices, nothing is compared, since that would cost time. To find such
+    an error there, use `checkify.check(plan.is_of(ids), "another plan")` of
+    `jax.experimental`.
+
     Raises:
         TypeError: `ids` are not integers.
         ValueError: `num_rows` is not in `[1, 2**31 - N)`.
@@ -63,6 +83,7 @@ def plan_update(ids: ArrayLike, num_rows: int) -> UpdatePlan:
         >>> plan.ids.tolist(), plan.order.tolist()
         ([2, 7, 7, 10], [1, 0, 3, 2])
     """
+    ids = to_array("ids", ids)
     num_ids = math.prod(integers("ids", ids))
     if not 1 <= num_rows < 2**31 - num_ids:
         raise ValueError(
@@ -78,6 +99,39 @@ def _sort(ids: Indices, *, num_rows: int) -> UpdatePlan:
     order = lax.iota(jnp.int32, ids.size)
     ids, order = lax.sort((ids, order), num_keys=2, is_stable=False)
     return UpdatePlan(ids, order, num_rows)
+
+
+def check_plan(ids: Any, plan: UpdatePlan) -> None:
+    """Refuses a plan of other ids, where that is cheap: of arrays in a CPU's memory.
+
+    Raises:
+        ValueError: it is of others.
+    """
+    if not all(map(_in_host_memory, (ids, plan.ids, plan.order))):
+        return
+    planned = np.asarray(plan.ids)
+    rows = np.asarray(ids).reshape(-1).take(np.asarray(plan.order), mode="clip")
+    if rows.dtype == planned.dtype and rows.tobytes() == planned.tobytes():
+        return  # a fifth of the time of what follows
+    wrong = rows != planned
+    inside = (rows >= 0) & (rows < plan.num_rows)
+    wrong &= inside | (planned != plan.num_rows)
+    if wrong.any():
+        place = int(wrong.argmax())
+        raise ValueError(
+            f"plan.ids[{place}]={planned[place]}, but the plan's order finds "
+            f"{rows[place]} there in ids: it is a plan of other ids. Pass "
+            f"plan_update(ids, {plan.num_rows}) of these very ids"
+        )
+
+
+def _in_host_memory(x: Any) -> bool:
+    if not isinstance(x, jax.Array):
+        return True
+    if isinstance(x, jax.core.Tracer):
+        return False
+    devices = x.sharding.device_set
+    return len(devices) == 1 and next(iter(devices)).platform == "cpu"
 
 
 def indices_or(indices: Any, bound: int, *, fill: int) -> Indices:

@@ -3,17 +3,19 @@
 A shard of a table is a table, and ids outside a table are ignored. So each device runs
 the kernel on its rows with the whole batch, and nothing of the table is sent. XLA could
 not do that by itself, since it cannot cut a kernel in two. JAX tells where the rows are
-if the axes of the mesh are explicit (those of `jax.make_mesh` are); inside
-`jax.shard_map` a caller has seen to it.
+if the axes of the mesh are explicit (those of `jax.make_mesh` are), or if the table is
+no tracer. If the axes are automatic, a user says it by `sharding=`, or XLA does, later
+and not on a TPU (`automatic`). Inside `jax.shard_map` a caller has seen to it.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -36,18 +38,36 @@ class Shards:
     axes: tuple[str, ...]
 
     @classmethod
-    def of(cls, name: str, array: Any) -> "Shards | None":
-        """Those that the type of an array tells of; None where it tells of none.
+    def of(cls, name: str, array: Any, told: Any = None) -> "Shards | None":
+        """Those that an array or a user tells of; None where neither tells of any.
+
+        Args:
+            name: of the array, for messages.
+            array: whose rows they share.
+            told: `sharding=` of the operation, or None.
 
         Raises:
-            ValueError: its columns are spread.
+            TypeError: `told` is no sharding.
+            ValueError: columns are spread, or no mesh is in scope for what is told.
         """
         sharding = _explicit(array)
+        if sharding is None and told is not None:
+            sharding = _of_user(told)
+        if sharding is None:
+            sharding = known_sharding(array)
         if sharding is None:
             # An array from before `jax.set_mesh` is one that every device has.
             mesh = jax.sharding.get_abstract_mesh()
             return cls(mesh, ()) if _is_explicit(mesh) else None
-        mesh, spec = sharding.mesh, sharding.spec
+        return cls.by(name, sharding.mesh, sharding.spec)
+
+    @classmethod
+    def by(cls, name: str, mesh: Any, spec: PartitionSpec) -> "Shards":
+        """Those of a table that is so spread.
+
+        Raises:
+            ValueError: its columns are spread.
+        """
         rows, *columns = (*spec, None, None)
         if any(axis is not None for axis in columns):
             raise ValueError(
@@ -57,6 +77,11 @@ class Shards:
         if rows is None:
             return cls(mesh, ())
         return cls(mesh, rows if isinstance(rows, tuple) else (rows,))
+
+    @property
+    def rows(self) -> PartitionSpec:
+        """How rows are spread."""
+        return PartitionSpec(self.axes or None)
 
     @property
     def count(self) -> int:
@@ -75,7 +100,7 @@ class Shards:
 
         The results are rows of tables, too.
         """
-        return self._map(function, tables, others, PartitionSpec(self.axes or None))
+        return self._map(function, tables, others, self.rows)
 
     def sum_of_each(
         self, function: Callable[..., jax.Array], tables: Any, *others: Any
@@ -83,10 +108,13 @@ class Shards:
         """The sum over the devices of what the function makes of their rows."""
 
         def part(tables: Any, *others: Any) -> jax.Array:
-            found = function(tables, *others)
-            return lax.psum(found, self.axes) if self.axes else found
+            return self.sum(function(tables, *others))
 
         return self._map(part, tables, others, PartitionSpec())
+
+    def sum(self, found: jax.Array) -> jax.Array:
+        """The sum over the devices of what each of them found."""
+        return lax.psum(found, self.axes) if self.axes else found
 
     def _map(
         self,
@@ -95,15 +123,65 @@ class Shards:
         others: tuple[Any, ...],
         results: PartitionSpec,
     ) -> Any:
-        rows = PartitionSpec(self.axes or None)
         return jax.shard_map(
             function,
             mesh=self.mesh,
-            in_specs=(rows, *(PartitionSpec() for _ in others)),
+            in_specs=(self.rows, *(PartitionSpec() for _ in others)),
             out_specs=results,
             # JAX's interpreter of kernels does not know which values vary.
             check_vma=False,
         )(tables, *others)
+
+
+def check_alike(names: Sequence[str], shardings: Sequence[Any]) -> None:
+    """Refuses slots whose rows are spread otherwise than those of their table.
+
+    Args:
+        names: of the table and its slots.
+        shardings: of each a `NamedSharding`, or None where it is not known.
+
+    Raises:
+        ValueError: they are, or columns are spread.
+    """
+    table, *slots = shardings
+    if table is None:
+        return
+    shards = Shards.by(names[0], table.mesh, table.spec)
+    for name, slot in zip(names[1:], slots, strict=False):  # a packed table has none
+        if slot is None or slot is table:
+            continue
+        own = Shards.by(name, slot.mesh, slot.spec)
+        if own != shards:
+            raise ValueError(
+                f"{name} has the sharding {slot.spec} on {slot.mesh}, but {names[0]} "
+                f"has {table.spec} on {table.mesh}: spread the rows of both alike, by "
+                f"{name} = jax.device_put({name}, {names[0]}.sharding)"
+            )
+
+
+def known_sharding(x: Any) -> Any:
+    """How an array is spread, where its type tells or it is no tracer, else None."""
+    if isinstance(x, jax.core.Tracer):
+        return _explicit(x)
+    sharding = getattr(x, "sharding", None)
+    return sharding if isinstance(sharding, NamedSharding) else None
+
+
+def _of_user(sharding: Any) -> NamedSharding:
+    if isinstance(sharding, NamedSharding):
+        return sharding
+    if not isinstance(sharding, PartitionSpec):
+        raise TypeError(
+            f"{sharding=} must be a jax.sharding.NamedSharding, such as "
+            "table.sharding, or a PartitionSpec of the mesh that jax.set_mesh has set"
+        )
+    mesh: Any = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        raise ValueError(
+            f"{sharding=} names axes, but no mesh is in scope: pass "
+            "jax.sharding.NamedSharding(mesh, spec), or call this within jax.set_mesh"
+        )
+    return NamedSharding(mesh, sharding)
 
 
 def everywhere(arrays: _Tree) -> _Tree:

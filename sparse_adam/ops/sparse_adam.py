@@ -6,6 +6,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from sparse_adam.ops.dispatch import Config
@@ -51,6 +52,7 @@ def sparse_adam_update(
     key: jax.Array | None = None,
     implementation: str | None = None,
     config: Config | None = None,
+    sharding: NamedSharding | PartitionSpec | None = None,
 ) -> AdamState:
     r"""Updates the rows of an embedding table that a batch looked up, with Adam.
 
@@ -76,8 +78,8 @@ def sparse_adam_update(
 
     The sums and the update are float32; each array is rounded to its own dtype once.
     Donate the three arrays (``jax.jit(..., donate_argnums=(0, 1, 2))``) and no
-    table-sized copy is made. Rows may be spread over the devices of a mesh whose axes
-    are explicit: each device updates its own (docs/sharding.md).
+    table-sized copy is made. Rows may be spread over the devices of a mesh: each
+    device updates its own (docs/sharding.md).
 
     Args:
         table: `[V, D]` weights w, float32 or bfloat16.
@@ -122,6 +124,9 @@ def sparse_adam_update(
             why.
         config: block sizes of the kernel to run, instead of those chosen for it; also
             names the implementation.
+        sharding: how the rows of the table are spread, a `NamedSharding`, or a
+            `PartitionSpec` of the mesh in scope. Needed only for TPUs, and only under
+            `jax.jit` over automatic axes, those of `jax.sharding.Mesh`.
 
     Returns:
         `AdamState(table, momenta, velocities)`, shapes and dtypes as they came.
@@ -169,7 +174,7 @@ def sparse_adam_update(
     )
     inputs = UpdateInputs(ids, grads, sample_ids, gains, plan)
     state = (table, momenta, velocities)
-    return AdamState(*update_state(state, inputs, rule, options))
+    return AdamState(*update_state(state, inputs, rule, options, sharding))
 
 
 def packed_adam_update(
@@ -197,6 +202,7 @@ def packed_adam_update(
     key: jax.Array | None = None,
     implementation: str | None = None,
     config: Config | None = None,
+    sharding: NamedSharding | PartitionSpec | None = None,
 ) -> PackedTable:
     """Updates the rows of a packed table that a batch looked up, with Adam.
 
@@ -229,7 +235,7 @@ def packed_adam_update(
         config,
     )
     inputs = UpdateInputs(ids, grads, sample_ids, gains, plan)
-    return update_state(packed, inputs, rule, options)
+    return update_state(packed, inputs, rule, options, sharding)
 
 
 def bias_corrected_learning_rate(

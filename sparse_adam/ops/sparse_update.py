@@ -4,6 +4,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from sparse_adam.kernels.spec import State
@@ -12,7 +13,7 @@ from sparse_adam.ops.options import UpdateInputs, UpdateOptions
 from sparse_adam.ops.packed import PackedTable, packed_layout
 from sparse_adam.ops.plan import UpdatePlan
 from sparse_adam.ops.run import canonicalize, run_update
-from sparse_adam.ops.shards import Shards, vary_alike
+from sparse_adam.ops.shards import Shards, check_alike, known_sharding, vary_alike
 from sparse_adam.rules import UpdateRule, check_rule
 
 _Stored = TypeVar("_Stored", tuple[jax.Array, ...], PackedTable)
@@ -40,6 +41,7 @@ def sparse_update(
     key: jax.Array | None = None,
     implementation: str | None = None,
     config: dispatch.Config | None = None,
+    sharding: NamedSharding | PartitionSpec | None = None,
 ) -> _Stored:
     r"""Updates the rows of an embedding table that a batch looked up, by any rule.
 
@@ -57,8 +59,8 @@ def sparse_update(
     A row that occurs is updated also where its gradient is exactly 0; a row that does
     not occur comes back bit for bit (unless `lazy=False`). The sums and the step are
     float32; each array is rounded to its own dtype once. Donate the state and no
-    table-sized copy is made. Rows may be spread over the devices of a mesh whose axes
-    are explicit: each device updates its own (docs/sharding.md).
+    table-sized copy is made. Rows may be spread over the devices of a mesh: each
+    device updates its own (docs/sharding.md).
 
     Args:
         state: `(table, *slots)`: `[V, D]` weights and each slot of the rule, `[V, D]`
@@ -101,6 +103,9 @@ def sparse_update(
             why.
         config: block sizes of the kernel to run, instead of those chosen for it; also
             names the implementation.
+        sharding: how the rows of the table are spread, a `NamedSharding`, or a
+            `PartitionSpec` of the mesh in scope. Needed only for TPUs, and only under
+            `jax.jit` over automatic axes, those of `jax.sharding.Mesh`.
 
     Returns:
         The state, of the type, the shapes and the dtypes that came.
@@ -141,21 +146,27 @@ def sparse_update(
         config,
     )
     inputs = UpdateInputs(ids, grads, sample_ids, gains, plan)
-    return update_state(state, inputs, rule, options)
+    return update_state(state, inputs, rule, options, sharding)
 
 
 def update_state(
-    state: Any, inputs: UpdateInputs, rule: UpdateRule, options: UpdateOptions
+    state: Any,
+    inputs: UpdateInputs,
+    rule: UpdateRule,
+    options: UpdateOptions,
+    sharding: NamedSharding | PartitionSpec | None = None,
 ) -> Any:
-    """Does what `sparse_update` says, with its arguments in two records."""
+    """Does what `sparse_update` says, with its arguments in records."""
     check_rule(rule)
+    inputs = inputs.converted()
     if isinstance(state, PackedTable):
         layout, arrays = packed_layout(state, rule), (state.lines,)
     else:
         layout = validate.plain_layout(state, rule)
         arrays = tuple(map(jnp.asarray, state))
     spec = validate.update_spec(layout, inputs, rule, options)
-    shards = Shards.of("table", arrays[0])
+    check_alike(spec.array_names, tuple(map(known_sharding, arrays)))
+    shards = Shards.of("table", arrays[0], sharding)
     own = spec
     if shards is not None:
         own = spec.replace(layout=layout.divided(shards.count))

@@ -125,6 +125,11 @@ def _stored(name: str, array: Any) -> tuple[tuple[int, ...], np.dtype]:
             "state one by one, as in sparse_adam_update(*state, ids, grads); of a "
             "PackedTable call packed_adam_update or sparse_update"
         )
+    if not isinstance(getattr(array, "dtype", FLOAT32), np.dtype):
+        raise TypeError(
+            f"{name} is a {type(array).__module__}.{type(array).__name__}, no array of "
+            f"JAX or NumPy: pass jnp.from_dlpack({name}) or jnp.asarray({name})"
+        )
     shape, dtype = np.shape(array), np.dtype(jnp.result_type(array))
     if dtype not in STORED_DTYPES:
         raise TypeError(

@@ -25,11 +25,19 @@ MOVES = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
 
 @pytest.mark.parametrize("storage", ["plain", "packed"])
 @pytest.mark.parametrize(
-    ("slice_", "kernel"),
-    [("v5e:2x2", "tensorcore"), ("v6e:2x2", "sparsecore"), ("v6e:2x2", "sweep")],
+    ("slice_", "kernel", "kind"),
+    [
+        ("v5e:2x2", "tensorcore", AxisType.Explicit),
+        ("v5e:2x2", "tensorcore", AxisType.Auto),
+        ("v6e:2x2", "sparsecore", AxisType.Explicit),
+        ("v6e:2x2", "sparsecore", AxisType.Auto),
+        ("v6e:2x2", "sweep", AxisType.Explicit),
+    ],
 )
-def test_every_chip_updates_its_rows_in_place(slice_, kernel, storage, monkeypatch):
-    mesh = four_chips(monkeypatch, slice_, AxisType.Explicit)
+def test_every_chip_updates_its_rows_in_place(
+    slice_, kernel, storage, kind, monkeypatch
+):
+    mesh = four_chips(monkeypatch, slice_, kind)
     dim = 128 if storage == "plain" else 64
 
     def placed(shape, dtype=jnp.int32, spec=WHOLE) -> Any:
@@ -40,6 +48,8 @@ def test_every_chip_updates_its_rows_in_place(slice_, kernel, storage, monkeypat
         # The sort takes libtpu a minute.
         plan = UpdatePlan(sorted_ids, order, V)
         options: Any = {"plan": plan, "implementation": kernel}
+        if kind == AxisType.Auto:
+            options["sharding"] = NamedSharding(mesh, ROWS)
         if isinstance(state, PackedTable):
             return packed_adam_update(state, ids, grads, **options)
         return sparse_adam_update(*state, ids, grads, **options)
@@ -82,3 +92,19 @@ def test_a_lookup_sends_rows_only(monkeypatch):
     assert "sparse_adam_lookup" in text
     sent = re.findall(rf"= \w+\[([\d,]*)\]\S* (?:{MOVES})", text)
     assert sent and all(size.split(",")[0] in (f"{N}", f"{N // 4}") for size in sent)
+
+
+def test_automatic_axes_need_to_be_told(monkeypatch):
+    """The compiler does not ask how to cut an operation: nothing is gathered."""
+    mesh = four_chips(monkeypatch, "v5e:2x2", AxisType.Auto)
+    table, ids, grads = (
+        jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+        for shape, dtype, spec in (
+            ((V, 128), jnp.float32, ROWS),
+            ((N,), jnp.int32, WHOLE),
+            ((N, 128), jnp.float32, WHOLE),
+        )
+    )
+    words = "on 4 TPUs over automatic axes.* pass sharding=table.sharding"
+    with pytest.raises(ValueError, match=words):
+        jax.jit(sparse_adam_update).lower(table, table, table, ids, grads)

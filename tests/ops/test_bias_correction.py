@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparse_adam import bias_corrected_learning_rate, sparse_adam_update
+from sparse_adam import (
+    bias_corrected_learning_rate,
+    sparse_adam_update,
+    sparse_update,
+)
+from sparse_adam.rules import AdamRule
 from tests import goldens
 from tests.helpers import ULP
 
@@ -89,3 +94,57 @@ def test_equals_lazy_adam_and_keras_adam(lazy_adam, expected):
             sum_inside_sqrt=False,
         )
     np.testing.assert_allclose(state[0], expected, rtol=0, atol=2e-6)
+
+
+def adamw(table, grads, rates, weight_decay, epsilon):
+    """The loop that `torch.optim.AdamW` documents, in float64."""
+    beta_1, beta_2 = 0.9, 0.999
+    w = table.astype(np.float64)
+    m, v = np.zeros_like(w), np.zeros_like(w)
+    for t, (g, rate) in enumerate(zip(grads, rates, strict=True), start=1):
+        w = w - rate * weight_decay * w
+        m = beta_1 * m + (1 - beta_1) * g
+        v = beta_2 * v + (1 - beta_2) * g * g
+        corrected_m, corrected_v = m / (1 - beta_1**t), v / (1 - beta_2**t)
+        w = w - rate * corrected_m / (np.sqrt(corrected_v) + epsilon)
+    return w
+
+
+@pytest.mark.parametrize("by", ["rate", "row"])
+def test_the_recipe_of_adamw(by):
+    """That of docs/semantics.md, with a schedule of both the rate and the decay."""
+    random = np.random.default_rng(0)
+    table = random.normal(size=(6, 4)).astype(np.float32)
+    ids = np.arange(6, dtype=np.int32)
+    grads = random.normal(size=(29, 6, 4)).astype(np.float32)
+    rates = np.float32(0.1) / np.arange(1, 30, dtype=np.float32)
+    options = {"epsilon": 1e-8, "sum_inside_sqrt": False}
+
+    @jax.jit
+    def by_rate(state, grads, step, rate):
+        return sparse_adam_update(
+            *(*state, ids, grads),
+            learning_rate=bias_corrected_learning_rate(rate, step),
+            weight_decay_factor=rate * np.float32(0.5),
+            **options,
+        )
+
+    @jax.jit
+    def by_row(state, grads, step, rate):
+        del step
+        return sparse_update(
+            *(state, ids, grads, AdamRule(bias_correction="row", **options)),
+            learning_rate=rate,
+            weight_decay_factor=0.5,
+            multiply_weight_decay_factor_by_learning_rate=True,
+        )
+
+    update = by_rate if by == "rate" else by_row
+    state = (jnp.asarray(table), *(jnp.zeros_like(table) for _ in range(2)))
+    state = tuple(state) if by == "rate" else (*state, jnp.zeros(6))
+    for step, (g, rate) in enumerate(zip(grads, rates, strict=True), start=1):
+        state = tuple(update(state, g, step, rate))
+    assert update._cache_size() == 1
+    expected = adamw(table, grads, rates, 0.5, 1e-8)
+    moved = np.abs(expected - table).max()
+    np.testing.assert_allclose(state[0], expected, atol=2e-5 * moved)

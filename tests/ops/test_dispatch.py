@@ -91,10 +91,17 @@ def test_the_sweep_where_a_batch_is_large_beside_the_table(packed):
     for num_ids, best in ((below, "tensorcore"), (above, "sweep")):
         case = helpers.changed(many, num_ids=num_ids)
         assert dispatch.choices(case, None).on_tpu.implementation.name == best
-        said = dispatch.explain(case, dispatch.choices(case, None))
+        said = dispatch.explain(case, dispatch.choices(case, None), "tpu")
         assert f"from {share:.0%} on the sweep is faster" in said
         named = dispatch.choices(case, "tensorcore").on_tpu
         assert named.implementation.name == "tensorcore"
+
+
+def test_a_large_batch_that_the_sweep_cannot_do_takes_the_best_of_the_others():
+    many = helpers.changed(problem(WIDE), num_rows=1000, num_ids=1000)
+    assert dispatch.choices(many, None).on_tpu.implementation.name == "sweep"
+    each = helpers.changed(many, accumulate=False)
+    assert dispatch.choices(each, None).on_tpu.implementation.name == "tensorcore"
 
 
 def test_a_config_names_its_implementation_and_is_used():
@@ -141,12 +148,28 @@ def test_an_unknown_name():
 
 def test_explain():
     lines = explain(*shapes(LARGE)).splitlines()
-    assert lines[0] == "tpu: tensorcore, compiled"
-    assert "bytes of VMEM on unknown" in lines[1]
+    assert lines[0] in ("here, on cpu: cpu, compiled", "here, on cpu: xla, compiled")
+    assert lines[1] == "tpu: tensorcore, compiled"
+    assert "bytes of VMEM on unknown" in lines[2]
     named = {line.split(":")[0].strip(): line for line in lines}
     assert set(dispatch.NAMES) <= set(named)
     assert "elsewhere interpreted, if named" in named["tensorcore"]
     assert named["xla"] == "  xla: can run this update anywhere"
+
+
+@pytest.mark.parametrize(
+    ("platform", "lead", "others"),
+    [
+        ("tpu", "here, on tpu: tensorcore, compiled", ["cpu", "elsewhere"]),
+        ("cuda", "here, on cuda: xla, compiled", ["tpu", "cpu"]),
+    ],
+)
+def test_explain_leads_with_the_platform_at_hand(monkeypatch, platform, lead, others):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    text = explain(*shapes(LARGE))
+    lines = [line for line in text.splitlines() if not line.startswith(" ")]
+    assert text.startswith(lead)
+    assert [line.split(":")[0] for line in lines[1:]] == others
 
 
 def test_explain_of_a_named_one():
@@ -160,6 +183,6 @@ def test_explain_runs_nothing_and_takes_what_the_op_takes():
     ids = jax.ShapeDtypeStruct((2**20,), jnp.int32)
     grads = jax.ShapeDtypeStruct((2**20, 256), jnp.float32)
     text = explain(table, table, table, ids, grads, learning_rate=0.1, clipvalue=1.0)
-    assert text.startswith("tpu: tensorcore, compiled")
+    assert "\ntpu: tensorcore, compiled\n" in text
     with pytest.raises(ValueError, match=r"epsilon=-1.0 must be positive"):
         explain(table, table, table, ids, grads, epsilon=-1.0)

@@ -8,7 +8,14 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from sparse_adam import plan_update, sparse_adam_update
+from sparse_adam import (
+    PackedTable,
+    lookup,
+    packed_adam_update,
+    plan_update,
+    sparse_adam_update,
+)
+from tests import helpers
 
 TABLE = np.ones((10, 4), np.float32)
 IDS = np.arange(6, dtype=np.int32)
@@ -108,6 +115,7 @@ MODES = [
 TYPES = [
     ({"ids": IDS.astype(np.float32)}, r"ids.dtype=float32 must be an integer dtype"),
     ({"ids": IDS > 2}, "ids.dtype=bool must be an integer dtype"),
+    ({"ids": None}, "ids=None must be an array of integers"),
     ({"sample_ids": GRADS[:, 0]}, "sample_ids.dtype=float32 must be an integer dtype"),
     ({"gains": IDS}, "gains.dtype=int32 must be floating: pass float32"),
     ({"grads": GRADS.astype(int)}, "grads.dtype=int32 must be floating: pass float32"),
@@ -139,6 +147,77 @@ def call(arguments):
     arguments = {**GOOD, **arguments}
     arrays = [arguments.pop(name) for name in POSITIONAL]
     return functools.partial(sparse_adam_update, **arguments), arrays
+
+
+class Foreign:
+    """A tensor of another package: NumPy does not know its dtype."""
+
+    def __init__(self, array, *protocols):
+        self.array, self.shape, self.dtype = array, array.shape, "torch.int64"
+        self.protocols = protocols
+
+    def __array__(self, dtype=None, copy=None):
+        if "array" not in self.protocols:
+            raise TypeError("cannot convert a tensor of another device")
+        return self.array
+
+    def __dlpack__(self, **options):
+        if "dlpack" not in self.protocols:
+            raise RuntimeError("cannot export a tensor that requires a gradient")
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+
+@pytest.mark.parametrize("protocol", ["array", "dlpack"])
+def test_tensors_of_other_packages_are_taken(protocol):
+    weights = {"sample_ids": IDS[::-1].copy(), "gains": GRADS[:, 0]}
+    expected = sparse_adam_update(*GOOD.values(), **weights)
+    ids, grads, *others = (
+        Foreign(x, protocol) for x in (IDS, GRADS, *weights.values())
+    )
+    foreign = dict(zip(weights, others, strict=True))
+    new = sparse_adam_update(*[TABLE] * 3, ids, grads, **foreign)
+    helpers.assert_states_bitwise_equal(new, expected)
+    plan = plan_update(ids, 10)
+    assert plan.ids.tolist() == IDS.tolist() and plan.is_of(ids)
+    packed = PackedTable.pack(*[TABLE] * 3)
+    for table in (TABLE, packed):
+        helpers.assert_bitwise_equal(lookup(table, ids), TABLE[:6])
+
+
+def test_tensors_that_cannot_be_converted_are_an_error():
+    with pytest.raises(TypeError, match=r"ids is a Foreign that NumPy .* detached"):
+        sparse_adam_update(*[TABLE] * 3, Foreign(IDS), GRADS)
+    with pytest.raises(TypeError, match=r"table is a .*Foreign.* jnp.from_dlpack\(tab"):
+        sparse_adam_update(Foreign(TABLE, "array"), TABLE, TABLE, IDS, GRADS)
+
+
+def test_a_list_has_no_astype():
+    with pytest.raises(TypeError, match=r"ids.dtype=float64 .*np.array\(ids\).astype"):
+        sparse_adam_update(*[TABLE] * 3, [], GRADS[:0])
+
+
+def test_more_rows_than_int32_can_number():
+    table = jax.ShapeDtypeStruct((2**31, 4), jnp.float32)
+    words = r"V=2147483648 rows .*must be below 2\*\*31.*: split the table"
+    with pytest.raises(ValueError, match=words):
+        jax.eval_shape(sparse_adam_update, table, table, table, IDS, GRADS)
+    with pytest.raises(ValueError, match=words):
+        jax.eval_shape(lookup, table, IDS)
+    packed = jax.eval_shape(PackedTable.pack, table, table, table)
+    with pytest.raises(ValueError, match=words):
+        jax.eval_shape(PackedTable.lookup, packed, IDS)
+
+
+def test_numpy_leaves_of_packed_tables_and_plans():
+    packed = PackedTable.pack(*[TABLE] * 3)
+    expected = packed_adam_update(packed, IDS, GRADS)
+    leaves = jax.tree.map(np.asarray, (packed, plan_update(IDS, 10)))
+    new = packed_adam_update(leaves[0], IDS, GRADS, plan=leaves[1])
+    helpers.assert_bitwise_equal(new.lines, expected.lines)
+    helpers.assert_bitwise_equal(leaves[0].lookup(IDS), TABLE[:6])
 
 
 @pytest.mark.parametrize(("kind", "arguments", "words"), ROWS)

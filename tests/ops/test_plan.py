@@ -66,12 +66,35 @@ def test_one_plan_serves_several_tables():
         )
 
 
-def test_the_plan_is_used():
+def test_the_plan_is_used_and_not_compared_under_jit():
     state, ids, grads, _ = cases.arrays(cases.Case("", 40, 8, 24))
     other = plan_update((ids + 1) % 40, 40)
-    new = sparse_adam_update(*state, ids, grads, plan=other)
+    new = jax.jit(lambda p: sparse_adam_update(*state, ids, grads, plan=p))(other)
     expected = sparse_adam_update(*state, (ids + 1) % 40, grads)
     assert_states_bitwise_equal(new, expected)
+
+
+@pytest.mark.parametrize("on", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ([3, -1, 40, 6], r"plan.ids\[1\]=5, but .* finds 6 .*plan_update\(ids, 40\)"),
+        ([3, 5, 40, 5], r"plan.ids\[2\]=40, but .* finds 5 there"),
+        ([3, -1, 40, -1], r"plan.ids\[1\]=5, but .* finds -1 there"),
+        ([5, -1, 40, 3], r"plan.ids\[0\]=3, but .* finds 5 there"),
+    ],
+)
+def test_a_plan_of_other_ids_is_an_error(other, words, on):
+    state, grads = (np.ones((40, 8), np.float32),) * 3, np.ones((4, 8), np.float32)
+    ids, other = (on(np.array(x, np.int32)) for x in ([3, -1, 40, 5], other))
+    plan = plan_update(ids, 40)
+    with pytest.raises(ValueError, match=words):
+        sparse_adam_update(*state, other, grads, plan=plan)
+    # All strays are alike, also those that are wider than the plan's integers.
+    same = np.array([3, 2**35, -(2**40), 5])
+    sparse_adam_update(*state, same, grads, plan=plan)
+    is_of = jax.jit(lambda plan, ids: plan.is_of(ids))
+    assert is_of(plan, ids) and not is_of(plan, other)
 
 
 @pytest.mark.parametrize("num_rows", [0, -1, 2**31 - 3, 2**31])

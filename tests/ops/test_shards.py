@@ -19,6 +19,7 @@ from sparse_adam import (
     reference,
     sparse_adam_update,
 )
+from sparse_adam import lookup as lookup_rows
 from sparse_adam.embedding import (
     Adam,
     FeatureConfig,
@@ -27,7 +28,7 @@ from sparse_adam.embedding import (
     init,
     lookup,
 )
-from sparse_adam.ops import packed as packed_module
+from sparse_adam.ops import packing
 from tests import cases, helpers, programs, ways
 from tests.cases import Case
 from tests.helpers import assert_bitwise_equal, assert_states_bitwise_equal
@@ -166,6 +167,10 @@ def test_devices_do_not_share_their_noise():
     new = tables(jax.random.key(0))
     first, second = np.split(new, 2)
     assert (first != second).mean() > 0.1
+    # Nor is it the same noise in another order of rows, or of lanes.
+    assert len({row.tobytes() for row in new}) == V
+    assert len({row.tobytes() for x in (first, second) for row in x.T}) == 2 * 128
+    assert not np.array_equal(np.sort(first, None), np.sort(second, None))
     assert_bitwise_equal(tables(jax.random.key(0)), new)
     mean = new.astype(np.float32).mean()
     assert abs(mean - (1 - 3.1623e-3)) < 5 * 2**-8 / np.sqrt(12 * new.size)
@@ -182,6 +187,17 @@ def test_packing_and_lookups():
     found = packed.lookup(spread(inside))
     assert_bitwise_equal(found, whole.lookup(inside))
     assert spec(found) == PartitionSpec("rows", None, None)
+
+
+@pytest.mark.parametrize("storage", ["plain", "packed"])
+def test_lookups_of_the_first_and_the_last_row_of_each_device(storage):
+    weights = np.arange(1, V * 32 + 1, dtype=np.float32).reshape(V, 32)
+    table = spread(weights)
+    if storage == "packed":
+        table = PackedTable.pack(*[table] * 3)
+    ids = np.array([0, V // 2 - 1, V // 2, V - 1, -1, V, 0], np.int32)
+    expected = np.where((ids >= 0) & (ids < V), 1, 0)[:, None] * weights[ids % V]
+    assert_bitwise_equal(lookup_rows(table, ids), expected.astype(np.float32))
 
 
 def test_a_second_call_compiles_nothing():
@@ -264,7 +280,7 @@ def test_results_vary_where_ids_do(way):
 
 def test_packed_tables_in_a_shard_map(monkeypatch):
     """Each device packs, looks up and updates a table of its own, block by block."""
-    monkeypatch.setattr(packed_module, "_BLOCK_WORDS", 8 * 32)
+    monkeypatch.setattr(packing, "_BLOCK_WORDS", 8 * 32)
     state, ids, grads, _ = cases.arrays(Case("", V, 32, 24, "padded"))
 
     def update(state, ids, grads):

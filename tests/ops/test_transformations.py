@@ -125,6 +125,28 @@ def test_vmap_over_rates_and_gains(implementation):
         helpers.assert_close_states(one, state, expected, learning_rate=rate)
 
 
+@each_implementation
+def test_vmap_with_ids_and_sample_ids_of_none_in_a_later_table(implementation):
+    """None stays none: it is not the last row, or sample, of the table before."""
+    tables = [cases.arrays(DEFAULT, seed) for seed in range(2)]
+    state = [np.stack([t.state[i] for t in tables]) for i in range(3)]
+    ids = np.array([[0, 1, 2, 39], [-1, 0, 5, 39]], np.int32)
+    sample_ids = np.array([[0, 1, 2, 2], [0, -1, 2, 1]], np.int32)
+    grads = np.stack([t.grads[:3] for t in tables])
+    update = bind(implementation)
+
+    def one(state, ids, grads, sample_ids):
+        return update(*state, ids, grads, sample_ids=sample_ids)
+
+    new = jax.vmap(one)(state, ids, grads, sample_ids)
+    for i, table in enumerate(tables):
+        kept = {"sample_ids": sample_ids[i]}
+        expected = reference.sparse_adam_update(
+            *(*table.state, ids[i], grads[i]), **kept
+        )
+        helpers.assert_close_states([x[i] for x in new], table.state, expected)
+
+
 @each_mode
 def test_vmap_of_each_mode(options):
     tables = [cases.arrays(Case("", 40, 8, 24), seed) for seed in range(2)]

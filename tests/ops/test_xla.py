@@ -1,10 +1,14 @@
-"""What only the portable path has: two ways to sum runs."""
+"""What only the portable path has: two ways to sum runs, and blocks of all rows."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sparse_adam import PackedTable, packed_adam_update, reference, sparse_adam_update
 from sparse_adam.ops import xla
+from tests import cases, helpers
+from tests.cases import Case
 
 
 @pytest.mark.parametrize("num_ids", [1, 2, 7, 64, 300])
@@ -23,3 +27,68 @@ def test_a_gpus_sums_are_a_cpus(num_ids, num_distinct):
     by_scatter = xla._sums_by_scatter(*arguments)
     used = run[-1] + 1
     np.testing.assert_array_equal(by_scan[:used], by_scatter[:used])
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of 8 rows of D = 8: for V = 20 the last begins within the second."""
+    monkeypatch.setattr(xla, "_BLOCK_ELEMENTS", 64)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("storage", ["plain", "packed"])
+def test_rows_of_the_last_block_are_stepped_once(small_blocks, storage):
+    state, ids, grads, _ = cases.arrays(Case("", 20, 8, 6, "padded"))
+    options = {"lazy_adam": False, "weight_decay_factor": 0.5}
+    expected = reference.sparse_adam_update(*state, ids, grads, **options)
+    options["implementation"] = "xla"
+    if storage == "plain":
+        new = sparse_adam_update(*state, ids, grads, **options)
+    else:
+        packed = PackedTable.pack(*state)
+        new = packed_adam_update(packed, ids, grads, **options).unpack()
+    helpers.assert_close_states(new, state, expected)
+
+
+def test_noise_does_not_depend_on_the_blocks(monkeypatch):
+    """Decay by half is exact, so that a row rounded twice would show."""
+    ones = jnp.full((20, 8), 1 + 2**-7, jnp.bfloat16)
+    zeros = jnp.zeros((20, 8), jnp.bfloat16)
+    ids, grads = np.array([3], np.int32), np.zeros((1, 8), np.float32)
+
+    def tables():
+        jax.clear_caches()
+        return sparse_adam_update(
+            *(ones, zeros, zeros, ids, grads),
+            lazy_adam=False,
+            weight_decay_factor=2**-10,
+            rounding="stochastic",
+            key=jax.random.key(0),
+            implementation="xla",
+        )
+
+    whole = tables()
+    monkeypatch.setattr(xla, "_BLOCK_ELEMENTS", 64)
+    helpers.assert_states_bitwise_equal(tables(), whole)
+    monkeypatch.undo()
+    jax.clear_caches()
+    # Of two neighbours in bfloat16, and of no third, as two steps would give.
+    assert set(np.unique(whole.table.astype(np.float32))) == {1, 1 + 2**-7}
+
+
+@pytest.mark.parametrize("implementation", ["xla", None])
+def test_sample_ids_of_none_add_zero_without_gains(implementation):
+    """Not even a NaN in row 0 of the gradients, where -1 might point."""
+    state, *_ = cases.arrays(Case("", 20, 8, 6))
+    ids = np.array([3, 7, 3, -1, 9], np.int32)
+    sample_ids = np.array([1, -1, 2, 0, 3], np.int32)
+    grads = np.ones((3, 8), np.float32)
+    grads[0] = np.nan
+    kept = {"sample_ids": sample_ids}
+    new = sparse_adam_update(*state, ids, grads, implementation=implementation, **kept)
+    assert np.isfinite(new.table).all()
+    grads[0] = 0
+    expected = reference.sparse_adam_update(*state, ids, grads, **kept)
+    helpers.assert_close_states(new, state, expected)
