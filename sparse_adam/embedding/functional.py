@@ -28,6 +28,7 @@ from sparse_adam.embedding.combine import combine, gather_batch
 from sparse_adam.embedding.inputs import Occurrences, occurrences
 from sparse_adam.embedding.layout import Feature, Layout, make_layout
 from sparse_adam.embedding.optimizer import Optimizer, rates_now
+from sparse_adam.embedding.stored import checked
 
 
 @functools.partial(
@@ -128,8 +129,9 @@ def lookup(state: EmbeddingState, features: Any, weights: Any = None) -> Any:
         Activations in the same structure, in the tables' dtypes, summed in float32.
 
     Raises:
-        TypeError: ids are not integers.
-        ValueError: another structure, shapes that do not fit, weights that may not be.
+        TypeError: ids are not integers, or the state is none.
+        ValueError: another structure, shapes that do not fit, weights that may not be;
+            a table that is not of its layout's shape, as inside `jax.shard_map`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -146,7 +148,7 @@ def lookup(state: EmbeddingState, features: Any, weights: Any = None) -> Any:
     activations = []
     for feature, part in _parts(layout, features, weights):
         table = layout.tables[feature.table]
-        stored = state.tables[table.name]
+        stored = checked(state.tables, table)
         activations.append(combine(stored, part, table.config, quantize=True))
     return jax.tree.unflatten(layout.structure, activations)
 
@@ -189,7 +191,8 @@ def apply_gradients(
     Raises:
         TypeError: an optimizer's rate is a callable, this is traced, and
             `learning_rates` does not have it; or ids or gradients are of a wrong kind.
-        ValueError: another structure, or shapes that do not fit.
+        ValueError: another structure, or shapes that do not fit; a table that is not of
+            its layout's shape, as inside `jax.shard_map`.
 
     Example:
         >>> import jax
@@ -244,7 +247,7 @@ def update_tables(
     for table, parts, grads in zip(layout.tables, parts_of, gradients_of, strict=True):
         batch = gather_batch(parts, grads, table.config)
         tables[table.name] = table.optimizer.update(
-            state.tables[table.name],
+            checked(state.tables, table),
             batch.ids,
             batch.grads,
             learning_rate=rates[table.name],

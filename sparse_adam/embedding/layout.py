@@ -22,10 +22,18 @@ class Table:
     config: TableConfig
     optimizer: Optimizer
 
-    @property
+    @functools.cached_property
     def array_names(self) -> tuple[str, ...]:
         """What TensorFlow calls the arrays of its state, in their order."""
         return ("parameters", *self.optimizer.slot_names)
+
+    @functools.cached_property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Returns the shapes of these arrays."""
+        shape = (self.config.vocabulary_size, self.config.dim)
+        slots = self.optimizer.rule.slots
+        own = (shape[:1] if slot.per == "row" else shape for slot in slots)
+        return (shape, *own)
 
 
 @dataclasses.dataclass(frozen=True)

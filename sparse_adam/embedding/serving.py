@@ -10,6 +10,7 @@ from sparse_adam.embedding.combine import combine
 from sparse_adam.embedding.functional import EmbeddingState
 from sparse_adam.embedding.host import is_input
 from sparse_adam.embedding.inputs import Ragged, occurrences
+from sparse_adam.embedding.stored import checked
 
 
 def serving_embedding_lookup(
@@ -62,7 +63,7 @@ def serving_embedding_lookup(
             and not isinstance(ids, Ragged)
         ):
             part = part._replace(ids=jnp.where(part.weights > 0, part.ids, -1))
-        stored = state.tables[table.name]
+        stored = checked(state.tables, table)
         activations.append(combine(stored, part, table.config, quantize=False))
     return jax.tree.unflatten(structure, activations)
 

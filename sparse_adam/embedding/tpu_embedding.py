@@ -21,7 +21,7 @@ from sparse_adam.embedding.host import is_input, num_samples, ready_for_jit
 from sparse_adam.embedding.layout import Layout, make_layout
 from sparse_adam.embedding.optimizer import Optimizer
 from sparse_adam.embedding.serving import serving_embedding_lookup
-from sparse_adam.embedding.stored import arrays, weights, with_arrays
+from sparse_adam.embedding.stored import arrays, checked, weights, with_arrays
 from sparse_adam.rules import numbers
 
 _lookup = jax.jit(functional.lookup)
@@ -165,20 +165,37 @@ class TPUEmbedding:
         """The state of the functional core: to checkpoint, or to go on without this.
 
         The next `apply_gradients` donates its arrays: copy what is to be kept. Assign
-        to it what a checkpoint restored.
+        to it what a checkpoint restored. What is not a table of its layout's shape is
+        refused.
         """
         self._finish_update()
         return self._built_state()
 
     @state.setter
     def state(self, state: EmbeddingState) -> None:
+        if not isinstance(state, EmbeddingState):
+            raise TypeError(
+                f"state is {type(state).__name__}; it must be an EmbeddingState, as "
+                "init returns: pass load() a dict of arrays"
+            )
         if state.layout != self._layout:
             raise ValueError(
                 f"{state.layout=} must be that of this object, {self._layout}: make "
                 "both from one feature_config and optimizer"
             )
+        tables = {t.name: checked(state.tables, t) for t in self._layout.tables}
+        unique = len(set(map(id, jax.tree.leaves(tables))))
+        if unique < len(jax.tree.leaves(tables)):
+            raise ValueError(
+                "state has one array in two places, but the next update donates each: "
+                "pass jax.tree.map(jnp.copy, state)"
+            )
         self._finish_update()
-        self._state = state
+        # NumPy arrays become JAX's own; JAX may share the memory of one.
+        owned = jax.tree.map(
+            lambda x: x if isinstance(x, jax.Array) else jnp.array(x, copy=True), tables
+        )
+        self._state = dataclasses.replace(state, tables=owned)
 
     @property
     def embedding_tables(self) -> Mapping[str | TableConfig, jax.Array]:

@@ -166,7 +166,9 @@ def check_lines(packed: PackedTable) -> None:
     if packed.lines.shape != packed.layout.shape:
         raise ValueError(
             f"packed.lines.shape={packed.lines.shape} must be {packed.layout.shape}, "
-            "as its layout says: make it by PackedTable.pack"
+            "as its layout says: make it by PackedTable.pack; inside jax.shard_map, "
+            "where a device has its own lines only, by PackedTable(lines, "
+            "layout.divided(the number of devices))"
         )
 
 
