@@ -84,8 +84,9 @@ class TableConfig(_ShowsWhatIsSet):
         vocabulary_size: V, the number of rows; ids are in `[0, V)`.
         dim: D, the width of a row.
         initializer: `(key, shape, dtype) -> array`, as those of
-            `jax.nn.initializers`, called with `(V, D)` and float32. None is a normal
-            distribution of standard deviation `1/sqrt(dim)`, cut off at two of them.
+            `jax.nn.initializers`, called with `(V, D)` and float32. What it returns is
+            copied. None is a normal distribution of standard deviation `1/sqrt(dim)`,
+            cut off at two of them.
         optimizer: the table's own, in place of the global one; or None.
         combiner: how the rows of one sample become one: "mean", "sum" or "sqrtn".
         name: for checkpoints, rates and messages; unique among the tables. None
