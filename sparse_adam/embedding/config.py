@@ -1,14 +1,18 @@
 """What a user says about tables and features: values, checked once, never changed."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
 from sparse_adam.embedding.optimizer import Optimizer
+from sparse_adam.ops.validate import STORED_DTYPES
 
 COMBINERS = ("mean", "sum", "sqrtn")
 
@@ -84,7 +88,7 @@ class TableConfig(_ShowsWhatIsSet):
         vocabulary_size: V, the number of rows; ids are in `[0, V)`.
         dim: D, the width of a row.
         initializer: `(key, shape, dtype) -> array`, as those of
-            `jax.nn.initializers`, called with `(V, D)` and float32. What it returns is
+            `jax.nn.initializers`, called with `(V, D)` and `dtype`. What it returns is
             copied. None is a normal distribution of standard deviation `1/sqrt(dim)`,
             cut off at two of them.
         optimizer: the table's own, in place of the global one; or None.
@@ -92,6 +96,9 @@ class TableConfig(_ShowsWhatIsSet):
         name: for checkpoints, rates and messages; unique among the tables. None
             becomes `table_{i}` for the i-th table of the features, from 0.
         quantization_config: simulates stored bits in the forward pass; or None.
+        dtype: of the weights: float32 or bfloat16. Let a bfloat16 table round
+            stochastically (`apply_gradients`), or it loses small updates.
+        slot_dtype: of the slots: float32 or bfloat16.
 
     Raises:
         ValueError: an argument is not what it must be.
@@ -112,6 +119,8 @@ class TableConfig(_ShowsWhatIsSet):
     combiner: str = "mean"
     name: str | None = None
     quantization_config: QuantizationConfig | None = None
+    dtype: DTypeLike = np.float32
+    slot_dtype: DTypeLike = np.float32
 
     def __post_init__(self) -> None:
         for argument, what in (("vocabulary_size", "rows"), ("dim", "numbers a row")):
@@ -141,22 +150,36 @@ class TableConfig(_ShowsWhatIsSet):
                 f"quantization_config={quantization!r} must be a QuantizationConfig, "
                 "or None"
             )
+        for argument in ("dtype", "slot_dtype"):
+            object.__setattr__(self, argument, _stored_dtype(self, argument))
 
-    def initialize(self, key: jax.Array) -> jax.Array:
-        """Returns new weights `[V, D]`.
+    def initialize(self, key: jax.Array, name: str) -> ArrayLike:
+        """Returns new weights `[V, D]` of the table that is called `name`.
 
         Raises:
-            ValueError: the initializer returned another shape.
+            TypeError: the initializer returned another dtype. float64, NumPy's own, is
+                rounded.
+            ValueError: it returned another shape.
         """
         shape = (self.vocabulary_size, self.dim)
         initializer = self.initializer or jax.nn.initializers.truncated_normal(
             1 / math.sqrt(self.dim)
         )
-        weights = initializer(key, shape, np.float32)
+        weights = initializer(key, shape, self.dtype)
         if np.shape(weights) != shape:
             raise ValueError(
-                f"initializer={initializer!r} of table {self.name!r} returned the "
-                f"shape {np.shape(weights)}; it must be (V, D) = {shape}"
+                f"initializer={initializer!r} of table {name!r} returned the shape "
+                f"{np.shape(weights)}; it must be (V, D) = {shape}"
+            )
+        dtype = np.dtype(jnp.result_type(weights))
+        if getattr(weights, "dtype", dtype) == np.float64:
+            return jnp.asarray(weights, self.dtype)
+        if dtype != self.dtype:
+            raise TypeError(
+                f"initializer={initializer!r} of table {name!r} returned {dtype=!s}; "
+                f"it must be {self.dtype}, as it was called with: return "
+                "weights.astype(dtype), or pass TableConfig(dtype=jnp.bfloat16) for a "
+                "bfloat16 table"
             )
         return weights
 
@@ -233,6 +256,18 @@ def check_optimizer(optimizer: Any) -> None:
             f"optimizer={optimizer!r} must be an optimizer of this package, such as "
             "Adam(0.1)"
         )
+
+
+def _stored_dtype(config: TableConfig, argument: str) -> np.dtype:
+    value = getattr(config, argument)
+    for dtype in STORED_DTYPES:
+        with contextlib.suppress(TypeError):
+            if value is not None and np.dtype(value) == dtype:
+                return dtype
+    raise ValueError(
+        f"{argument}={value!r} of table {config.name!r} must be jnp.float32 or "
+        "jnp.bfloat16"
+    )
 
 
 def _is_int(value: Any) -> bool:

@@ -87,7 +87,9 @@ def init(
     layout = make_layout(feature_config, optimizer)
     keys = jax.random.split(key, len(layout.tables))
     tables = {
-        table.name: table.optimizer.init(table.config.initialize(key), storage)
+        table.name: table.optimizer.init(
+            table.config.initialize(key, table.name), storage, table.config.slot_dtype
+        )
         for table, key in zip(layout.tables, keys, strict=True)
     }
     return EmbeddingState(tables, layout)
@@ -160,6 +162,8 @@ def apply_gradients(
     weights: Any = None,
     *,
     learning_rates: Mapping[str, ArrayLike] | None = None,
+    rounding: str = "nearest",
+    key: jax.Array | None = None,
     implementation: str | None = None,
 ) -> EmbeddingState:
     """Updates the rows that `lookup(state, features, weights)` read.
@@ -183,6 +187,11 @@ def apply_gradients(
         learning_rates: by table name, traced or not, in place of the optimizers' own;
             of some tables or all. Needed under `jit` for a rate that is a callable:
             pass `current_learning_rates(state)`, made outside, in as an argument.
+        rounding: of bfloat16 tables and slots: "nearest", to which an update of less
+            than half a unit in the last place is lost, or "stochastic", which keeps it
+            on average.
+        key: of `jax.random`, for stochastic rounding. Pass a new one at each step,
+            `jax.random.fold_in(key, step)`; each table gets its own of it.
         implementation: of the update, as in `sparse_adam_update`.
 
     Returns:
@@ -219,6 +228,8 @@ def apply_gradients(
         activation_gradients,
         weights,
         learning_rates=learning_rates,
+        rounding=rounding,
+        key=key,
         implementation=implementation,
     )
 
@@ -230,6 +241,8 @@ def update_tables(
     weights: Any,
     *,
     learning_rates: Mapping[str, ArrayLike] | None,
+    rounding: str,
+    key: jax.Array | None,
     implementation: str | None,
 ) -> EmbeddingState:
     """Does what `apply_gradients` says, without its warning."""
@@ -243,8 +256,11 @@ def update_tables(
     for (feature, part), gradient in zip(parts, gradients, strict=True):
         parts_of[feature.table].append(part)
         gradients_of[feature.table].append(gradient)
+    keys = _keys(key, len(layout.tables))
     tables = {}
-    for table, parts, grads in zip(layout.tables, parts_of, gradients_of, strict=True):
+    for table, parts, grads, own_key in zip(
+        layout.tables, parts_of, gradients_of, keys, strict=True
+    ):
         batch = gather_batch(parts, grads, table.config)
         tables[table.name] = table.optimizer.update(
             checked(state.tables, table),
@@ -253,6 +269,8 @@ def update_tables(
             learning_rate=rates[table.name],
             sample_ids=batch.sample_ids,
             gains=batch.gains,
+            rounding=rounding,
+            key=own_key,
             implementation=implementation,
         )
     return EmbeddingState(tables, layout)
@@ -331,6 +349,13 @@ def warn_of_missing_gradients(
                 "their momenta. Pass zeros if that is meant",
                 stacklevel=stacklevel,
             )
+
+
+def _keys(key: Any, count: int) -> list[Any]:
+    """Returns a key for each table; what is no key, for its optimizer to refuse."""
+    if not isinstance(key, jax.Array):
+        return [key] * count
+    return [jax.random.fold_in(key, number) for number in range(count)]
 
 
 def _rates(

@@ -6,8 +6,9 @@ of its own.
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +27,30 @@ from sparse_adam.rules import numbers
 
 _lookup = jax.jit(functional.lookup)
 _serve = jax.jit(serving_embedding_lookup)
-_update = jax.jit(
-    functional.update_tables, static_argnames="implementation", donate_argnums=0
+
+
+@functools.partial(
+    jax.jit, static_argnames=("rounding", "implementation"), donate_argnums=0
 )
+def _update(
+    state: EmbeddingState,
+    update: "_Update",
+    noise: jax.Array | None,
+    *,
+    rounding: str,
+    implementation: str | None,
+) -> EmbeddingState:
+    """Updates the tables; `noise` is the key whose children are those of the steps."""
+    return functional.update_tables(
+        state,
+        update.features,
+        update.gradients,
+        update.weights,
+        learning_rates=update.rates,
+        rounding=rounding,
+        key=None if noise is None else jax.random.fold_in(noise, update.step),
+        implementation=implementation,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +66,12 @@ class _LookedUp:
     shapes: list[tuple[int, ...]]  # of the activations
 
 
-@dataclasses.dataclass(frozen=True)
-class _Update:
-    batch: _Batch
+class _Update(NamedTuple):
+    features: Any
+    weights: Any
     gradients: Any
     rates: dict[str, jax.Array]
+    step: np.uint32  # its number, from 0
 
 
 class TPUEmbedding:
@@ -70,6 +93,11 @@ class TPUEmbedding:
         batch_size: the number of samples that every feature has; None is not checked.
         storage: "plain" or "packed" tables, as in `init`; all methods take and return
             logical arrays in either case.
+        rounding: of bfloat16 tables and slots, "nearest" or "stochastic", as in
+            `apply_gradients`.
+        seed: of stochastic rounding: each update has a key of its own, made of the seed
+            and of how many updates this object has made. Pass another one when you go
+            on from a checkpoint.
         implementation: of the update, as in `sparse_adam_update`.
 
     Raises:
@@ -106,6 +134,8 @@ class TPUEmbedding:
         *,
         batch_size: int | None = None,
         storage: str | None = None,
+        rounding: str = "nearest",
+        seed: int = 0,
         implementation: str | None = None,
     ) -> None:
         self._feature_config = feature_config
@@ -116,6 +146,9 @@ class TPUEmbedding:
         )
         self._batch_size = batch_size
         self._storage = storage
+        self._rounding = rounding
+        self._noise = jax.random.key(seed) if rounding == "stochastic" else None
+        self._num_updates = 0
         self._implementation = implementation
         self._state: EmbeddingState | None = None
         self._enqueued: collections.deque[_Batch] = collections.deque()
@@ -304,7 +337,14 @@ class TPUEmbedding:
             ).items()
         }
         self._looked_up = None
-        self._under_way = _Update(batch, gradients, rates)
+        self._under_way = _Update(
+            batch.features,
+            batch.weights,
+            gradients,
+            rates,
+            np.uint32(self._num_updates),
+        )
+        self._num_updates += 1
         if not self._pipelined:
             self._finish_update()
 
@@ -381,10 +421,9 @@ class TPUEmbedding:
         update, self._under_way = self._under_way, None
         self._state = _update(
             self._built_state(),
-            update.batch.features,
-            update.gradients,
-            update.batch.weights,
-            learning_rates=update.rates,
+            update,
+            self._noise,
+            rounding=self._rounding,
             implementation=self._implementation,
         )
 
