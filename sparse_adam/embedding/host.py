@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sparse_adam.embedding.inputs import Ragged, Sparse, is_bcoo
+from sparse_adam.embedding.inputs import Ragged, Sparse, check_splits, is_bcoo
 
 
 def is_input(value: Any) -> bool:
@@ -21,13 +21,28 @@ def num_samples(ids: Any) -> int:
     return int(np.prod(shape[:-1])) if len(shape) > 1 else int(np.prod(shape))
 
 
-def ready_for_jit(ids: Any) -> Any:
-    """Makes 64-bit NumPy integers 32-bit, where `jit` would let them wrap around.
+def ready_for_jit(name: str, ids: Any, weights: Any = None) -> Any:
+    """Checks what compiled code can not see of ids, and makes them 32-bit.
 
-    What does not fit becomes -1: no id, no place.
+    `jit` would let 64-bit NumPy integers wrap around. What does not fit becomes -1: no
+    id, no place.
+
+    Args:
+        name: of the ids, for messages.
+        ids: in any form.
+        weights: those of the ids, or None.
+
+    Raises:
+        ValueError: row splits that are none, or weights with other ones.
     """
+    if isinstance(ids, Ragged):
+        check_splits(name, ids, weights)
     if isinstance(ids, Ragged | Sparse):
-        return jax.tree.map(ready_for_jit, ids)
+        return jax.tree.map(_in_32_bits, ids)
+    return _in_32_bits(ids)
+
+
+def _in_32_bits(ids: Any) -> Any:
     if isinstance(ids, jax.Array) or is_bcoo(ids):
         return ids
     ids = np.asarray(ids)

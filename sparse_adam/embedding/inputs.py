@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -39,7 +40,11 @@ class Ragged:
     Attributes:
         values: `[N]`; row i is `values[row_splits[i]:row_splits[i + 1]]`. Values behind
             `row_splits[-1]` belong to no row, and fill up to a static N.
-        row_splits: `[B + 1]`, ascending from 0.
+        row_splits: `[B + 1]`, ascending from 0 to at most N. Lookups and updates check
+            that, and that weights have the splits of their ids, where they see values.
+            Inside `jax.jit` they see none: there it is the caller's duty.
+
+    `jax.tree.map` knows nothing of rows: to join batches, call `concatenate`.
 
     Example:
         >>> Ragged.from_rows([[7], [], [1, 2]])
@@ -66,6 +71,48 @@ class Ragged:
         if len(values) > size:
             raise ValueError(f"{size=} must be at least {len(values)}, all the values")
         return cls(np.pad(values, (0, size - len(values))), splits)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Ragged"]) -> "Ragged":
+        """Returns the rows of all parts, those of the first one first.
+
+        There are as many values as in all parts; what belonged to no row stands at the
+        end. NumPy arrays stay NumPy arrays; with an array of JAX among them, traced or
+        not, the result is of JAX.
+
+        Raises:
+            TypeError: a part is not a `Ragged`.
+            ValueError: there are no parts, or splits that are no splits.
+
+        Example:
+            >>> Ragged.concatenate([Ragged.from_rows([[7], [1, 2]], size=4),
+            ...                     Ragged.from_rows([[5]])])
+            Ragged(values=array([7, 1, 2, 5, 0]), row_splits=array([0, 1, 3, 4]))
+        """
+        if not parts:
+            raise ValueError("concatenate() got no parts: pass at least one Ragged")
+        for number, part in enumerate(parts):
+            if not isinstance(part, Ragged):
+                raise TypeError(
+                    f"parts[{number}] is {type(part).__name__}; it must be a Ragged"
+                )
+            check_splits(f"parts[{number}]", part)
+        on_host = not any(isinstance(x, jax.Array) for x in jax.tree.leaves(parts))
+        xp: Any = np if on_host else jnp
+        values = [_kept(xp, part.values) for part in parts]
+        splits = [_kept(xp, part.row_splits) for part in parts]
+        # Splits can not skip the spare values within, so these go behind all rows.
+        spare = [
+            xp.arange(own.shape[0]) >= ends[-1]
+            for own, ends in zip(values, splits, strict=True)
+        ]
+        order = xp.argsort(xp.concatenate(spare), stable=True)
+        rows_end = splits[0][:1]
+        ends = [rows_end]
+        for own in splits:
+            ends.append(own[1:] + rows_end)
+            rows_end = own[-1:] + rows_end
+        return cls(xp.concatenate(values)[order], xp.concatenate(ends))
 
 
 @functools.partial(
@@ -141,6 +188,60 @@ class _Bags(NamedTuple):
     places: int
     ascending: bool
     shape: tuple[int, ...]
+
+
+def check_splits(name: str, ragged: Ragged, weights: Any = None) -> None:
+    """Checks row splits where their values are known: not while tracing.
+
+    Args:
+        name: of the ids, for messages.
+        ragged: the ids.
+        weights: those of the ids, which must have the same splits; or None.
+
+    Raises:
+        ValueError: they do not ascend from 0 to at most the number of values, or the
+            weights have other ones.
+    """
+    splits = _on_host(ragged.row_splits)
+    if splits is None or splits.ndim != 1 or splits.size < 1:
+        return
+    size = math.prod(np.shape(ragged.values))
+    if splits[0] != 0 or splits[-1] > size or np.any(splits[1:] < splits[:-1]):
+        raise ValueError(
+            f"{name} have row_splits={_shown(splits)} of {size} values; they must "
+            f"ascend from 0 to at most {size}: row i is values[row_splits[i]:"
+            "row_splits[i + 1]]. Of the rows' lengths pass np.cumsum([0, *lengths])"
+        )
+    if not isinstance(weights, Ragged) or weights.row_splits is ragged.row_splits:
+        return
+    own = _on_host(weights.row_splits)
+    if own is not None and not np.array_equal(own, splits):
+        raise ValueError(
+            f"the weights of {name} have row_splits={_shown(own)}; they must be those "
+            f"of the ids, {_shown(splits)}"
+        )
+
+
+def _on_host(array: Any) -> np.ndarray | None:
+    """Returns the values of an array; None where they are not to be had."""
+    if isinstance(array, jax.core.Tracer):
+        return None
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return None
+    return np.asarray(array)
+
+
+def _shown(array: np.ndarray) -> str:
+    return np.array2string(array, threshold=8, edgeitems=3, separator=", ")
+
+
+def _kept(xp: Any, array: Any) -> Any:
+    """Returns an array of `xp`; 64-bit integers that 32 bits can not hold become -1."""
+    if xp is jnp and not isinstance(array, jax.Array):
+        array = np.asarray(array)
+        if array.dtype.kind in "iu":
+            return indices_or(array, 2**31, fill=-1)
+    return xp.asarray(array)
 
 
 def occurrences(feature: Feature, ids: Any, weights: Any = None) -> Occurrences:
@@ -238,6 +339,7 @@ def _from_ragged(
             f"{np.shape(weights.row_splits)}; they must be those of its ids, of shape "
             f"{splits_shape}"
         )
+    check_splits(f"ids of feature {feature.name!r}", ids, weights)
     num_samples = splits_shape[0] - 1
     splits = indices_or(ids.row_splits, 2**31 - 1, fill=2**31 - 1)
     place = lax.iota(jnp.int32, shape[0])

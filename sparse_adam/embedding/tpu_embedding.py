@@ -261,19 +261,15 @@ class TPUEmbedding:
                 of samples than `batch_size`.
         """
         del name, device
-        leaves = [
-            ready_for_jit(leaf) for leaf in self._layout.leaves("features", features)
-        ]
+        features = self._ready_for_jit(features, weights)
         if self._batch_size is not None:
+            leaves = self._layout.leaves("features", features)
             for feature, ids in zip(self._layout.features, leaves, strict=True):
                 if num_samples(ids) != self._batch_size:
                     raise ValueError(
                         f"feature {feature.name!r} has {num_samples(ids)} samples; "
                         f"they must be batch_size={self._batch_size}"
                     )
-        if weights is not None:
-            self._layout.leaves("weights", weights)
-        features = jax.tree.unflatten(self._layout.structure, leaves)
         self._enqueued.append(_Batch(features, weights, bool(training)))
 
     def dequeue(self, name: str | None = None) -> Any:
@@ -353,15 +349,19 @@ class TPUEmbedding:
 
         Takes and returns what `lookup` does.
         """
-        leaves = [
-            ready_for_jit(leaf) for leaf in self._layout.leaves("features", features)
-        ]
-        features = jax.tree.unflatten(self._layout.structure, leaves)
+        features = self._ready_for_jit(features, weights)
         return _lookup(self.state, features, weights)
 
     def serving_embedding_lookup(self, features: Any, weights: Any = None) -> Any:
         """Looks up some of the features, as the function of this name does."""
-        features = jax.tree.map(ready_for_jit, features, is_leaf=is_input)
+        given = jax.tree_util.tree_leaves_with_path(weights, is_leaf=is_input)
+        weight_at = {jax.tree_util.keystr(path): leaf for path, leaf in given}
+
+        def ready(path: Any, ids: Any) -> Any:
+            where = jax.tree_util.keystr(path)
+            return ready_for_jit(f"ids of feature {where}", ids, weight_at.get(where))
+
+        features = jax.tree_util.tree_map_with_path(ready, features, is_leaf=is_input)
         return _serve(self.state, features, weights)
 
     def retrieve(self) -> dict[str, dict[str, np.ndarray]]:
@@ -409,6 +409,19 @@ class TPUEmbedding:
                 parts[slot] = jnp.array(array, dtype=parts[slot].dtype, copy=True)
             new[name] = with_arrays(new[name], list(parts.values()))
         self._state = dataclasses.replace(self._built_state(), tables=new)
+
+    def _ready_for_jit(self, features: Any, weights: Any) -> Any:
+        ids_of = self._layout.leaves("features", features)
+        weights_of = [None] * len(ids_of)
+        if weights is not None:
+            weights_of = self._layout.leaves("weights", weights)
+        leaves = [
+            ready_for_jit(f"ids of feature {feature.name!r}", ids, own)
+            for feature, ids, own in zip(
+                self._layout.features, ids_of, weights_of, strict=True
+            )
+        ]
+        return jax.tree.unflatten(self._layout.structure, leaves)
 
     def _built_state(self) -> EmbeddingState:
         self.build()
