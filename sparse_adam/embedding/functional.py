@@ -18,16 +18,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.typing import ArrayLike
 
 from sparse_adam.embedding.combine import combine, gather_batch
 from sparse_adam.embedding.inputs import Occurrences, occurrences
 from sparse_adam.embedding.layout import Feature, Layout, make_layout
-from sparse_adam.embedding.optimizer import Optimizer, rates_now
+from sparse_adam.embedding.optimizer import Optimizer, is_traced, rates_now
 from sparse_adam.embedding.stored import checked
 
 
@@ -309,6 +307,16 @@ def _parts(
     ]
 
 
+def activation_shapes(
+    layout: Layout, features: Any, weights: Any
+) -> list[tuple[int, ...]]:
+    """Returns the shape of each feature's activations; refuses what `lookup` would."""
+    return [
+        (*part.shape, feature.config.table.dim)
+        for feature, part in _parts(layout, features, weights)
+    ]
+
+
 def check_gradients(
     layout: Layout, gradients: Any, shapes: Sequence[tuple[int, ...]]
 ) -> list[Any]:
@@ -370,7 +378,7 @@ def _rates(
         raise ValueError(f"learning_rates has {unknown}, but the tables are {names}")
     own = [table for table in tables if table.name not in given]
     dynamic = [table.name for table in own if callable(table.optimizer.learning_rate)]
-    if dynamic and isinstance(lax.full((), 0), jax.core.Tracer):
+    if dynamic and is_traced():
         raise TypeError(
             f"the learning rates of the tables {dynamic} are callables, and this "
             "update is being traced (jit, scan): their values would be frozen. Call "

@@ -14,7 +14,6 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from sparse_adam.ops import dispatch, validate
@@ -243,13 +242,24 @@ class Optimizer(abc.ABC):
     def _rate(self) -> ArrayLike:
         if not callable(self.learning_rate):
             return self.learning_rate
-        if isinstance(lax.full((), 0), jax.core.Tracer):
+        if is_traced():
             raise TypeError(
                 f"learning_rate={self.learning_rate!r} is a callable, and this update "
                 "is being traced (jit, scan): its value would be frozen. Call it "
                 "outside and pass the rate in: update(..., learning_rate=rate)"
             )
         return self.learning_rate()
+
+
+def is_traced() -> bool:
+    """Tells whether JAX is tracing here (jit, scan), whatever the arguments are."""
+    return isinstance(_nothing(), jax.core.Tracer)
+
+
+@jax.jit
+def _nothing() -> jax.Array:
+    """Returns a number. A compiled call is the cheapest way to ask JAX for one."""
+    return jnp.zeros((), jnp.int32)
 
 
 def _constant(value: float, default_dtype: DTypeLike) -> Initializer:

@@ -7,10 +7,12 @@ of its own.
 import collections
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import threading
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -20,7 +22,7 @@ from sparse_adam.embedding.config import TableConfig
 from sparse_adam.embedding.functional import EmbeddingState
 from sparse_adam.embedding.host import is_input, num_samples, ready_for_jit
 from sparse_adam.embedding.layout import Layout, make_layout
-from sparse_adam.embedding.optimizer import Optimizer
+from sparse_adam.embedding.optimizer import Optimizer, is_traced
 from sparse_adam.embedding.serving import serving_embedding_lookup
 from sparse_adam.embedding.stored import arrays, checked, weights, with_arrays
 from sparse_adam.rules import numbers
@@ -58,12 +60,7 @@ class _Batch:
     features: Any
     weights: Any
     training: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class _LookedUp:
-    batch: _Batch
-    shapes: list[tuple[int, ...]]  # of the activations
+    shapes: list[tuple[int, ...]]  # of its activations
 
 
 class _Update(NamedTuple):
@@ -74,13 +71,54 @@ class _Update(NamedTuple):
     step: np.uint32  # its number, from 0
 
 
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def _exclusive(
+    method: Callable[Concatenate["TPUEmbedding", _Arguments], _Result],
+) -> Callable[Concatenate["TPUEmbedding", _Arguments], _Result]:
+    """Lets one thread at a time call a method, and none that JAX is tracing."""
+
+    @functools.wraps(method)
+    def call(
+        self: "TPUEmbedding", *args: _Arguments.args, **kwargs: _Arguments.kwargs
+    ) -> _Result:
+        given = jax.tree.leaves((args, kwargs))
+        if is_traced() or any(isinstance(x, jax.core.Tracer) for x in given):
+            raise TypeError(
+                f"TPUEmbedding.{method.__name__} is being traced (jit, grad, scan), "
+                "but this object changes in place, which compiled code can not. Call "
+                "it outside; or use the functional core inside: pass embedding.state "
+                "in, and call lookup(state, features) and apply_gradients(state, "
+                "features, gradients)"
+            )
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return call
+
+
+def _signature(tree: Any) -> Hashable:
+    """Returns what a compiled function knows of its arguments before it runs."""
+    leaves, structure = jax.tree.flatten(tree)
+    kinds = tuple((np.shape(x), getattr(x, "dtype", type(x))) for x in leaves)
+    return structure, kinds
+
+
 class TPUEmbedding:
     """Embedding tables, looked up and trained through a queue of batches.
 
     The calls of `tf.tpu.experimental.embedding.TPUEmbedding`, on whatever device JAX
     computes on. A training step enqueues a batch, dequeues its activations and applies
     the gradients by them. Inside `jax.jit` use the functional core instead: this object
-    changes in place.
+    changes in place, and refuses to be traced.
+
+    A call that raises changes nothing: the state, the queue and an update that is under
+    way stay as they were, and what is wrong with a batch or with gradients is told by
+    the call that is given them. Threads may share an object: each call runs alone. So
+    one may enqueue while another one trains, and a third one looks up. Arrays that were
+    taken out (`state`, `embedding_tables`) are donated by the next update all the same.
 
     Args:
         feature_config: a `FeatureConfig`, or a nested structure of them. Features that
@@ -146,19 +184,22 @@ class TPUEmbedding:
         )
         self._batch_size = batch_size
         self._storage = storage
-        self._rounding = rounding
+        self._how = {"rounding": rounding, "implementation": implementation}
         self._noise = jax.random.key(seed) if rounding == "stochastic" else None
         self._num_updates = 0
-        self._implementation = implementation
         self._state: EmbeddingState | None = None
         self._enqueued: collections.deque[_Batch] = collections.deque()
-        self._looked_up: _LookedUp | None = None  # its gradients are awaited
+        self._looked_up: _Batch | None = None  # its gradients are awaited
         self._under_way: _Update | None = None  # only if pipelined
+        self._shapes_of: dict[Hashable, list[tuple[int, ...]]] = {}  # batches seen
+        self._updates_seen: set[Hashable] = set()
+        self._lock = threading.RLock()
 
     def __repr__(self) -> str:
         built = "built" if self._state is not None else "not built"
         return f"TPUEmbedding({self._layout!r}, {built})"
 
+    @_exclusive
     def build(
         self,
         per_replica_input_shapes: Any = None,
@@ -194,6 +235,7 @@ class TPUEmbedding:
         )
 
     @property
+    @_exclusive
     def state(self) -> EmbeddingState:
         """The state of the functional core: to checkpoint, or to go on without this.
 
@@ -205,6 +247,7 @@ class TPUEmbedding:
         return self._built_state()
 
     @state.setter
+    @_exclusive
     def state(self, state: EmbeddingState) -> None:
         if not isinstance(state, EmbeddingState):
             raise TypeError(
@@ -231,6 +274,7 @@ class TPUEmbedding:
         self._state = dataclasses.replace(state, tables=owned)
 
     @property
+    @_exclusive
     def embedding_tables(self) -> Mapping[str | TableConfig, jax.Array]:
         """The weights `[V, D]`, by table name or by the `TableConfig` object.
 
@@ -239,6 +283,7 @@ class TPUEmbedding:
         tables = {name: weights(one) for name, one in self.state.tables.items()}
         return _ByTable(self._layout, tables)
 
+    @_exclusive
     def enqueue(
         self,
         features: Any,
@@ -257,8 +302,10 @@ class TPUEmbedding:
             device: for TensorFlow's sake; without effect.
 
         Raises:
-            ValueError: another structure than the configuration's, or another number
-                of samples than `batch_size`.
+            TypeError: ids are not integers.
+            ValueError: another structure than the configuration's, another number of
+                samples than `batch_size`, or ids or weights that do not fit, as in
+                `lookup`.
         """
         del name, device
         features = self._ready_for_jit(features, weights)
@@ -270,8 +317,10 @@ class TPUEmbedding:
                         f"feature {feature.name!r} has {num_samples(ids)} samples; "
                         f"they must be batch_size={self._batch_size}"
                     )
-        self._enqueued.append(_Batch(features, weights, bool(training)))
+        shapes = self._activation_shapes(features, weights)
+        self._enqueued.append(_Batch(features, weights, bool(training), shapes))
 
+    @_exclusive
     def dequeue(self, name: str | None = None) -> Any:
         """Looks up the batch at the front of the queue.
 
@@ -281,7 +330,6 @@ class TPUEmbedding:
         Raises:
             RuntimeError: the queue is empty, or the gradients of the training batch
                 before have not been applied.
-            ValueError: ids or weights that do not fit, as in `lookup`.
         """
         del name
         if not self._enqueued:
@@ -294,14 +342,14 @@ class TPUEmbedding:
             )
         if not batch.training:
             self._finish_update()
-        self._enqueued.popleft()
         activations = _lookup(self._built_state(), batch.features, batch.weights)
         if batch.training:
             self._finish_update()  # of the batch before: only now, if pipelined
-            leaves = self._layout.leaves("activations", activations)
-            self._looked_up = _LookedUp(batch, [leaf.shape for leaf in leaves])
+            self._looked_up = batch
+        self._enqueued.popleft()
         return activations
 
+    @_exclusive
     def apply_gradients(self, gradients: Any, name: str | None = None) -> None:
         """Updates the rows of the training batch that was dequeued last.
 
@@ -323,27 +371,31 @@ class TPUEmbedding:
                 "apply_gradients() has no batch: each one takes the gradients of one "
                 "enqueue(..., training=True) and dequeue()"
             )
-        batch, shapes = self._looked_up.batch, self._looked_up.shapes
-        functional.check_gradients(self._layout, gradients, shapes)
-        functional.warn_of_missing_gradients(self._layout, gradients, stacklevel=3)
+        batch = self._looked_up
+        functional.check_gradients(self._layout, gradients, batch.shapes)
+        functional.warn_of_missing_gradients(self._layout, gradients, stacklevel=4)
         rates = {
             table: numbers.scalar("learning_rate", rate)
             for table, rate in functional.current_learning_rates(
                 self._built_state()
             ).items()
         }
-        self._looked_up = None
-        self._under_way = _Update(
+        update = _Update(
             batch.features,
             batch.weights,
             gradients,
             rates,
             np.uint32(self._num_updates),
         )
+        if self._pipelined:
+            self._check_update(update)
+            self._under_way = update
+        else:
+            self._state = self._updated(update)
+        self._looked_up = None
         self._num_updates += 1
-        if not self._pipelined:
-            self._finish_update()
 
+    @_exclusive
     def __call__(self, features: Any, weights: Any = None) -> Any:
         """Looks up a batch of all features, past the queue and without an update.
 
@@ -352,6 +404,7 @@ class TPUEmbedding:
         features = self._ready_for_jit(features, weights)
         return _lookup(self.state, features, weights)
 
+    @_exclusive
     def serving_embedding_lookup(self, features: Any, weights: Any = None) -> Any:
         """Looks up some of the features, as the function of this name does."""
         given = jax.tree_util.tree_leaves_with_path(weights, is_leaf=is_input)
@@ -364,6 +417,7 @@ class TPUEmbedding:
         features = jax.tree_util.tree_map_with_path(ready, features, is_leaf=is_input)
         return _serve(self.state, features, weights)
 
+    @_exclusive
     def retrieve(self) -> dict[str, dict[str, np.ndarray]]:
         """Copies all tables to the host.
 
@@ -382,6 +436,7 @@ class TPUEmbedding:
             for table in self._layout.tables
         }
 
+    @_exclusive
     def load(self, tables: Mapping[str, Mapping[str, ArrayLike]]) -> None:
         """Replaces arrays by those of `tables`, which is like what `retrieve` returns.
 
@@ -429,16 +484,36 @@ class TPUEmbedding:
         return self._state
 
     def _finish_update(self) -> None:
-        if self._under_way is None:
-            return
-        update, self._under_way = self._under_way, None
-        self._state = _update(
-            self._built_state(),
-            update,
-            self._noise,
-            rounding=self._rounding,
-            implementation=self._implementation,
-        )
+        if self._under_way is not None:
+            self._state = self._updated(self._under_way)
+            self._under_way = None
+
+    def _updated(self, update: _Update) -> EmbeddingState:
+        return _update(self._built_state(), update, self._noise, **self._how)
+
+    def _check_update(self, update: _Update) -> None:
+        """Refuses now what would fail when the update is made, after the next lookup.
+
+        Traces it for that, once for each kind of batch; the update then need not.
+        """
+        kind = _signature(update)
+        if kind not in self._updates_seen:
+            _update.eval_shape(self._built_state(), update, self._noise, **self._how)
+            self._updates_seen.add(kind)
+
+    def _activation_shapes(self, features: Any, weights: Any) -> list[tuple[int, ...]]:
+        """Returns the shapes of a batch's activations; refuses what has none."""
+        kind = _signature((features, weights))
+        if kind not in self._shapes_of:
+            found: list[tuple[int, ...]] = []
+
+            def trace(features: Any, weights: Any) -> None:
+                shapes = functional.activation_shapes(self._layout, features, weights)
+                found.extend(shapes)
+
+            jax.eval_shape(trace, features, weights)
+            self._shapes_of[kind] = found
+        return self._shapes_of[kind]
 
 
 class _ByTable(dict):
