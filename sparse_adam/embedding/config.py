@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from sparse_adam.embedding.optimizer import Optimizer
 from sparse_adam.ops.validate import STORED_DTYPES
 
 COMBINERS = ("mean", "sum", "sqrtn")
+MAX_ROWS = 2**31 - 2
 
 
 class _ShowsWhatIsSet:
@@ -64,7 +66,7 @@ class QuantizationConfig(_ShowsWhatIsSet):
     upper: float
 
     def __post_init__(self) -> None:
-        if not _is_int(self.num_buckets) or self.num_buckets < 2:
+        if not is_int(self.num_buckets) or self.num_buckets < 2:
             raise ValueError(
                 f"num_buckets={self.num_buckets!r} must be an int and at least 2: one "
                 "for each end of the range"
@@ -85,7 +87,8 @@ class TableConfig(_ShowsWhatIsSet):
     configurations with equal values are equal and hash alike, but are two tables.
 
     Args:
-        vocabulary_size: V, the number of rows; ids are in `[0, V)`.
+        vocabulary_size: V, the number of rows, below 2**31 - 1; ids are in `[0, V)`.
+            If rows are to be spread over devices, a multiple of their number.
         dim: D, the width of a row.
         initializer: `(key, shape, dtype) -> array`, as those of
             `jax.nn.initializers`, called with `(V, D)` and `dtype`. What it returns is
@@ -125,16 +128,24 @@ class TableConfig(_ShowsWhatIsSet):
     def __post_init__(self) -> None:
         for argument, what in (("vocabulary_size", "rows"), ("dim", "numbers a row")):
             value = getattr(self, argument)
-            if not _is_int(value) or value < 1:
+            if not is_int(value) or value < 1:
                 raise ValueError(
                     f"{argument}={value!r} must be an int and at least 1: it counts "
                     f"{what}"
                 )
             object.__setattr__(self, argument, int(value))
-        if self.initializer is not None and not callable(self.initializer):
+        if self.vocabulary_size > MAX_ROWS:
+            raise ValueError(
+                f"vocabulary_size={self.vocabulary_size} of table {self.name!r} must "
+                f"be at most {MAX_ROWS}, since ids are int32 in the update: split the "
+                "table"
+            )
+        if self.initializer is not None and not _takes_three(self.initializer):
             raise ValueError(
                 f"initializer={self.initializer!r} must be a callable (key, shape, "
-                "dtype) -> array, or None"
+                "dtype) -> array, as those of jax.nn.initializers, or None; of one of "
+                "TensorFlow's, (shape, dtype), make lambda key, shape, dtype: "
+                "initializer(shape, dtype)"
             )
         if self.optimizer is not None:
             check_optimizer(self.optimizer)
@@ -222,7 +233,7 @@ max_sequence_length=3)
     def __post_init__(self) -> None:
         if not isinstance(self.table, TableConfig):
             raise ValueError(f"table={self.table!r} must be a TableConfig")
-        if not _is_int(self.max_sequence_length) or self.max_sequence_length < 0:
+        if not is_int(self.max_sequence_length) or self.max_sequence_length < 0:
             raise ValueError(
                 f"max_sequence_length={self.max_sequence_length!r} must be an int and "
                 "at least 0; 0 is no sequence"
@@ -235,7 +246,7 @@ max_sequence_length=3)
         if self.output_shape is not None:
             is_shape = isinstance(self.output_shape, Sequence)
             shape = tuple(self.output_shape) if is_shape else ()
-            if not is_shape or not all(_is_int(size) and size >= 1 for size in shape):
+            if not is_shape or not all(is_int(size) and size >= 1 for size in shape):
                 raise ValueError(
                     f"output_shape={self.output_shape!r} must be a tuple of ints >= 1, "
                     "without the last axis D; or None"
@@ -270,7 +281,21 @@ def _stored_dtype(config: TableConfig, argument: str) -> np.dtype:
     )
 
 
-def _is_int(value: Any) -> bool:
+def _takes_three(function: Any) -> bool:
+    """Tells whether a function can be called with a key, a shape and a dtype."""
+    if not callable(function):
+        return False
+    try:
+        inspect.signature(function).bind(None, None, None)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature to be known
+        return True
+    return True
+
+
+def is_int(value: Any) -> bool:
+    """Tells an int, Python's or NumPy's, which a bool is not here."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 

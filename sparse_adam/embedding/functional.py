@@ -13,6 +13,7 @@ nothing of the size `[ids, D]` is made of them either.
 
 import dataclasses
 import functools
+import reprlib
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from sparse_adam.embedding.combine import combine, gather_batch
-from sparse_adam.embedding.inputs import Occurrences, occurrences
+from sparse_adam.embedding.inputs import Occurrences, as_array, occurrences
 from sparse_adam.embedding.layout import Feature, Layout, make_layout
 from sparse_adam.embedding.optimizer import Optimizer, is_traced, rates_now
 from sparse_adam.embedding.stored import checked
@@ -326,15 +327,27 @@ def check_gradients(
         TypeError: one is no array of floats.
         ValueError: another structure or another shape.
     """
-    leaves = layout.leaves("activation_gradients", gradients)
+    leaves = [
+        as_array(f"the gradient of feature {feature.name!r}", leaf)
+        if hasattr(leaf, "dtype")
+        else leaf
+        for feature, leaf in zip(
+            layout.features,
+            layout.leaves("activation_gradients", gradients),
+            strict=True,
+        )
+    ]
     for feature, gradient, shape in zip(layout.features, leaves, shapes, strict=True):
         if gradient is None:
             continue
         dtype = getattr(gradient, "dtype", None)
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            what = reprlib.repr(gradient)
+            if dtype is not None:
+                what = f"{dtype}{list(np.shape(gradient))}"
             raise TypeError(
-                f"the gradient of feature {feature.name!r} is {gradient!r}; it must be "
-                "an array of floats, or None"
+                f"the gradient of feature {feature.name!r} is {what}; it must be an "
+                f"array of floats of the shape {shape}, or None"
             )
         if np.shape(gradient) != shape:
             raise ValueError(
@@ -373,6 +386,11 @@ def _rates(
     given = {} if given is None else given
     tables = state.layout.tables
     names = [table.name for table in tables]
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"learning_rates={reprlib.repr(given)} must be a dict of rates by table "
+            f"name: for all tables pass dict.fromkeys({names}, rate)"
+        )
     unknown = sorted(set(given) - set(names))
     if unknown:
         raise ValueError(f"learning_rates has {unknown}, but the tables are {names}")

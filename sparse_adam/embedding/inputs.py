@@ -257,7 +257,8 @@ def occurrences(feature: Feature, ids: Any, weights: Any = None) -> Occurrences:
         ValueError: shapes that do not fit, weights where there can be none, or of
             another form than the ids.
     """
-    ids, weights = _as_sparse(ids), _as_sparse(weights)
+    ids = _of_arrays(f"ids of feature {feature.name!r}", ids)
+    weights = _of_arrays(f"weights of feature {feature.name!r}", weights)
     num_rows = feature.config.table.vocabulary_size
     given = weights is not None
     if given and _form(weights) != _form(ids):
@@ -443,10 +444,49 @@ def _cut(
     )
 
 
-def _as_sparse(values: Any) -> Any:
-    """Takes a `BCOO` apart; leaves everything else as it is."""
+def as_array(name: str, values: Any) -> jax.Array | np.ndarray:
+    """Returns an array of JAX or NumPy: `values`, or what other libraries have in it.
+
+    Raises:
+        TypeError: it is no array, and can not be one.
+        ValueError: it has rows of different lengths.
+    """
+    if not isinstance(values, jax.Array | np.ndarray):
+        by_dlpack = hasattr(values, "__dlpack__") and not hasattr(values, "__array__")
+        try:
+            values = np.from_dlpack(values) if by_dlpack else np.asarray(values)
+        except ValueError as error:
+            raise ValueError(
+                f"{name} are a {type(values).__name__} that makes no array, as rows of "
+                "different lengths do: pass Ragged.from_rows(rows), or fill the rows "
+                f"up with -1 ({error})"
+            ) from error
+    if values.dtype == object:
+        raise TypeError(
+            f"{name} have dtype=object; they must be an array of numbers, a Ragged, a "
+            "Sparse or a BCOO. Of rows of different lengths pass "
+            "Ragged.from_rows(rows)"
+        )
+    return values
+
+
+def _of_arrays(name: str, values: Any) -> Any:
+    """Returns ids or weights with all in arrays, and a `BCOO` taken apart."""
+    if values is None:
+        return None
+    if isinstance(values, Ragged):
+        return Ragged(
+            as_array(f"{name}: values", values.values),
+            as_array(f"{name}: row_splits", values.row_splits),
+        )
+    if isinstance(values, Sparse):
+        return Sparse(
+            as_array(f"{name}: indices", values.indices),
+            as_array(f"{name}: values", values.values),
+            values.dense_shape,
+        )
     if not is_bcoo(values):
-        return values
+        return as_array(name, values)
     n_batch, n_dense = values.n_batch, values.n_dense
     if n_batch or n_dense:
         raise ValueError(

@@ -210,8 +210,8 @@ class Optimizer(abc.ABC):
         """
         if not isinstance(state, tuple | PackedTable):
             raise TypeError(
-                f"state is {type(state).__name__}; it must be what "
-                f"{type(self).__name__}.init(table) returns"
+                f"state is {_described(state)}; it must be the table and its slots, "
+                f"what {type(self).__name__}(...).init(table) returns"
             )
         options = self.options(
             learning_rate=self._rate() if learning_rate is None else learning_rate,
@@ -249,6 +249,11 @@ class Optimizer(abc.ABC):
                 "outside and pass the rate in: update(..., learning_rate=rate)"
             )
         return self.learning_rate()
+
+
+def _described(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ + ("" if shape is None else f" of the shape {shape}")
 
 
 def is_traced() -> bool:

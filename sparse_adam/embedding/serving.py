@@ -77,6 +77,7 @@ def _flatten_inputs(
         if path not in allowed:
             raise ValueError(
                 f"{what} have {path or 'one array'}, which is not among "
-                f"{sorted(allowed)}"
+                f"{sorted(allowed)}: pass these, or some of them, nested as "
+                "feature_config is"
             )
     return found, structure

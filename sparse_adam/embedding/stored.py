@@ -4,6 +4,7 @@ Everything outside sees logical arrays `[V, D]`; here is the only place that kno
 and the one that checks a state against its layout.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -99,6 +100,15 @@ def _check_packed(table: Table, packed: PackedTable) -> None:
             f"{np.shape(packed.lines)}; they must be {layout.shape} for {whole} "
             f"weights: {_way_to_whole_tables()}"
         )
+
+    axes = _spread_over(packed.lines)
+    if axes is not None:
+        mesh = jax.typeof(packed.lines).sharding.mesh
+        names = axes if isinstance(axes, tuple) else (axes,)
+        try:
+            layout.divided(math.prod(mesh.shape[axis] for axis in names))
+        except ValueError as error:
+            raise ValueError(f"table {table.name!r}: {error}") from error
 
 
 def _way_to_whole_tables() -> str:

@@ -18,13 +18,14 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from sparse_adam.embedding import functional
-from sparse_adam.embedding.config import TableConfig
+from sparse_adam.embedding.config import TableConfig, is_int
 from sparse_adam.embedding.functional import EmbeddingState
-from sparse_adam.embedding.host import is_input, num_samples, ready_for_jit
+from sparse_adam.embedding.host import num_samples, ready_for_jit, some_ready_for_jit
 from sparse_adam.embedding.layout import Layout, make_layout
 from sparse_adam.embedding.optimizer import Optimizer, is_traced
 from sparse_adam.embedding.serving import serving_embedding_lookup
 from sparse_adam.embedding.stored import arrays, checked, weights, with_arrays
+from sparse_adam.ops import dispatch
 from sparse_adam.rules import numbers
 
 _lookup = jax.jit(functional.lookup)
@@ -69,6 +70,14 @@ class _Update(NamedTuple):
     gradients: Any
     rates: dict[str, jax.Array]
     step: np.uint32  # its number, from 0
+
+
+def _batch_size(argument: str, value: Any) -> int | None:
+    if value is not None and (not is_int(value) or value < 1):
+        raise ValueError(
+            f"{argument}={value!r} must be an int and at least 1; None is not checked"
+        )
+    return value
 
 
 _Arguments = ParamSpec("_Arguments")
@@ -182,10 +191,20 @@ class TPUEmbedding:
         self._pipelined = numbers.flag(
             "pipeline_execution_with_tensor_core", pipeline_execution_with_tensor_core
         )
-        self._batch_size = batch_size
+        self._batch_size = _batch_size("batch_size", batch_size)
+        dispatch.storage(1, storage)
+        if implementation not in (None, *dispatch.NAMES):
+            raise ValueError(
+                f"{implementation=} must be None or one of {dispatch.NAMES}"
+            )
+        if not is_int(seed):
+            raise TypeError(f"{seed=} must be an int")
         self._storage = storage
         self._how = {"rounding": rounding, "implementation": implementation}
-        self._noise = jax.random.key(seed) if rounding == "stochastic" else None
+        self._noise = None if rounding == "nearest" else jax.random.key(seed)
+        self._layout.tables[0].optimizer.options(
+            learning_rate=0.0, rounding=rounding, key=self._noise
+        )
         self._num_updates = 0
         self._state: EmbeddingState | None = None
         self._enqueued: collections.deque[_Batch] = collections.deque()
@@ -221,7 +240,9 @@ class TPUEmbedding:
         """
         del per_replica_input_shapes
         if self._batch_size is None:
-            self._batch_size = per_replica_batch_size
+            self._batch_size = _batch_size(
+                "per_replica_batch_size", per_replica_batch_size
+            )
         if self._state is not None:
             if key is not None:
                 raise RuntimeError(
@@ -308,7 +329,7 @@ class TPUEmbedding:
                 `lookup`.
         """
         del name, device
-        features = self._ready_for_jit(features, weights)
+        features, weights = self._ready_for_jit(features, weights)
         if self._batch_size is not None:
             leaves = self._layout.leaves("features", features)
             for feature, ids in zip(self._layout.features, leaves, strict=True):
@@ -372,8 +393,9 @@ class TPUEmbedding:
                 "enqueue(..., training=True) and dequeue()"
             )
         batch = self._looked_up
-        functional.check_gradients(self._layout, gradients, batch.shapes)
+        leaves = functional.check_gradients(self._layout, gradients, batch.shapes)
         functional.warn_of_missing_gradients(self._layout, gradients, stacklevel=4)
+        gradients = jax.tree.unflatten(self._layout.structure, leaves)
         rates = {
             table: numbers.scalar("learning_rate", rate)
             for table, rate in functional.current_learning_rates(
@@ -401,20 +423,13 @@ class TPUEmbedding:
 
         Takes and returns what `lookup` does.
         """
-        features = self._ready_for_jit(features, weights)
+        features, weights = self._ready_for_jit(features, weights)
         return _lookup(self.state, features, weights)
 
     @_exclusive
     def serving_embedding_lookup(self, features: Any, weights: Any = None) -> Any:
         """Looks up some of the features, as the function of this name does."""
-        given = jax.tree_util.tree_leaves_with_path(weights, is_leaf=is_input)
-        weight_at = {jax.tree_util.keystr(path): leaf for path, leaf in given}
-
-        def ready(path: Any, ids: Any) -> Any:
-            where = jax.tree_util.keystr(path)
-            return ready_for_jit(f"ids of feature {where}", ids, weight_at.get(where))
-
-        features = jax.tree_util.tree_map_with_path(ready, features, is_leaf=is_input)
+        features, weights = some_ready_for_jit(features, weights)
         return _serve(self.state, features, weights)
 
     @_exclusive
@@ -444,14 +459,26 @@ class TPUEmbedding:
         dtype and the sharding of the old.
 
         Raises:
+            TypeError: a table that is no dict of arrays by name.
             ValueError: an unknown table or array name, or another shape.
         """
+        if not isinstance(tables, Mapping):
+            raise TypeError(
+                f"load() got {type(tables).__name__}; it must be a dict of tables by "
+                "name, as retrieve() returns"
+            )
         new = dict(self.state.tables)
         known = {table.name: table for table in self._layout.tables}
         for name, given in tables.items():
             if name not in known:
                 raise ValueError(f"load() got the table {name!r}, not in {list(known)}")
             names = known[name].array_names
+            if not isinstance(given, Mapping):
+                raise TypeError(
+                    f"load() got {type(given).__name__} for table {name!r}; it must be "
+                    f"a dict of some of the arrays {names}: for the weights alone pass "
+                    f"{{{name!r}: {{'parameters': array}}}}"
+                )
             parts = dict(zip(names, arrays(new[name]), strict=True))
             for slot, array in given.items():
                 if slot not in parts or np.shape(array) != parts[slot].shape:
@@ -465,18 +492,23 @@ class TPUEmbedding:
             new[name] = with_arrays(new[name], list(parts.values()))
         self._state = dataclasses.replace(self._built_state(), tables=new)
 
-    def _ready_for_jit(self, features: Any, weights: Any) -> Any:
+    def _ready_for_jit(self, features: Any, weights: Any) -> tuple[Any, Any]:
         ids_of = self._layout.leaves("features", features)
         weights_of = [None] * len(ids_of)
         if weights is not None:
             weights_of = self._layout.leaves("weights", weights)
-        leaves = [
-            ready_for_jit(f"ids of feature {feature.name!r}", ids, own)
+        ready = [
+            ready_for_jit(repr(feature.name), ids, own)
             for feature, ids, own in zip(
                 self._layout.features, ids_of, weights_of, strict=True
             )
         ]
-        return jax.tree.unflatten(self._layout.structure, leaves)
+        ids_of, weights_of = zip(*ready, strict=True)
+        structure = self._layout.structure
+        features = jax.tree.unflatten(structure, ids_of)
+        if weights is not None:
+            weights = jax.tree.unflatten(structure, weights_of)
+        return features, weights
 
     def _built_state(self) -> EmbeddingState:
         self.build()
