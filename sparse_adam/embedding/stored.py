@@ -14,7 +14,7 @@ import numpy as np
 
 from sparse_adam.embedding.layout import Table
 from sparse_adam.ops.lookup import lookup_plain
-from sparse_adam.ops.packed import PackedTable
+from sparse_adam.ops.packed import PackedTable, check_lines
 from sparse_adam.ops.validate import STORED_DTYPES
 
 
@@ -101,6 +101,10 @@ def _check_packed(table: Table, packed: PackedTable) -> None:
             f"weights: {_way_to_whole_tables()}"
         )
 
+    try:
+        check_lines(packed)
+    except TypeError as error:
+        raise TypeError(f"table {table.name!r}: {error}") from error
     axes = _spread_over(packed.lines)
     if axes is not None:
         mesh = jax.typeof(packed.lines).sharding.mesh
