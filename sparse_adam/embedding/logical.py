@@ -4,13 +4,15 @@ Of plain tables `jax.tree.map` does the same. The leaves of packed ones are word
 hold several arrays, so that sums or casts of them mean nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from sparse_adam.embedding.functional import EmbeddingState
-from sparse_adam.embedding.stored import arrays, checked
+from sparse_adam.embedding.stored import arrays, checked, with_arrays
 from sparse_adam.ops.packed import PackedTable
 
 
@@ -89,3 +91,38 @@ def map_arrays(
             tables[table.name] = table.optimizer.state_of(new)  # type: ignore[arg-type]
         checked(tables, table)
     return EmbeddingState(tables, state.layout)
+
+
+def loaded(
+    state: EmbeddingState, tables: Mapping[str, Mapping[str, ArrayLike]]
+) -> EmbeddingState:
+    """Returns a state with copies of some arrays, for `TPUEmbedding.load`."""
+    if not isinstance(tables, Mapping):
+        raise TypeError(
+            f"load() got {type(tables).__name__}; it must be a dict of tables by "
+            "name, as retrieve() returns"
+        )
+    new = dict(state.tables)
+    known = {table.name: table for table in state.layout.tables}
+    for name, given in tables.items():
+        if name not in known:
+            raise ValueError(f"load() got the table {name!r}, not in {list(known)}")
+        names = known[name].array_names
+        if not isinstance(given, Mapping):
+            raise TypeError(
+                f"load() got {type(given).__name__} for table {name!r}; it must be "
+                f"a dict of some of the arrays {names}: for the weights alone pass "
+                f"{{{name!r}: {{'parameters': array}}}}"
+            )
+        parts = dict(zip(names, arrays(new[name]), strict=True))
+        for slot, array in given.items():
+            if slot not in parts or np.shape(array) != parts[slot].shape:
+                expected = {key: value.shape for key, value in parts.items()}
+                raise ValueError(
+                    f"load() got {slot!r} of shape {np.shape(array)} for table "
+                    f"{name!r}; it must be one of {expected}"
+                )
+            # A copy: the next update donates it.
+            parts[slot] = jnp.array(array, dtype=parts[slot].dtype, copy=True)
+        new[name] = with_arrays(new[name], list(parts.values()))
+    return EmbeddingState(new, state.layout)

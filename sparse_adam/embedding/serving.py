@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from sparse_adam.embedding.combine import combine
 from sparse_adam.embedding.functional import EmbeddingState
 from sparse_adam.embedding.host import is_input
-from sparse_adam.embedding.inputs import Ragged, occurrences
+from sparse_adam.embedding.inputs import Ragged
+from sparse_adam.embedding.occurrences import occurrences
 from sparse_adam.embedding.stored import checked
 
 

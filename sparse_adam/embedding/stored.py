@@ -47,6 +47,26 @@ def checked(tables: Mapping[str, Any], table: Table) -> Any:
     return stored
 
 
+def owned(stored: Mapping[str, Any], tables: Sequence[Table]) -> dict[str, Any]:
+    """Returns the tables of a state that is handed over, checked: all can be donated.
+
+    Raises:
+        TypeError: see `checked`.
+        ValueError: see `checked`; or one array stands in two places.
+    """
+    found = {table.name: checked(stored, table) for table in tables}
+    leaves = jax.tree.leaves(found)
+    if len(set(map(id, leaves))) < len(leaves):
+        raise ValueError(
+            "state has one array in two places, but the next update donates each: "
+            "pass jax.tree.map(jnp.copy, state)"
+        )
+    # NumPy arrays become JAX's own; JAX may share the memory of one.
+    return jax.tree.map(
+        lambda x: x if isinstance(x, jax.Array) else jnp.array(x, copy=True), found
+    )
+
+
 def _check_plain(table: Table, stored: tuple[Any, ...]) -> None:
     names, shapes = table.array_names, table.shapes
     if len(stored) != len(names):

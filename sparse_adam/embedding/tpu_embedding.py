@@ -1,75 +1,31 @@
 """`TPUEmbedding`: the object of TensorFlow's name, on top of the functional core.
 
-It holds a state, a queue of batches, and three compiled functions; it adds no numbers
-of its own.
+It holds a state and a queue of batches; it adds no numbers of its own.
 """
 
 import collections
 import dataclasses
-import functools
 import threading
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import jax
-import jax.core
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sparse_adam.embedding import functional
+from sparse_adam.embedding import functional, steps
 from sparse_adam.embedding.config import TableConfig, is_int
+from sparse_adam.embedding.exclusive import exclusive
 from sparse_adam.embedding.functional import EmbeddingState
+from sparse_adam.embedding.gradients import check_gradients, warn_of_missing_gradients
 from sparse_adam.embedding.host import num_samples, ready_for_jit, some_ready_for_jit
 from sparse_adam.embedding.layout import Layout, make_layout
-from sparse_adam.embedding.optimizer import Optimizer, is_traced
-from sparse_adam.embedding.serving import serving_embedding_lookup
-from sparse_adam.embedding.stored import arrays, checked, weights, with_arrays
+from sparse_adam.embedding.logical import loaded, logical_arrays
+from sparse_adam.embedding.optimizer import Optimizer
+from sparse_adam.embedding.steps import Batch, Update
+from sparse_adam.embedding.stored import owned, weights
 from sparse_adam.ops import dispatch
 from sparse_adam.rules import numbers
-
-_lookup = jax.jit(functional.lookup)
-_serve = jax.jit(serving_embedding_lookup)
-
-
-@functools.partial(
-    jax.jit, static_argnames=("rounding", "implementation"), donate_argnums=0
-)
-def _update(
-    state: EmbeddingState,
-    update: "_Update",
-    noise: jax.Array | None,
-    *,
-    rounding: str,
-    implementation: str | None,
-) -> EmbeddingState:
-    """Updates the tables; `noise` is the key whose children are those of the steps."""
-    return functional.update_tables(
-        state,
-        update.features,
-        update.gradients,
-        update.weights,
-        learning_rates=update.rates,
-        rounding=rounding,
-        key=None if noise is None else jax.random.fold_in(noise, update.step),
-        implementation=implementation,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Batch:
-    features: Any
-    weights: Any
-    training: bool
-    shapes: list[tuple[int, ...]]  # of its activations
-
-
-class _Update(NamedTuple):
-    features: Any
-    weights: Any
-    gradients: Any
-    rates: dict[str, jax.Array]
-    step: np.uint32  # its number, from 0
 
 
 def _batch_size(argument: str, value: Any) -> int | None:
@@ -78,41 +34,6 @@ def _batch_size(argument: str, value: Any) -> int | None:
             f"{argument}={value!r} must be an int and at least 1; None is not checked"
         )
     return value
-
-
-_Arguments = ParamSpec("_Arguments")
-_Result = TypeVar("_Result")
-
-
-def _exclusive(
-    method: Callable[Concatenate["TPUEmbedding", _Arguments], _Result],
-) -> Callable[Concatenate["TPUEmbedding", _Arguments], _Result]:
-    """Lets one thread at a time call a method, and none that JAX is tracing."""
-
-    @functools.wraps(method)
-    def call(
-        self: "TPUEmbedding", *args: _Arguments.args, **kwargs: _Arguments.kwargs
-    ) -> _Result:
-        given = jax.tree.leaves((args, kwargs))
-        if is_traced() or any(isinstance(x, jax.core.Tracer) for x in given):
-            raise TypeError(
-                f"TPUEmbedding.{method.__name__} is being traced (jit, grad, scan), "
-                "but this object changes in place, which compiled code can not. Call "
-                "it outside; or use the functional core inside: pass embedding.state "
-                "in, and call lookup(state, features) and apply_gradients(state, "
-                "features, gradients)"
-            )
-        with self._lock:
-            return method(self, *args, **kwargs)
-
-    return call
-
-
-def _signature(tree: Any) -> Hashable:
-    """Returns what a compiled function knows of its arguments before it runs."""
-    leaves, structure = jax.tree.flatten(tree)
-    kinds = tuple((np.shape(x), getattr(x, "dtype", type(x))) for x in leaves)
-    return structure, kinds
 
 
 class TPUEmbedding:
@@ -207,18 +128,17 @@ class TPUEmbedding:
         )
         self._num_updates = 0
         self._state: EmbeddingState | None = None
-        self._enqueued: collections.deque[_Batch] = collections.deque()
-        self._looked_up: _Batch | None = None  # its gradients are awaited
-        self._under_way: _Update | None = None  # only if pipelined
-        self._shapes_of: dict[Hashable, list[tuple[int, ...]]] = {}  # batches seen
-        self._updates_seen: set[Hashable] = set()
+        self._enqueued: collections.deque[Batch] = collections.deque()
+        self._looked_up: Batch | None = None  # its gradients are awaited
+        self._under_way: Update | None = None  # only if pipelined
+        self._checks = steps.Checks(self._layout)
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
         built = "built" if self._state is not None else "not built"
         return f"TPUEmbedding({self._layout!r}, {built})"
 
-    @_exclusive
+    @exclusive
     def build(
         self,
         per_replica_input_shapes: Any = None,
@@ -256,7 +176,7 @@ class TPUEmbedding:
         )
 
     @property
-    @_exclusive
+    @exclusive
     def state(self) -> EmbeddingState:
         """The state of the functional core: to checkpoint, or to go on without this.
 
@@ -268,7 +188,7 @@ class TPUEmbedding:
         return self._built_state()
 
     @state.setter
-    @_exclusive
+    @exclusive
     def state(self, state: EmbeddingState) -> None:
         if not isinstance(state, EmbeddingState):
             raise TypeError(
@@ -280,22 +200,12 @@ class TPUEmbedding:
                 f"{state.layout=} must be that of this object, {self._layout}: make "
                 "both from one feature_config and optimizer"
             )
-        tables = {t.name: checked(state.tables, t) for t in self._layout.tables}
-        unique = len(set(map(id, jax.tree.leaves(tables))))
-        if unique < len(jax.tree.leaves(tables)):
-            raise ValueError(
-                "state has one array in two places, but the next update donates each: "
-                "pass jax.tree.map(jnp.copy, state)"
-            )
+        tables = owned(state.tables, self._layout.tables)
         self._finish_update()
-        # NumPy arrays become JAX's own; JAX may share the memory of one.
-        owned = jax.tree.map(
-            lambda x: x if isinstance(x, jax.Array) else jnp.array(x, copy=True), tables
-        )
-        self._state = dataclasses.replace(state, tables=owned)
+        self._state = dataclasses.replace(state, tables=tables)
 
     @property
-    @_exclusive
+    @exclusive
     def embedding_tables(self) -> Mapping[str | TableConfig, jax.Array]:
         """The weights `[V, D]`, by table name or by the `TableConfig` object.
 
@@ -304,7 +214,7 @@ class TPUEmbedding:
         tables = {name: weights(one) for name, one in self.state.tables.items()}
         return _ByTable(self._layout, tables)
 
-    @_exclusive
+    @exclusive
     def enqueue(
         self,
         features: Any,
@@ -329,7 +239,7 @@ class TPUEmbedding:
                 `lookup`.
         """
         del name, device
-        features, weights = self._ready_for_jit(features, weights)
+        features, weights = ready_for_jit(self._layout, features, weights)
         if self._batch_size is not None:
             leaves = self._layout.leaves("features", features)
             for feature, ids in zip(self._layout.features, leaves, strict=True):
@@ -338,10 +248,10 @@ class TPUEmbedding:
                         f"feature {feature.name!r} has {num_samples(ids)} samples; "
                         f"they must be batch_size={self._batch_size}"
                     )
-        shapes = self._activation_shapes(features, weights)
-        self._enqueued.append(_Batch(features, weights, bool(training), shapes))
+        shapes = self._checks.activation_shapes(features, weights)
+        self._enqueued.append(Batch(features, weights, bool(training), shapes))
 
-    @_exclusive
+    @exclusive
     def dequeue(self, name: str | None = None) -> Any:
         """Looks up the batch at the front of the queue.
 
@@ -363,14 +273,14 @@ class TPUEmbedding:
             )
         if not batch.training:
             self._finish_update()
-        activations = _lookup(self._built_state(), batch.features, batch.weights)
+        activations = steps.lookup(self._built_state(), batch.features, batch.weights)
         if batch.training:
             self._finish_update()  # of the batch before: only now, if pipelined
             self._looked_up = batch
         self._enqueued.popleft()
         return activations
 
-    @_exclusive
+    @exclusive
     def apply_gradients(self, gradients: Any, name: str | None = None) -> None:
         """Updates the rows of the training batch that was dequeued last.
 
@@ -393,8 +303,8 @@ class TPUEmbedding:
                 "enqueue(..., training=True) and dequeue()"
             )
         batch = self._looked_up
-        leaves = functional.check_gradients(self._layout, gradients, batch.shapes)
-        functional.warn_of_missing_gradients(self._layout, gradients, stacklevel=4)
+        leaves = check_gradients(self._layout, gradients, batch.shapes)
+        warn_of_missing_gradients(self._layout, gradients, stacklevel=4)
         gradients = jax.tree.unflatten(self._layout.structure, leaves)
         rates = {
             table: numbers.scalar("learning_rate", rate)
@@ -402,7 +312,7 @@ class TPUEmbedding:
                 self._built_state()
             ).items()
         }
-        update = _Update(
+        update = Update(
             batch.features,
             batch.weights,
             gradients,
@@ -410,29 +320,29 @@ class TPUEmbedding:
             np.uint32(self._num_updates),
         )
         if self._pipelined:
-            self._check_update(update)
+            self._checks.update(self._built_state(), update, self._noise, **self._how)
             self._under_way = update
         else:
             self._state = self._updated(update)
         self._looked_up = None
         self._num_updates += 1
 
-    @_exclusive
+    @exclusive
     def __call__(self, features: Any, weights: Any = None) -> Any:
         """Looks up a batch of all features, past the queue and without an update.
 
         Takes and returns what `lookup` does.
         """
-        features, weights = self._ready_for_jit(features, weights)
-        return _lookup(self.state, features, weights)
+        features, weights = ready_for_jit(self._layout, features, weights)
+        return steps.lookup(self.state, features, weights)
 
-    @_exclusive
+    @exclusive
     def serving_embedding_lookup(self, features: Any, weights: Any = None) -> Any:
         """Looks up some of the features, as the function of this name does."""
         features, weights = some_ready_for_jit(features, weights)
-        return _serve(self.state, features, weights)
+        return steps.serve(self.state, features, weights)
 
-    @_exclusive
+    @exclusive
     def retrieve(self) -> dict[str, dict[str, np.ndarray]]:
         """Copies all tables to the host.
 
@@ -440,18 +350,12 @@ class TPUEmbedding:
             By table name, `parameters` and, for `Adam`, `momenta` and `velocities`:
             `[V, D]` each.
         """
-        state = self.state
         return {
-            table.name: {
-                slot: np.array(array)
-                for slot, array in zip(
-                    table.array_names, arrays(state.tables[table.name]), strict=True
-                )
-            }
-            for table in self._layout.tables
+            name: {slot: np.array(array) for slot, array in own.items()}
+            for name, own in logical_arrays(self.state).items()
         }
 
-    @_exclusive
+    @exclusive
     def load(self, tables: Mapping[str, Mapping[str, ArrayLike]]) -> None:
         """Replaces arrays by those of `tables`, which is like what `retrieve` returns.
 
@@ -462,53 +366,7 @@ class TPUEmbedding:
             TypeError: a table that is no dict of arrays by name.
             ValueError: an unknown table or array name, or another shape.
         """
-        if not isinstance(tables, Mapping):
-            raise TypeError(
-                f"load() got {type(tables).__name__}; it must be a dict of tables by "
-                "name, as retrieve() returns"
-            )
-        new = dict(self.state.tables)
-        known = {table.name: table for table in self._layout.tables}
-        for name, given in tables.items():
-            if name not in known:
-                raise ValueError(f"load() got the table {name!r}, not in {list(known)}")
-            names = known[name].array_names
-            if not isinstance(given, Mapping):
-                raise TypeError(
-                    f"load() got {type(given).__name__} for table {name!r}; it must be "
-                    f"a dict of some of the arrays {names}: for the weights alone pass "
-                    f"{{{name!r}: {{'parameters': array}}}}"
-                )
-            parts = dict(zip(names, arrays(new[name]), strict=True))
-            for slot, array in given.items():
-                if slot not in parts or np.shape(array) != parts[slot].shape:
-                    expected = {key: value.shape for key, value in parts.items()}
-                    raise ValueError(
-                        f"load() got {slot!r} of shape {np.shape(array)} for table "
-                        f"{name!r}; it must be one of {expected}"
-                    )
-                # A copy: the next update donates it.
-                parts[slot] = jnp.array(array, dtype=parts[slot].dtype, copy=True)
-            new[name] = with_arrays(new[name], list(parts.values()))
-        self._state = dataclasses.replace(self._built_state(), tables=new)
-
-    def _ready_for_jit(self, features: Any, weights: Any) -> tuple[Any, Any]:
-        ids_of = self._layout.leaves("features", features)
-        weights_of = [None] * len(ids_of)
-        if weights is not None:
-            weights_of = self._layout.leaves("weights", weights)
-        ready = [
-            ready_for_jit(repr(feature.name), ids, own)
-            for feature, ids, own in zip(
-                self._layout.features, ids_of, weights_of, strict=True
-            )
-        ]
-        ids_of, weights_of = zip(*ready, strict=True)
-        structure = self._layout.structure
-        features = jax.tree.unflatten(structure, ids_of)
-        if weights is not None:
-            weights = jax.tree.unflatten(structure, weights_of)
-        return features, weights
+        self._state = loaded(self.state, tables)
 
     def _built_state(self) -> EmbeddingState:
         self.build()
@@ -520,32 +378,8 @@ class TPUEmbedding:
             self._state = self._updated(self._under_way)
             self._under_way = None
 
-    def _updated(self, update: _Update) -> EmbeddingState:
-        return _update(self._built_state(), update, self._noise, **self._how)
-
-    def _check_update(self, update: _Update) -> None:
-        """Refuses now what would fail when the update is made, after the next lookup.
-
-        Traces it for that, once for each kind of batch; the update then need not.
-        """
-        kind = _signature(update)
-        if kind not in self._updates_seen:
-            _update.eval_shape(self._built_state(), update, self._noise, **self._how)
-            self._updates_seen.add(kind)
-
-    def _activation_shapes(self, features: Any, weights: Any) -> list[tuple[int, ...]]:
-        """Returns the shapes of a batch's activations; refuses what has none."""
-        kind = _signature((features, weights))
-        if kind not in self._shapes_of:
-            found: list[tuple[int, ...]] = []
-
-            def trace(features: Any, weights: Any) -> None:
-                shapes = functional.activation_shapes(self._layout, features, weights)
-                found.extend(shapes)
-
-            jax.eval_shape(trace, features, weights)
-            self._shapes_of[kind] = found
-        return self._shapes_of[kind]
+    def _updated(self, update: Update) -> EmbeddingState:
+        return steps.update(self._built_state(), update, self._noise, **self._how)
 
 
 class _ByTable(dict):

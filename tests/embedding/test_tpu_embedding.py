@@ -125,7 +125,7 @@ def test_the_order_of_calls():
 def test_rates_are_asked_for_at_each_update_and_do_not_recompile():
     rates = iter([0.1, 0.0, 0.2])
     embedding = built(Adam(lambda: next(rates)))
-    from sparse_adam.embedding import tpu_embedding
+    from sparse_adam.embedding import steps
 
     moved, compiled = [], []
     for number in range(3):
@@ -133,7 +133,7 @@ def test_rates_are_asked_for_at_each_update_and_do_not_recompile():
         train(embedding, number)
         new = embedding.retrieve()
         moved.append(np.any(new["user"]["parameters"] != old["user"]["parameters"]))
-        compiled.append(tpu_embedding._update._cache_size())
+        compiled.append(steps.update._cache_size())
     assert moved == [True, False, True]
     assert compiled[0] == compiled[2]
     with pytest.raises(StopIteration):
