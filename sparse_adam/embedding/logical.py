@@ -38,7 +38,7 @@ def logical_arrays(state: EmbeddingState) -> dict[str, dict[str, jax.Array]]:
         >>> state = init(FeatureConfig(table), Adam(), jax.random.key(0))
         >>> norms = jax.tree.map(jnp.linalg.norm, logical_arrays(state))
         >>> {name: float(x) for name, x in norms["user"].items()}
-        {'parameters': 4.0, 'momenta': 0.0, 'velocities': 0.0}
+        {'momenta': 0.0, 'parameters': 4.0, 'velocities': 0.0}
     """
     return {
         table.name: dict(
