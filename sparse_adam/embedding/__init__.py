@@ -13,6 +13,8 @@ from sparse_adam.embedding.functional import init as init
 from sparse_adam.embedding.functional import lookup as lookup
 from sparse_adam.embedding.inputs import Ragged as Ragged
 from sparse_adam.embedding.inputs import Sparse as Sparse
+from sparse_adam.embedding.logical import logical_arrays as logical_arrays
+from sparse_adam.embedding.logical import map_arrays as map_arrays
 from sparse_adam.embedding.optimizer import Optimizer as Optimizer
 from sparse_adam.embedding.optimizers import FTRL as FTRL
 from sparse_adam.embedding.optimizers import SGD as SGD

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sparse_adam.embedding.config import TableConfig
-from sparse_adam.embedding.inputs import Occurrences
+from sparse_adam.embedding.occurrences import Occurrences
 from sparse_adam.embedding.quantization import simulate_quantization
 from sparse_adam.embedding.stored import rows as stored_rows
 

@@ -1,16 +1,22 @@
 """What a user says about tables and features: values, checked once, never changed."""
 
+import contextlib
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
 from sparse_adam.embedding.optimizer import Optimizer
+from sparse_adam.ops.validate import STORED_DTYPES
 
 COMBINERS = ("mean", "sum", "sqrtn")
+MAX_ROWS = 2**31 - 2
 
 
 class _ShowsWhatIsSet:
@@ -60,7 +66,7 @@ class QuantizationConfig(_ShowsWhatIsSet):
     upper: float
 
     def __post_init__(self) -> None:
-        if not _is_int(self.num_buckets) or self.num_buckets < 2:
+        if not is_int(self.num_buckets) or self.num_buckets < 2:
             raise ValueError(
                 f"num_buckets={self.num_buckets!r} must be an int and at least 2: one "
                 "for each end of the range"
@@ -81,16 +87,21 @@ class TableConfig(_ShowsWhatIsSet):
     configurations with equal values are equal and hash alike, but are two tables.
 
     Args:
-        vocabulary_size: V, the number of rows; ids are in `[0, V)`.
+        vocabulary_size: V, the number of rows, below 2**31 - 1; ids are in `[0, V)`.
+            If rows are to be spread over devices, a multiple of their number.
         dim: D, the width of a row.
         initializer: `(key, shape, dtype) -> array`, as those of
-            `jax.nn.initializers`, called with `(V, D)` and float32. None is a normal
-            distribution of standard deviation `1/sqrt(dim)`, cut off at two of them.
+            `jax.nn.initializers`, called with `(V, D)` and `dtype`. What it returns is
+            copied. None is a normal distribution of standard deviation `1/sqrt(dim)`,
+            cut off at two of them.
         optimizer: the table's own, in place of the global one; or None.
         combiner: how the rows of one sample become one: "mean", "sum" or "sqrtn".
         name: for checkpoints, rates and messages; unique among the tables. None
             becomes `table_{i}` for the i-th table of the features, from 0.
         quantization_config: simulates stored bits in the forward pass; or None.
+        dtype: of the weights: float32 or bfloat16. Let a bfloat16 table round
+            stochastically (`apply_gradients`), or it loses small updates.
+        slot_dtype: of the slots: float32 or bfloat16.
 
     Raises:
         ValueError: an argument is not what it must be.
@@ -111,20 +122,30 @@ class TableConfig(_ShowsWhatIsSet):
     combiner: str = "mean"
     name: str | None = None
     quantization_config: QuantizationConfig | None = None
+    dtype: DTypeLike = np.float32
+    slot_dtype: DTypeLike = np.float32
 
     def __post_init__(self) -> None:
         for argument, what in (("vocabulary_size", "rows"), ("dim", "numbers a row")):
             value = getattr(self, argument)
-            if not _is_int(value) or value < 1:
+            if not is_int(value) or value < 1:
                 raise ValueError(
                     f"{argument}={value!r} must be an int and at least 1: it counts "
                     f"{what}"
                 )
             object.__setattr__(self, argument, int(value))
-        if self.initializer is not None and not callable(self.initializer):
+        if self.vocabulary_size > MAX_ROWS:
+            raise ValueError(
+                f"vocabulary_size={self.vocabulary_size} of table {self.name!r} must "
+                f"be at most {MAX_ROWS}, since ids are int32 in the update: split the "
+                "table"
+            )
+        if self.initializer is not None and not _takes_three(self.initializer):
             raise ValueError(
                 f"initializer={self.initializer!r} must be a callable (key, shape, "
-                "dtype) -> array, or None"
+                "dtype) -> array, as those of jax.nn.initializers, or None; of one of "
+                "TensorFlow's, (shape, dtype), make lambda key, shape, dtype: "
+                "initializer(shape, dtype)"
             )
         if self.optimizer is not None:
             check_optimizer(self.optimizer)
@@ -140,22 +161,36 @@ class TableConfig(_ShowsWhatIsSet):
                 f"quantization_config={quantization!r} must be a QuantizationConfig, "
                 "or None"
             )
+        for argument in ("dtype", "slot_dtype"):
+            object.__setattr__(self, argument, _stored_dtype(self, argument))
 
-    def initialize(self, key: jax.Array) -> jax.Array:
-        """Returns new weights `[V, D]`.
+    def initialize(self, key: jax.Array, name: str) -> ArrayLike:
+        """Returns new weights `[V, D]` of the table that is called `name`.
 
         Raises:
-            ValueError: the initializer returned another shape.
+            TypeError: the initializer returned another dtype. float64, NumPy's own, is
+                rounded.
+            ValueError: it returned another shape.
         """
         shape = (self.vocabulary_size, self.dim)
         initializer = self.initializer or jax.nn.initializers.truncated_normal(
             1 / math.sqrt(self.dim)
         )
-        weights = initializer(key, shape, np.float32)
+        weights = initializer(key, shape, self.dtype)
         if np.shape(weights) != shape:
             raise ValueError(
-                f"initializer={initializer!r} of table {self.name!r} returned the "
-                f"shape {np.shape(weights)}; it must be (V, D) = {shape}"
+                f"initializer={initializer!r} of table {name!r} returned the shape "
+                f"{np.shape(weights)}; it must be (V, D) = {shape}"
+            )
+        dtype = np.dtype(jnp.result_type(weights))
+        if getattr(weights, "dtype", dtype) == np.float64:
+            return jnp.asarray(weights, self.dtype)
+        if dtype != self.dtype:
+            raise TypeError(
+                f"initializer={initializer!r} of table {name!r} returned {dtype=!s}; "
+                f"it must be {self.dtype}, as it was called with: return "
+                "weights.astype(dtype), or pass TableConfig(dtype=jnp.bfloat16) for a "
+                "bfloat16 table"
             )
         return weights
 
@@ -198,7 +233,7 @@ max_sequence_length=3)
     def __post_init__(self) -> None:
         if not isinstance(self.table, TableConfig):
             raise ValueError(f"table={self.table!r} must be a TableConfig")
-        if not _is_int(self.max_sequence_length) or self.max_sequence_length < 0:
+        if not is_int(self.max_sequence_length) or self.max_sequence_length < 0:
             raise ValueError(
                 f"max_sequence_length={self.max_sequence_length!r} must be an int and "
                 "at least 0; 0 is no sequence"
@@ -211,7 +246,7 @@ max_sequence_length=3)
         if self.output_shape is not None:
             is_shape = isinstance(self.output_shape, Sequence)
             shape = tuple(self.output_shape) if is_shape else ()
-            if not is_shape or not all(_is_int(size) and size >= 1 for size in shape):
+            if not is_shape or not all(is_int(size) and size >= 1 for size in shape):
                 raise ValueError(
                     f"output_shape={self.output_shape!r} must be a tuple of ints >= 1, "
                     "without the last axis D; or None"
@@ -234,7 +269,33 @@ def check_optimizer(optimizer: Any) -> None:
         )
 
 
-def _is_int(value: Any) -> bool:
+def _stored_dtype(config: TableConfig, argument: str) -> np.dtype:
+    value = getattr(config, argument)
+    for dtype in STORED_DTYPES:
+        with contextlib.suppress(TypeError):
+            if value is not None and np.dtype(value) == dtype:
+                return dtype
+    raise ValueError(
+        f"{argument}={value!r} of table {config.name!r} must be jnp.float32 or "
+        "jnp.bfloat16"
+    )
+
+
+def _takes_three(function: Any) -> bool:
+    """Tells whether a function can be called with a key, a shape and a dtype."""
+    if not callable(function):
+        return False
+    try:
+        inspect.signature(function).bind(None, None, None)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature to be known
+        return True
+    return True
+
+
+def is_int(value: Any) -> bool:
+    """Tells an int, Python's or NumPy's, which a bool is not here."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 

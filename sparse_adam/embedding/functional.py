@@ -13,21 +13,19 @@ nothing of the size `[ids, D]` is made of them either.
 
 import dataclasses
 import functools
-import warnings
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.core
-import jax.numpy as jnp
-import numpy as np
-from jax import lax
 from jax.typing import ArrayLike
 
 from sparse_adam.embedding.combine import combine, gather_batch
-from sparse_adam.embedding.inputs import Occurrences, occurrences
+from sparse_adam.embedding.gradients import check_gradients, warn_of_missing_gradients
 from sparse_adam.embedding.layout import Feature, Layout, make_layout
-from sparse_adam.embedding.optimizer import Optimizer, rates_now
+from sparse_adam.embedding.occurrences import Occurrences, occurrences
+from sparse_adam.embedding.optimizer import Optimizer, is_traced, rates_now
+from sparse_adam.embedding.stored import checked
 
 
 @functools.partial(
@@ -86,7 +84,9 @@ def init(
     layout = make_layout(feature_config, optimizer)
     keys = jax.random.split(key, len(layout.tables))
     tables = {
-        table.name: table.optimizer.init(table.config.initialize(key), storage)
+        table.name: table.optimizer.init(
+            table.config.initialize(key, table.name), storage, table.config.slot_dtype
+        )
         for table, key in zip(layout.tables, keys, strict=True)
     }
     return EmbeddingState(tables, layout)
@@ -128,8 +128,9 @@ def lookup(state: EmbeddingState, features: Any, weights: Any = None) -> Any:
         Activations in the same structure, in the tables' dtypes, summed in float32.
 
     Raises:
-        TypeError: ids are not integers.
-        ValueError: another structure, shapes that do not fit, weights that may not be.
+        TypeError: ids are not integers, or the state is none.
+        ValueError: another structure, shapes that do not fit, weights that may not be;
+            a table that is not of its layout's shape, as inside `jax.shard_map`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -146,7 +147,7 @@ def lookup(state: EmbeddingState, features: Any, weights: Any = None) -> Any:
     activations = []
     for feature, part in _parts(layout, features, weights):
         table = layout.tables[feature.table]
-        stored = state.tables[table.name]
+        stored = checked(state.tables, table)
         activations.append(combine(stored, part, table.config, quantize=True))
     return jax.tree.unflatten(layout.structure, activations)
 
@@ -158,6 +159,8 @@ def apply_gradients(
     weights: Any = None,
     *,
     learning_rates: Mapping[str, ArrayLike] | None = None,
+    rounding: str = "nearest",
+    key: jax.Array | None = None,
     implementation: str | None = None,
 ) -> EmbeddingState:
     """Updates the rows that `lookup(state, features, weights)` read.
@@ -181,6 +184,11 @@ def apply_gradients(
         learning_rates: by table name, traced or not, in place of the optimizers' own;
             of some tables or all. Needed under `jit` for a rate that is a callable:
             pass `current_learning_rates(state)`, made outside, in as an argument.
+        rounding: of bfloat16 tables and slots: "nearest", to which an update of less
+            than half a unit in the last place is lost, or "stochastic", which keeps it
+            on average.
+        key: of `jax.random`, for stochastic rounding. Pass a new one at each step,
+            `jax.random.fold_in(key, step)`; each table gets its own of it.
         implementation: of the update, as in `sparse_adam_update`.
 
     Returns:
@@ -189,7 +197,8 @@ def apply_gradients(
     Raises:
         TypeError: an optimizer's rate is a callable, this is traced, and
             `learning_rates` does not have it; or ids or gradients are of a wrong kind.
-        ValueError: another structure, or shapes that do not fit.
+        ValueError: another structure, or shapes that do not fit; a table that is not of
+            its layout's shape, as inside `jax.shard_map`.
 
     Example:
         >>> import jax
@@ -216,6 +225,8 @@ def apply_gradients(
         activation_gradients,
         weights,
         learning_rates=learning_rates,
+        rounding=rounding,
+        key=key,
         implementation=implementation,
     )
 
@@ -227,6 +238,8 @@ def update_tables(
     weights: Any,
     *,
     learning_rates: Mapping[str, ArrayLike] | None,
+    rounding: str,
+    key: jax.Array | None,
     implementation: str | None,
 ) -> EmbeddingState:
     """Does what `apply_gradients` says, without its warning."""
@@ -240,16 +253,21 @@ def update_tables(
     for (feature, part), gradient in zip(parts, gradients, strict=True):
         parts_of[feature.table].append(part)
         gradients_of[feature.table].append(gradient)
+    keys = _keys(key, len(layout.tables))
     tables = {}
-    for table, parts, grads in zip(layout.tables, parts_of, gradients_of, strict=True):
+    for table, parts, grads, own_key in zip(
+        layout.tables, parts_of, gradients_of, keys, strict=True
+    ):
         batch = gather_batch(parts, grads, table.config)
         tables[table.name] = table.optimizer.update(
-            state.tables[table.name],
+            checked(state.tables, table),
             batch.ids,
             batch.grads,
             learning_rate=rates[table.name],
             sample_ids=batch.sample_ids,
             gains=batch.gains,
+            rounding=rounding,
+            key=own_key,
             implementation=implementation,
         )
     return EmbeddingState(tables, layout)
@@ -288,46 +306,21 @@ def _parts(
     ]
 
 
-def check_gradients(
-    layout: Layout, gradients: Any, shapes: Sequence[tuple[int, ...]]
-) -> list[Any]:
-    """Returns the gradient of each feature, or None, of the shapes of its activations.
-
-    Raises:
-        TypeError: one is no array of floats.
-        ValueError: another structure or another shape.
-    """
-    leaves = layout.leaves("activation_gradients", gradients)
-    for feature, gradient, shape in zip(layout.features, leaves, shapes, strict=True):
-        if gradient is None:
-            continue
-        dtype = getattr(gradient, "dtype", None)
-        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(
-                f"the gradient of feature {feature.name!r} is {gradient!r}; it must be "
-                "an array of floats, or None"
-            )
-        if np.shape(gradient) != shape:
-            raise ValueError(
-                f"the gradient of feature {feature.name!r} has the shape "
-                f"{np.shape(gradient)}; it must have that of its activations, {shape}"
-            )
-    return [None if leaf is None else jnp.asarray(leaf) for leaf in leaves]
+def activation_shapes(
+    layout: Layout, features: Any, weights: Any
+) -> list[tuple[int, ...]]:
+    """Returns the shape of each feature's activations; refuses what `lookup` would."""
+    return [
+        (*part.shape, feature.config.table.dim)
+        for feature, part in _parts(layout, features, weights)
+    ]
 
 
-def warn_of_missing_gradients(
-    layout: Layout, gradients: Any, *, stacklevel: int
-) -> None:
-    """Warns of each feature without a gradient."""
-    leaves = layout.leaves("activation_gradients", gradients)
-    for feature, gradient in zip(layout.features, leaves, strict=True):
-        if gradient is None:
-            warnings.warn(
-                f"activation_gradients has no gradient for feature {feature.name!r}: "
-                "it counts as zero, and the rows that were looked up still move with "
-                "their momenta. Pass zeros if that is meant",
-                stacklevel=stacklevel,
-            )
+def _keys(key: Any, count: int) -> list[Any]:
+    """Returns a key for each table; what is no key, for its optimizer to refuse."""
+    if not isinstance(key, jax.Array):
+        return [key] * count
+    return [jax.random.fold_in(key, number) for number in range(count)]
 
 
 def _rates(
@@ -337,12 +330,17 @@ def _rates(
     given = {} if given is None else given
     tables = state.layout.tables
     names = [table.name for table in tables]
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"learning_rates={reprlib.repr(given)} must be a dict of rates by table "
+            f"name: for all tables pass dict.fromkeys({names}, rate)"
+        )
     unknown = sorted(set(given) - set(names))
     if unknown:
         raise ValueError(f"learning_rates has {unknown}, but the tables are {names}")
     own = [table for table in tables if table.name not in given]
     dynamic = [table.name for table in own if callable(table.optimizer.learning_rate)]
-    if dynamic and isinstance(lax.full((), 0), jax.core.Tracer):
+    if dynamic and is_traced():
         raise TypeError(
             f"the learning rates of the tables {dynamic} are callables, and this "
             "update is being traced (jit, scan): their values would be frozen. Call "

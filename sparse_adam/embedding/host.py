@@ -1,11 +1,21 @@
 """What is asked of ids on the host, before they reach compiled code."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from sparse_adam.embedding.inputs import Ragged, Sparse, is_bcoo
+from sparse_adam.embedding.inputs import (
+    Ragged,
+    Sparse,
+    as_array,
+    check_splits,
+    is_bcoo,
+)
+from sparse_adam.embedding.layout import Layout
+from sparse_adam.ops.integers import integers
 
 
 def is_input(value: Any) -> bool:
@@ -21,17 +31,82 @@ def num_samples(ids: Any) -> int:
     return int(np.prod(shape[:-1])) if len(shape) > 1 else int(np.prod(shape))
 
 
-def ready_for_jit(ids: Any) -> Any:
-    """Makes 64-bit NumPy integers 32-bit, where `jit` would let them wrap around.
+def ready_for_jit(layout: Layout, features: Any, weights: Any) -> tuple[Any, Any]:
+    """Returns ids, of 32 bits, and weights, checked for what compiled code can not see.
 
-    What does not fit becomes -1: no id, no place.
+    `jit` would let 64-bit NumPy integers wrap around. What does not fit becomes -1: no
+    id, no place. Arrays of other libraries become NumPy's.
+
+    Args:
+        layout: of the features.
+        features: ids in any form, nested as the features are.
+        weights: nested alike, or None.
+
+    Raises:
+        TypeError: ids that are not integers.
+        ValueError: another structure, row splits that are none, or weights with other
+            ones.
     """
-    if isinstance(ids, Ragged | Sparse):
-        return jax.tree.map(ready_for_jit, ids)
-    if isinstance(ids, jax.Array) or is_bcoo(ids):
-        return ids
-    ids = np.asarray(ids)
-    if ids.dtype.kind not in "iu" or ids.dtype.itemsize < 4:
+    ids_of = layout.leaves("features", features)
+    weights_of = [None] * len(ids_of)
+    if weights is not None:
+        weights_of = layout.leaves("weights", weights)
+    ready = [
+        _ready(repr(feature.name), ids, own)
+        for feature, ids, own in zip(layout.features, ids_of, weights_of, strict=True)
+    ]
+    ids_of, weights_of = zip(*ready, strict=True)
+    structure = layout.structure
+    features = jax.tree.unflatten(structure, ids_of)
+    if weights is not None:
+        weights = jax.tree.unflatten(structure, weights_of)
+    return features, weights
+
+
+def some_ready_for_jit(features: Any, weights: Any) -> tuple[Any, Any]:
+    """Does what `ready_for_jit` does for any part of the features."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(features, is_leaf=is_input)
+    given, own = jax.tree_util.tree_flatten_with_path(weights, is_leaf=is_input)
+    weight_at = dict(given)
+    ids = []
+    for path, leaf in leaves:
+        where = jax.tree_util.keystr(path)
+        ready, weight = _ready(where, leaf, weight_at.get(path))
+        ids.append(ready)
+        if path in weight_at:
+            weight_at[path] = weight
+    return (
+        jax.tree.unflatten(structure, ids),
+        jax.tree.unflatten(own, weight_at.values()),
+    )
+
+
+def _ready(feature: str, ids: Any, weights: Any) -> tuple[Any, Any]:
+    """Makes the ids and weights of one feature ready."""
+    name = f"ids of feature {feature}"
+    if isinstance(ids, Ragged):
+        check_splits(name, ids, weights)
+    ready = functools.partial(_in_32_bits, name)
+    return (
+        _of_each_array(ready, ids),
+        _of_each_array(
+            functools.partial(as_array, f"weights of feature {feature}"), weights
+        ),
+    )
+
+
+def _of_each_array(function: Callable[[Any], Any], values: Any) -> Any:
+    if values is None or is_bcoo(values):
+        return values
+    if isinstance(values, Ragged | Sparse):
+        return jax.tree.map(function, values)
+    return function(values)
+
+
+def _in_32_bits(name: str, ids: Any) -> jax.Array | np.ndarray:
+    ids = as_array(name, ids)
+    integers(name, ids)
+    if isinstance(ids, jax.Array) or ids.dtype.itemsize < 4:
         return ids
     fits = (ids >= 0) & (ids < 2**31)
     return np.where(fits, ids, -1).astype(np.int32)

@@ -1,4 +1,4 @@
-"""The forms that ids come in, and the one form that they are brought into.
+"""The forms that ids come in.
 
 dense    `[B]` or `[..., 1]`: one id a sample, always of weight 1
 padded   `[..., L]`, L > 1: up to L ids a sample; one outside the table is no id
@@ -14,16 +14,14 @@ import functools
 import math
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.typing import ArrayLike
 
-from sparse_adam.embedding.layout import Feature
-from sparse_adam.ops.integers import integers
 from sparse_adam.ops.plan import indices_or
 
 
@@ -39,7 +37,11 @@ class Ragged:
     Attributes:
         values: `[N]`; row i is `values[row_splits[i]:row_splits[i + 1]]`. Values behind
             `row_splits[-1]` belong to no row, and fill up to a static N.
-        row_splits: `[B + 1]`, ascending from 0.
+        row_splits: `[B + 1]`, ascending from 0 to at most N. Lookups and updates check
+            that, and that weights have the splits of their ids, where they see values.
+            Inside `jax.jit` they see none: there it is the caller's duty.
+
+    `jax.tree.map` knows nothing of rows: to join batches, call `concatenate`.
 
     Example:
         >>> Ragged.from_rows([[7], [], [1, 2]])
@@ -66,6 +68,48 @@ class Ragged:
         if len(values) > size:
             raise ValueError(f"{size=} must be at least {len(values)}, all the values")
         return cls(np.pad(values, (0, size - len(values))), splits)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Ragged"]) -> "Ragged":
+        """Returns the rows of all parts, those of the first one first.
+
+        There are as many values as in all parts; what belonged to no row stands at the
+        end. NumPy arrays stay NumPy arrays; with an array of JAX among them, traced or
+        not, the result is of JAX.
+
+        Raises:
+            TypeError: a part is not a `Ragged`.
+            ValueError: there are no parts, or splits that are no splits.
+
+        Example:
+            >>> Ragged.concatenate([Ragged.from_rows([[7], [1, 2]], size=4),
+            ...                     Ragged.from_rows([[5]])])
+            Ragged(values=array([7, 1, 2, 5, 0]), row_splits=array([0, 1, 3, 4]))
+        """
+        if not parts:
+            raise ValueError("concatenate() got no parts: pass at least one Ragged")
+        for number, part in enumerate(parts):
+            if not isinstance(part, Ragged):
+                raise TypeError(
+                    f"parts[{number}] is {type(part).__name__}; it must be a Ragged"
+                )
+            check_splits(f"parts[{number}]", part)
+        on_host = not any(isinstance(x, jax.Array) for x in jax.tree.leaves(parts))
+        xp: Any = np if on_host else jnp
+        values = [_kept(xp, part.values) for part in parts]
+        splits = [_kept(xp, part.row_splits) for part in parts]
+        # Splits can not skip the spare values within, so these go behind all rows.
+        spare = [
+            xp.arange(own.shape[0]) >= ends[-1]
+            for own, ends in zip(values, splits, strict=True)
+        ]
+        order = xp.argsort(xp.concatenate(spare), stable=True)
+        rows_end = splits[0][:1]
+        ends = [rows_end]
+        for own in splits:
+            ends.append(own[1:] + rows_end)
+            rows_end = own[-1:] + rows_end
+        return cls(xp.concatenate(values)[order], xp.concatenate(ends))
 
 
 @functools.partial(
@@ -100,258 +144,84 @@ class Sparse:
         object.__setattr__(self, "dense_shape", tuple(self.dense_shape))
 
 
-class Occurrences(NamedTuple):
-    """The ids of one feature, one behind the other, and the samples that own them.
-
-    Each of S samples has `places` of them, in order; or, where `samples` is given, it
-    tells whose each one is. An id that no sample owns is -1.
-    """
-
-    ids: jax.Array  # int32 [N]; -1 is none
-    samples: jax.Array | None  # int32 [N] in [0, S); S for none
-    weights: jax.Array | None  # float32 [N]; None is 1 for each
-    num_samples: int  # S
-    places: int  # N / S, if samples is None
-    ascending: bool  # samples are
-    shape: tuple[int, ...]  # of the activations, without D: S elements
-    is_sequence: bool  # each sample is one place of a sequence
-
-    def owners(self) -> jax.Array:
-        """Returns int32 `[N]`: the sample of each id."""
-        if self.samples is not None:
-            return self.samples
-        return jnp.repeat(lax.iota(jnp.int32, self.num_samples), self.places)
-
-    def sum(self, x: jax.Array) -> jax.Array:
-        """Returns `[S, ...]`: the sums of `x`, `[N, ...]`, over each sample."""
-        if self.samples is None:
-            return x.reshape(self.num_samples, self.places, *x.shape[1:]).sum(1)
-        return jax.ops.segment_sum(
-            x, self.samples, self.num_samples, indices_are_sorted=self.ascending
-        )
-
-
-class _Bags(NamedTuple):
-    """Ids as they came: samples of any shape, and each id's column in its sample."""
-
-    ids: jax.Array  # as in `Occurrences`, like all with these names
-    samples: jax.Array | None
-    columns: jax.Array | None  # int32 [N], if samples is given
-    weights: jax.Array | None
-    places: int
-    ascending: bool
-    shape: tuple[int, ...]
-
-
-def occurrences(feature: Feature, ids: Any, weights: Any = None) -> Occurrences:
-    """Brings the ids of one feature, in any of the forms, into the one form.
+def check_splits(name: str, ragged: Ragged, weights: Any = None) -> None:
+    """Checks row splits where their values are known: not while tracing.
 
     Args:
-        feature: whose they are; an id outside its table becomes -1.
-        ids: dense, padded, ragged or sparse.
-        weights: of the same form; or None.
+        name: of the ids, for messages.
+        ragged: the ids.
+        weights: those of the ids, which must have the same splits; or None.
 
     Raises:
-        TypeError: ids that are not integers, weights that are not numbers.
-        ValueError: shapes that do not fit, weights where there can be none, or of
-            another form than the ids.
+        ValueError: they do not ascend from 0 to at most the number of values, or the
+            weights have other ones.
     """
-    ids, weights = _as_sparse(ids), _as_sparse(weights)
-    num_rows = feature.config.table.vocabulary_size
-    given = weights is not None
-    if given and _form(weights) != _form(ids):
+    splits = _on_host(ragged.row_splits)
+    if splits is None or splits.ndim != 1 or splits.size < 1:
+        return
+    size = math.prod(np.shape(ragged.values))
+    if splits[0] != 0 or splits[-1] > size or np.any(splits[1:] < splits[:-1]):
         raise ValueError(
-            f"weights of feature {feature.name!r} are {_form(weights)}, but its ids "
-            f"are {_form(ids)}: pass both in one form"
+            f"{name} have row_splits={_shown(splits)} of {size} values; they must "
+            f"ascend from 0 to at most {size}: row i is values[row_splits[i]:"
+            "row_splits[i + 1]]. Of the rows' lengths pass np.cumsum([0, *lengths])"
         )
-    if isinstance(ids, Ragged):
-        bags = _from_ragged(feature, num_rows, ids, weights)
-    elif isinstance(ids, Sparse):
-        bags = _from_sparse(feature, num_rows, ids, weights)
-    else:
-        bags = _from_array(feature, num_rows, ids, weights)
-    num_samples = math.prod(bags.shape)
-    length, shape = _activations_shape(feature, bags.shape)
-    if length is None:
-        if given and not isinstance(ids, Ragged | Sparse) and bags.places == 1:
+    if not isinstance(weights, Ragged) or weights.row_splits is ragged.row_splits:
+        return
+    own = _on_host(weights.row_splits)
+    if own is not None and not np.array_equal(own, splits):
+        raise ValueError(
+            f"the weights of {name} have row_splits={_shown(own)}; they must be those "
+            f"of the ids, {_shown(splits)}"
+        )
+
+
+def _on_host(array: Any) -> np.ndarray | None:
+    """Returns the values of an array; None where they are not to be had."""
+    if isinstance(array, jax.core.Tracer):
+        return None
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return None
+    return np.asarray(array)
+
+
+def _shown(array: np.ndarray) -> str:
+    return np.array2string(array, threshold=8, edgeitems=3, separator=", ")
+
+
+def _kept(xp: Any, array: Any) -> Any:
+    """Returns an array of `xp`; 64-bit integers that 32 bits can not hold become -1."""
+    if xp is jnp and not isinstance(array, jax.Array):
+        array = np.asarray(array)
+        if array.dtype.kind in "iu":
+            return indices_or(array, 2**31, fill=-1)
+    return xp.asarray(array)
+
+
+def as_array(name: str, values: Any) -> jax.Array | np.ndarray:
+    """Returns an array of JAX or NumPy: `values`, or what other libraries have in it.
+
+    Raises:
+        TypeError: it is no array, and can not be one.
+        ValueError: it has rows of different lengths.
+    """
+    if not isinstance(values, jax.Array | np.ndarray):
+        by_dlpack = hasattr(values, "__dlpack__") and not hasattr(values, "__array__")
+        try:
+            values = np.from_dlpack(values) if by_dlpack else np.asarray(values)
+        except ValueError as error:
             raise ValueError(
-                f"weights of feature {feature.name!r} are given, but its ids are dense "
-                "with one id a sample, and so have the weight 1: pass None, or both as "
-                "Ragged or Sparse"
-            )
-        return Occurrences(
-            bags.ids,
-            bags.samples,
-            bags.weights,
-            num_samples,
-            bags.places,
-            bags.ascending,
-            shape,
-            is_sequence=False,
+                f"{name} are a {type(values).__name__} that makes no array, as rows of "
+                "different lengths do: pass Ragged.from_rows(rows), or fill the rows "
+                f"up with -1 ({error})"
+            ) from error
+    if values.dtype == object:
+        raise TypeError(
+            f"{name} have dtype=object; they must be an array of numbers, a Ragged, a "
+            "Sparse or a BCOO. Of rows of different lengths pass "
+            "Ragged.from_rows(rows)"
         )
-    if given:
-        raise ValueError(
-            f"weights of feature {feature.name!r} are given, but it is a sequence "
-            "feature, whose rows are not combined: pass None"
-        )
-    if not isinstance(ids, Ragged | Sparse) and np.ndim(ids) == 1:
-        raise ValueError(
-            f"ids of the sequence feature {feature.name!r} have the shape "
-            f"{np.shape(ids)}; they must be [B, L], padded with -1, or Ragged or Sparse"
-        )
-    return _cut(bags, length, num_samples, shape)
-
-
-def _from_array(feature: Feature, num_rows: int, ids: Any, weights: Any) -> _Bags:
-    shape = _integers(feature, "ids", ids)
-    if not shape:
-        raise ValueError(
-            f"ids of feature {feature.name!r} are a scalar; they must be [B], or "
-            "[..., L] padded with -1"
-        )
-    *samples, places = shape if len(shape) > 1 else (*shape, 1)
-    return _Bags(
-        ids=indices_or(ids, num_rows, fill=-1),
-        samples=None,
-        columns=None,
-        weights=None if weights is None else _numbers(feature, weights, shape),
-        places=places,
-        ascending=True,
-        shape=tuple(samples),
-    )
-
-
-def _from_ragged(
-    feature: Feature, num_rows: int, ids: Ragged, weights: Ragged | None
-) -> _Bags:
-    shape = _integers(feature, "ids.values", ids.values)
-    splits_shape = _integers(feature, "ids.row_splits", ids.row_splits)
-    if len(shape) != 1 or len(splits_shape) != 1 or splits_shape[0] < 1:
-        raise ValueError(
-            f"ids of feature {feature.name!r} have values of shape {shape} and "
-            f"row_splits of shape {splits_shape}; they must be (N,) and (B + 1,), a "
-            "ragged array of rank 2"
-        )
-    if weights is not None and np.shape(weights.row_splits) != splits_shape:
-        raise ValueError(
-            f"weights of feature {feature.name!r} have row_splits of shape "
-            f"{np.shape(weights.row_splits)}; they must be those of its ids, of shape "
-            f"{splits_shape}"
-        )
-    num_samples = splits_shape[0] - 1
-    splits = indices_or(ids.row_splits, 2**31 - 1, fill=2**31 - 1)
-    place = lax.iota(jnp.int32, shape[0])
-    samples = jnp.searchsorted(splits, place, side="right").astype(jnp.int32) - 1
-    inside = (samples >= 0) & (samples < num_samples)
-    return _Bags(
-        ids=jnp.where(inside, indices_or(ids.values, num_rows, fill=-1), -1),
-        samples=jnp.where(inside, samples, num_samples),
-        columns=place - splits[jnp.maximum(samples, 0)],
-        weights=None if weights is None else _numbers(feature, weights.values, shape),
-        places=0,
-        ascending=True,
-        shape=(num_samples,),
-    )
-
-
-def _from_sparse(
-    feature: Feature, num_rows: int, ids: Sparse, weights: Sparse | None
-) -> _Bags:
-    shape = _integers(feature, "ids.values", ids.values)
-    indices_shape = _integers(feature, "ids.indices", ids.indices)
-    dense_shape = ids.dense_shape
-    rank = len(dense_shape)
-    if rank < 2 or len(shape) != 1 or indices_shape != (*shape, rank):
-        raise ValueError(
-            f"ids of feature {feature.name!r} have values of shape {shape}, indices of "
-            f"shape {indices_shape} and {dense_shape=}; they must be (N,), (N, R) and "
-            "R sizes, R >= 2"
-        )
-    if weights is not None and weights.dense_shape != dense_shape:
-        raise ValueError(
-            f"weights of feature {feature.name!r} have the dense_shape="
-            f"{weights.dense_shape}; it must be that of its ids, {dense_shape}"
-        )
-    indices = (
-        ids.indices if isinstance(ids.indices, jax.Array) else np.array(ids.indices)
-    )
-    *place, columns = (
-        indices_or(indices[:, i], size, fill=-1) for i, size in enumerate(dense_shape)
-    )
-    samples, inside = jnp.zeros_like(columns), columns >= 0
-    for index, size in zip(place, dense_shape, strict=False):
-        samples = samples * size + index
-        inside &= index >= 0
-    num_samples = math.prod(dense_shape[:-1])
-    return _Bags(
-        ids=jnp.where(inside, indices_or(ids.values, num_rows, fill=-1), -1),
-        samples=jnp.where(inside, samples, num_samples),
-        columns=columns,
-        weights=None if weights is None else _numbers(feature, weights.values, shape),
-        places=0,
-        ascending=False,
-        shape=dense_shape[:-1],
-    )
-
-
-def _activations_shape(
-    feature: Feature, samples: tuple[int, ...]
-) -> tuple[int | None, tuple[int, ...]]:
-    """Returns the length of sequences, or None to combine; and the shape without D."""
-    config, num_samples = feature.config, math.prod(samples)
-    if config.output_shape is None:
-        if config.max_sequence_length:
-            return config.max_sequence_length, (*samples, config.max_sequence_length)
-        return None, samples
-    shape = tuple(config.output_shape)
-    if num_samples < 1 or math.prod(shape) % num_samples:
-        raise ValueError(
-            f"output_shape={shape} of feature {feature.name!r} holds "
-            f"{math.prod(shape)} rows, but its ids are {num_samples} samples: it must "
-            "hold as many, or a multiple, for sequences"
-        )
-    length = math.prod(shape) // num_samples
-    return None if length == 1 else length, shape
-
-
-def _cut(
-    bags: _Bags, length: int, num_samples: int, shape: tuple[int, ...]
-) -> Occurrences:
-    """Makes each of the first `length` columns of a sample a sample of its own."""
-    ids, samples, places = bags.ids, None, 1
-    if bags.samples is None:
-        ids = ids.reshape(num_samples, bags.places)[:, :length]
-        missing = length - ids.shape[1]
-        ids = jnp.pad(ids, ((0, 0), (0, missing)), constant_values=-1).reshape(-1)
-    else:
-        assert bags.columns is not None
-        keep = (ids >= 0) & (bags.columns < length)
-        samples = bags.samples * length + bags.columns
-        samples = jnp.where(keep, samples, num_samples * length)
-        ids, places = jnp.where(keep, ids, -1), 0
-    return Occurrences(
-        ids,
-        samples,
-        None,
-        num_samples * length,
-        places,
-        ascending=False,
-        shape=shape,
-        is_sequence=True,
-    )
-
-
-def _as_sparse(values: Any) -> Any:
-    """Takes a `BCOO` apart; leaves everything else as it is."""
-    if not is_bcoo(values):
-        return values
-    n_batch, n_dense = values.n_batch, values.n_dense
-    if n_batch or n_dense:
-        raise ValueError(
-            f"a BCOO with {n_batch=} and {n_dense=} must have neither: pass "
-            "bcoo.update_layout(n_batch=0, n_dense=0)"
-        )
-    return Sparse(values.indices, values.data, values.shape)
+    return values
 
 
 def is_bcoo(values: Any) -> bool:
@@ -361,29 +231,3 @@ def is_bcoo(values: Any) -> bool:
     """
     module = sys.modules.get("jax.experimental.sparse")
     return module is not None and isinstance(values, module.BCOO)
-
-
-def _form(values: Any) -> str:
-    return {Ragged: "Ragged", Sparse: "Sparse"}.get(type(values), "an array")
-
-
-def _integers(feature: Feature, name: str, values: Any) -> tuple[int, ...]:
-    return integers(f"{name} of feature {feature.name!r}", values)
-
-
-def _numbers(feature: Feature, weights: Any, shape: tuple[int, ...]) -> jax.Array:
-    """Checks weights against the shape of their ids, and flattens them to float32."""
-    dtype = jnp.result_type(weights)
-    if not jnp.issubdtype(dtype, jnp.floating) and not jnp.issubdtype(
-        dtype, jnp.integer
-    ):
-        raise TypeError(
-            f"weights of feature {feature.name!r} have {dtype=}; they must be real "
-            "numbers"
-        )
-    if np.shape(weights) != shape:
-        raise ValueError(
-            f"weights of feature {feature.name!r} have the shape {np.shape(weights)}; "
-            f"they must have that of its ids, {shape}"
-        )
-    return jnp.asarray(weights, jnp.float32).reshape(-1)

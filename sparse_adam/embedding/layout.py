@@ -9,6 +9,7 @@ import functools
 from typing import Any
 
 import jax
+import numpy as np
 
 from sparse_adam.embedding.config import FeatureConfig, TableConfig, check_optimizer
 from sparse_adam.embedding.optimizer import Optimizer
@@ -22,10 +23,18 @@ class Table:
     config: TableConfig
     optimizer: Optimizer
 
-    @property
+    @functools.cached_property
     def array_names(self) -> tuple[str, ...]:
         """What TensorFlow calls the arrays of its state, in their order."""
         return ("parameters", *self.optimizer.slot_names)
+
+    @functools.cached_property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Returns the shapes of these arrays."""
+        shape = (self.config.vocabulary_size, self.config.dim)
+        slots = self.optimizer.rule.slots
+        own = (shape[:1] if slot.per == "row" else shape for slot in slots)
+        return (shape, *own)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +90,26 @@ class Layout:
         """
         try:
             return self.structure.flatten_up_to(tree)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError):
             raise ValueError(
                 f"{what} must be nested as feature_config is, which has the features "
-                f"{[feature.name for feature in self.features]}: {error}"
-            ) from error
+                f"{[feature.name for feature in self.features]}: "
+                f"{self._difference(tree)}"
+            ) from None
+
+    def _difference(self, tree: Any) -> str:
+        """Says how `tree` is nested otherwise; of arrays it shows shapes and dtypes."""
+
+        def described(leaf: Any) -> Any:
+            if not hasattr(leaf, "dtype"):
+                return leaf
+            return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype)
+
+        try:
+            self.structure.flatten_up_to(jax.tree.map(described, tree))
+        except (TypeError, ValueError) as error:
+            return str(error)
+        return f"it is {type(tree).__name__}"
 
 
 def make_layout(feature_config: Any, optimizer: Optimizer | None) -> Layout:

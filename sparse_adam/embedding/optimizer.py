@@ -7,17 +7,16 @@ Nothing else in this folder knows which optimizer it drives.
 
 import abc
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from sparse_adam.ops import dispatch
+from sparse_adam.ops import dispatch, validate
 from sparse_adam.ops.options import UpdateInputs, UpdateOptions
 from sparse_adam.ops.packed import PackedTable
 from sparse_adam.ops.plan import UpdatePlan
@@ -106,24 +105,32 @@ class Optimizer(abc.ABC):
     ) -> Any:
         """Returns `table` with new slots: the state to train.
 
+        The state is the caller's alone, to donate: `table` itself is copied.
+
         Args:
-            table: `[V, D]` weights.
+            table: `[V, D]` weights, float32 or bfloat16; the slots are spread over
+                devices as it is.
             storage: "plain" for a named tuple of arrays, "packed" for a `PackedTable`,
                 or None: packed where a TPU is in scope and the rule allows it.
             slot_dtype: float32, or bfloat16: then a slot that decays slowly, as Adam's
                 second moment, stands still unless rounding is stochastic.
 
         Raises:
-            ValueError: another storage, a table too wide to be packed, or a rule with
-                a slot that is per row.
+            TypeError: arrays of another dtype.
+            ValueError: another storage, a table that is not `[V, D]` or is too wide to
+                be packed, or a rule with a slot that is per row.
         """
-        table = jnp.asarray(table)
+        if np.ndim(table) != 2:
+            raise ValueError(f"table.shape={np.shape(table)} must be (V, D)")
         if storage is None and check_rule(self.rule).per_row:
             storage = "plain"
+        if dispatch.storage(np.shape(table)[1], storage) == "packed":
+            slots = self.init_slots(table, slot_dtype)
+            return PackedTable.pack(table, *(slots[name] for name in self.slot_names))
+        table = jnp.array(table, copy=True)
         slots = self.init_slots(table, slot_dtype)
         state = self.state_of([table, *(slots[name] for name in self.slot_names)])
-        if dispatch.storage(table.shape[1], storage) == "packed":
-            return PackedTable.pack(*state)
+        validate.plain_layout(state, self.rule)
         return state
 
     def init_slots(
@@ -131,33 +138,40 @@ class Optimizer(abc.ABC):
     ) -> dict[str, jax.Array]:
         """Returns new slots of `table` by name: `[V, D]`, or `[V]` of one per row.
 
+        No two of them share memory, nor does one with an array of
+        `slot_variable_creation_fn`, so that all can be donated.
+
         Raises:
             ValueError: `slot_variable_creation_fn` returned other names or shapes.
         """
         table = jnp.asarray(table)
         slots = self.rule.slots
-        initializers = [_constant(slot.initial, slot_dtype) for slot in slots]
-        if self.slot_variable_creation_fn is None:
-            made = {}
-        else:
+        given: Mapping[str, Any] = {}
+        if self.slot_variable_creation_fn is not None:
             create = self.slot_variable_creation_fn
-            made = create(table, list(self.slot_names), initializers)
-            if not isinstance(made, dict) or set(made) != set(self.slot_names):
+            initializers = [_constant(slot.initial, slot_dtype) for slot in slots]
+            given = create(table, list(self.slot_names), initializers)
+            if not isinstance(given, dict) or set(given) != set(self.slot_names):
+                what = list(given) if isinstance(given, dict) else type(given).__name__
                 raise ValueError(
-                    f"slot_variable_creation_fn returned {made!r}; it must return a "
+                    f"slot_variable_creation_fn returned {what}; it must return a "
                     f"dict with the keys {self.slot_names}"
                 )
-        for slot, initialize in zip(slots, initializers, strict=True):
+        made = {}
+        for slot in slots:
             shape = table.shape[:1] if slot.per == "row" else table.shape
-            if slot.name not in made:
+            if slot.name not in given:
+                like = table[:, 0] if slot.per == "row" else table
                 dtype = jnp.float32 if slot.per == "row" else slot_dtype
-                made[slot.name] = initialize(jax.random.key(0), shape, dtype)
-            elif np.shape(made[slot.name]) != shape:
+                made[slot.name] = jnp.full_like(like, slot.initial, dtype)
+            elif np.shape(given[slot.name]) != shape:
                 raise ValueError(
                     f"slot_variable_creation_fn returned {slot.name} of shape "
-                    f"{np.shape(made[slot.name])}; it must have {shape}, as the table "
+                    f"{np.shape(given[slot.name])}; it must have {shape}, as the table "
                     "says"
                 )
+            else:
+                made[slot.name] = jnp.array(given[slot.name], copy=True)
         return made
 
     def update(
@@ -196,8 +210,8 @@ class Optimizer(abc.ABC):
         """
         if not isinstance(state, tuple | PackedTable):
             raise TypeError(
-                f"state is {type(state).__name__}; it must be what "
-                f"{type(self).__name__}.init(table) returns"
+                f"state is {_described(state)}; it must be the table and its slots, "
+                f"what {type(self).__name__}(...).init(table) returns"
             )
         options = self.options(
             learning_rate=self._rate() if learning_rate is None else learning_rate,
@@ -228,13 +242,29 @@ class Optimizer(abc.ABC):
     def _rate(self) -> ArrayLike:
         if not callable(self.learning_rate):
             return self.learning_rate
-        if isinstance(lax.full((), 0), jax.core.Tracer):
+        if is_traced():
             raise TypeError(
                 f"learning_rate={self.learning_rate!r} is a callable, and this update "
                 "is being traced (jit, scan): its value would be frozen. Call it "
                 "outside and pass the rate in: update(..., learning_rate=rate)"
             )
         return self.learning_rate()
+
+
+def _described(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ + ("" if shape is None else f" of the shape {shape}")
+
+
+def is_traced() -> bool:
+    """Tells whether JAX is tracing here (jit, scan), whatever the arguments are."""
+    return isinstance(_nothing(), jax.core.Tracer)
+
+
+@jax.jit
+def _nothing() -> jax.Array:
+    """Returns a number. A compiled call is the cheapest way to ask JAX for one."""
+    return jnp.zeros((), jnp.int32)
 
 
 def _constant(value: float, default_dtype: DTypeLike) -> Initializer:

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from sparse_adam.embedding.combine import combine
 from sparse_adam.embedding.functional import EmbeddingState
 from sparse_adam.embedding.host import is_input
-from sparse_adam.embedding.inputs import Ragged, occurrences
+from sparse_adam.embedding.inputs import Ragged
+from sparse_adam.embedding.occurrences import occurrences
+from sparse_adam.embedding.stored import checked
 
 
 def serving_embedding_lookup(
@@ -62,7 +64,7 @@ def serving_embedding_lookup(
             and not isinstance(ids, Ragged)
         ):
             part = part._replace(ids=jnp.where(part.weights > 0, part.ids, -1))
-        stored = state.tables[table.name]
+        stored = checked(state.tables, table)
         activations.append(combine(stored, part, table.config, quantize=False))
     return jax.tree.unflatten(structure, activations)
 
@@ -76,6 +78,7 @@ def _flatten_inputs(
         if path not in allowed:
             raise ValueError(
                 f"{what} have {path or 'one array'}, which is not among "
-                f"{sorted(allowed)}"
+                f"{sorted(allowed)}: pass these, or some of them, nested as "
+                "feature_config is"
             )
     return found, structure

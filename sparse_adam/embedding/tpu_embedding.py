@@ -1,54 +1,39 @@
 """`TPUEmbedding`: the object of TensorFlow's name, on top of the functional core.
 
-It holds a state, a queue of batches, and three compiled functions; it adds no numbers
-of its own.
+It holds a state and a queue of batches; it adds no numbers of its own.
 """
 
 import collections
 import dataclasses
+import threading
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sparse_adam.embedding import functional
-from sparse_adam.embedding.config import TableConfig
+from sparse_adam.embedding import functional, steps
+from sparse_adam.embedding.config import TableConfig, is_int
+from sparse_adam.embedding.exclusive import exclusive
 from sparse_adam.embedding.functional import EmbeddingState
-from sparse_adam.embedding.host import is_input, num_samples, ready_for_jit
+from sparse_adam.embedding.gradients import check_gradients, warn_of_missing_gradients
+from sparse_adam.embedding.host import num_samples, ready_for_jit, some_ready_for_jit
 from sparse_adam.embedding.layout import Layout, make_layout
+from sparse_adam.embedding.logical import loaded, logical_arrays
 from sparse_adam.embedding.optimizer import Optimizer
-from sparse_adam.embedding.serving import serving_embedding_lookup
-from sparse_adam.embedding.stored import arrays, weights, with_arrays
+from sparse_adam.embedding.steps import Batch, Update
+from sparse_adam.embedding.stored import owned, weights
+from sparse_adam.ops import dispatch
 from sparse_adam.rules import numbers
 
-_lookup = jax.jit(functional.lookup)
-_serve = jax.jit(serving_embedding_lookup)
-_update = jax.jit(
-    functional.update_tables, static_argnames="implementation", donate_argnums=0
-)
 
-
-@dataclasses.dataclass(frozen=True)
-class _Batch:
-    features: Any
-    weights: Any
-    training: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class _LookedUp:
-    batch: _Batch
-    shapes: list[tuple[int, ...]]  # of the activations
-
-
-@dataclasses.dataclass(frozen=True)
-class _Update:
-    batch: _Batch
-    gradients: Any
-    rates: dict[str, jax.Array]
+def _batch_size(argument: str, value: Any) -> int | None:
+    if value is not None and (not is_int(value) or value < 1):
+        raise ValueError(
+            f"{argument}={value!r} must be an int and at least 1; None is not checked"
+        )
+    return value
 
 
 class TPUEmbedding:
@@ -57,7 +42,13 @@ class TPUEmbedding:
     The calls of `tf.tpu.experimental.embedding.TPUEmbedding`, on whatever device JAX
     computes on. A training step enqueues a batch, dequeues its activations and applies
     the gradients by them. Inside `jax.jit` use the functional core instead: this object
-    changes in place.
+    changes in place, and refuses to be traced.
+
+    A call that raises changes nothing: the state, the queue and an update that is under
+    way stay as they were, and what is wrong with a batch or with gradients is told by
+    the call that is given them. Threads may share an object: each call runs alone. So
+    one may enqueue while another one trains, and a third one looks up. Arrays that were
+    taken out (`state`, `embedding_tables`) are donated by the next update all the same.
 
     Args:
         feature_config: a `FeatureConfig`, or a nested structure of them. Features that
@@ -70,6 +61,11 @@ class TPUEmbedding:
         batch_size: the number of samples that every feature has; None is not checked.
         storage: "plain" or "packed" tables, as in `init`; all methods take and return
             logical arrays in either case.
+        rounding: of bfloat16 tables and slots, "nearest" or "stochastic", as in
+            `apply_gradients`.
+        seed: of stochastic rounding: each update has a key of its own, made of the seed
+            and of how many updates this object has made. Pass another one when you go
+            on from a checkpoint.
         implementation: of the update, as in `sparse_adam_update`.
 
     Raises:
@@ -106,6 +102,8 @@ class TPUEmbedding:
         *,
         batch_size: int | None = None,
         storage: str | None = None,
+        rounding: str = "nearest",
+        seed: int = 0,
         implementation: str | None = None,
     ) -> None:
         self._feature_config = feature_config
@@ -114,18 +112,33 @@ class TPUEmbedding:
         self._pipelined = numbers.flag(
             "pipeline_execution_with_tensor_core", pipeline_execution_with_tensor_core
         )
-        self._batch_size = batch_size
+        self._batch_size = _batch_size("batch_size", batch_size)
+        dispatch.storage(1, storage)
+        if implementation not in (None, *dispatch.NAMES):
+            raise ValueError(
+                f"{implementation=} must be None or one of {dispatch.NAMES}"
+            )
+        if not is_int(seed):
+            raise TypeError(f"{seed=} must be an int")
         self._storage = storage
-        self._implementation = implementation
+        self._how = {"rounding": rounding, "implementation": implementation}
+        self._noise = None if rounding == "nearest" else jax.random.key(seed)
+        self._layout.tables[0].optimizer.options(
+            learning_rate=0.0, rounding=rounding, key=self._noise
+        )
+        self._num_updates = 0
         self._state: EmbeddingState | None = None
-        self._enqueued: collections.deque[_Batch] = collections.deque()
-        self._looked_up: _LookedUp | None = None  # its gradients are awaited
-        self._under_way: _Update | None = None  # only if pipelined
+        self._enqueued: collections.deque[Batch] = collections.deque()
+        self._looked_up: Batch | None = None  # its gradients are awaited
+        self._under_way: Update | None = None  # only if pipelined
+        self._checks = steps.Checks(self._layout)
+        self._lock = threading.RLock()
 
     def __repr__(self) -> str:
         built = "built" if self._state is not None else "not built"
         return f"TPUEmbedding({self._layout!r}, {built})"
 
+    @exclusive
     def build(
         self,
         per_replica_input_shapes: Any = None,
@@ -147,7 +160,9 @@ class TPUEmbedding:
         """
         del per_replica_input_shapes
         if self._batch_size is None:
-            self._batch_size = per_replica_batch_size
+            self._batch_size = _batch_size(
+                "per_replica_batch_size", per_replica_batch_size
+            )
         if self._state is not None:
             if key is not None:
                 raise RuntimeError(
@@ -161,26 +176,36 @@ class TPUEmbedding:
         )
 
     @property
+    @exclusive
     def state(self) -> EmbeddingState:
         """The state of the functional core: to checkpoint, or to go on without this.
 
         The next `apply_gradients` donates its arrays: copy what is to be kept. Assign
-        to it what a checkpoint restored.
+        to it what a checkpoint restored. What is not a table of its layout's shape is
+        refused.
         """
         self._finish_update()
         return self._built_state()
 
     @state.setter
+    @exclusive
     def state(self, state: EmbeddingState) -> None:
+        if not isinstance(state, EmbeddingState):
+            raise TypeError(
+                f"state is {type(state).__name__}; it must be an EmbeddingState, as "
+                "init returns: pass load() a dict of arrays"
+            )
         if state.layout != self._layout:
             raise ValueError(
                 f"{state.layout=} must be that of this object, {self._layout}: make "
                 "both from one feature_config and optimizer"
             )
+        tables = owned(state.tables, self._layout.tables)
         self._finish_update()
-        self._state = state
+        self._state = dataclasses.replace(state, tables=tables)
 
     @property
+    @exclusive
     def embedding_tables(self) -> Mapping[str | TableConfig, jax.Array]:
         """The weights `[V, D]`, by table name or by the `TableConfig` object.
 
@@ -189,6 +214,7 @@ class TPUEmbedding:
         tables = {name: weights(one) for name, one in self.state.tables.items()}
         return _ByTable(self._layout, tables)
 
+    @exclusive
     def enqueue(
         self,
         features: Any,
@@ -207,25 +233,25 @@ class TPUEmbedding:
             device: for TensorFlow's sake; without effect.
 
         Raises:
-            ValueError: another structure than the configuration's, or another number
-                of samples than `batch_size`.
+            TypeError: ids are not integers.
+            ValueError: another structure than the configuration's, another number of
+                samples than `batch_size`, or ids or weights that do not fit, as in
+                `lookup`.
         """
         del name, device
-        leaves = [
-            ready_for_jit(leaf) for leaf in self._layout.leaves("features", features)
-        ]
+        features, weights = ready_for_jit(self._layout, features, weights)
         if self._batch_size is not None:
+            leaves = self._layout.leaves("features", features)
             for feature, ids in zip(self._layout.features, leaves, strict=True):
                 if num_samples(ids) != self._batch_size:
                     raise ValueError(
                         f"feature {feature.name!r} has {num_samples(ids)} samples; "
                         f"they must be batch_size={self._batch_size}"
                     )
-        if weights is not None:
-            self._layout.leaves("weights", weights)
-        features = jax.tree.unflatten(self._layout.structure, leaves)
-        self._enqueued.append(_Batch(features, weights, bool(training)))
+        shapes = self._checks.activation_shapes(features, weights)
+        self._enqueued.append(Batch(features, weights, bool(training), shapes))
 
+    @exclusive
     def dequeue(self, name: str | None = None) -> Any:
         """Looks up the batch at the front of the queue.
 
@@ -235,7 +261,6 @@ class TPUEmbedding:
         Raises:
             RuntimeError: the queue is empty, or the gradients of the training batch
                 before have not been applied.
-            ValueError: ids or weights that do not fit, as in `lookup`.
         """
         del name
         if not self._enqueued:
@@ -248,14 +273,14 @@ class TPUEmbedding:
             )
         if not batch.training:
             self._finish_update()
-        self._enqueued.popleft()
-        activations = _lookup(self._built_state(), batch.features, batch.weights)
+        activations = steps.lookup(self._built_state(), batch.features, batch.weights)
         if batch.training:
             self._finish_update()  # of the batch before: only now, if pipelined
-            leaves = self._layout.leaves("activations", activations)
-            self._looked_up = _LookedUp(batch, [leaf.shape for leaf in leaves])
+            self._looked_up = batch
+        self._enqueued.popleft()
         return activations
 
+    @exclusive
     def apply_gradients(self, gradients: Any, name: str | None = None) -> None:
         """Updates the rows of the training batch that was dequeued last.
 
@@ -277,36 +302,47 @@ class TPUEmbedding:
                 "apply_gradients() has no batch: each one takes the gradients of one "
                 "enqueue(..., training=True) and dequeue()"
             )
-        batch, shapes = self._looked_up.batch, self._looked_up.shapes
-        functional.check_gradients(self._layout, gradients, shapes)
-        functional.warn_of_missing_gradients(self._layout, gradients, stacklevel=3)
+        batch = self._looked_up
+        leaves = check_gradients(self._layout, gradients, batch.shapes)
+        warn_of_missing_gradients(self._layout, gradients, stacklevel=4)
+        gradients = jax.tree.unflatten(self._layout.structure, leaves)
         rates = {
             table: numbers.scalar("learning_rate", rate)
             for table, rate in functional.current_learning_rates(
                 self._built_state()
             ).items()
         }
+        update = Update(
+            batch.features,
+            batch.weights,
+            gradients,
+            rates,
+            np.uint32(self._num_updates),
+        )
+        if self._pipelined:
+            self._checks.update(self._built_state(), update, self._noise, **self._how)
+            self._under_way = update
+        else:
+            self._state = self._updated(update)
         self._looked_up = None
-        self._under_way = _Update(batch, gradients, rates)
-        if not self._pipelined:
-            self._finish_update()
+        self._num_updates += 1
 
+    @exclusive
     def __call__(self, features: Any, weights: Any = None) -> Any:
         """Looks up a batch of all features, past the queue and without an update.
 
         Takes and returns what `lookup` does.
         """
-        leaves = [
-            ready_for_jit(leaf) for leaf in self._layout.leaves("features", features)
-        ]
-        features = jax.tree.unflatten(self._layout.structure, leaves)
-        return _lookup(self.state, features, weights)
+        features, weights = ready_for_jit(self._layout, features, weights)
+        return steps.lookup(self.state, features, weights)
 
+    @exclusive
     def serving_embedding_lookup(self, features: Any, weights: Any = None) -> Any:
         """Looks up some of the features, as the function of this name does."""
-        features = jax.tree.map(ready_for_jit, features, is_leaf=is_input)
-        return _serve(self.state, features, weights)
+        features, weights = some_ready_for_jit(features, weights)
+        return steps.serve(self.state, features, weights)
 
+    @exclusive
     def retrieve(self) -> dict[str, dict[str, np.ndarray]]:
         """Copies all tables to the host.
 
@@ -314,17 +350,12 @@ class TPUEmbedding:
             By table name, `parameters` and, for `Adam`, `momenta` and `velocities`:
             `[V, D]` each.
         """
-        state = self.state
         return {
-            table.name: {
-                slot: np.array(array)
-                for slot, array in zip(
-                    table.array_names, arrays(state.tables[table.name]), strict=True
-                )
-            }
-            for table in self._layout.tables
+            name: {slot: np.array(array) for slot, array in own.items()}
+            for name, own in logical_arrays(self.state).items()
         }
 
+    @exclusive
     def load(self, tables: Mapping[str, Mapping[str, ArrayLike]]) -> None:
         """Replaces arrays by those of `tables`, which is like what `retrieve` returns.
 
@@ -332,26 +363,10 @@ class TPUEmbedding:
         dtype and the sharding of the old.
 
         Raises:
+            TypeError: a table that is no dict of arrays by name.
             ValueError: an unknown table or array name, or another shape.
         """
-        new = dict(self.state.tables)
-        known = {table.name: table for table in self._layout.tables}
-        for name, given in tables.items():
-            if name not in known:
-                raise ValueError(f"load() got the table {name!r}, not in {list(known)}")
-            names = known[name].array_names
-            parts = dict(zip(names, arrays(new[name]), strict=True))
-            for slot, array in given.items():
-                if slot not in parts or np.shape(array) != parts[slot].shape:
-                    expected = {key: value.shape for key, value in parts.items()}
-                    raise ValueError(
-                        f"load() got {slot!r} of shape {np.shape(array)} for table "
-                        f"{name!r}; it must be one of {expected}"
-                    )
-                # A copy: the next update donates it.
-                parts[slot] = jnp.array(array, dtype=parts[slot].dtype, copy=True)
-            new[name] = with_arrays(new[name], list(parts.values()))
-        self._state = dataclasses.replace(self._built_state(), tables=new)
+        self._state = loaded(self.state, tables)
 
     def _built_state(self) -> EmbeddingState:
         self.build()
@@ -359,17 +374,12 @@ class TPUEmbedding:
         return self._state
 
     def _finish_update(self) -> None:
-        if self._under_way is None:
-            return
-        update, self._under_way = self._under_way, None
-        self._state = _update(
-            self._built_state(),
-            update.batch.features,
-            update.gradients,
-            update.batch.weights,
-            learning_rates=update.rates,
-            implementation=self._implementation,
-        )
+        if self._under_way is not None:
+            self._state = self._updated(self._under_way)
+            self._under_way = None
+
+    def _updated(self, update: Update) -> EmbeddingState:
+        return steps.update(self._built_state(), update, self._noise, **self._how)
 
 
 class _ByTable(dict):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike, DTypeLike
 
@@ -28,7 +29,8 @@ class PackedTable:
     instead of three and three, and it works for every D: plain `[V, D]` arrays are
     stored there row by row only if D is a multiple of 128. A pytree of one int32
     array, which is no weight to differentiate by: differentiate by the rows that
-    `lookup` returns.
+    `lookup` returns. Nor is it one to compute with: `jax.tree.map` of an average, a
+    cast or a norm sees words, so use `map` or `unpack`.
 
     Attributes:
         lines: int32 `layout.shape`, `[lines, 128]`.
@@ -117,9 +119,58 @@ class PackedTable:
         return jax.jit(make)(key)
 
     def unpack(self) -> tuple[jax.Array, ...]:
-        """Returns the table and its slots, `[V, D]` each."""
+        """Returns the table and its slots, `[V, D]` each.
+
+        Raises:
+            TypeError: the lines are not int32, as `jax.tree.map` may leave them.
+            ValueError: the lines are not of the layout's shape.
+        """
+        check_lines(self)
         shards = Shards.of("lines", self.lines)
         return unpack_rows(self.lines, layout=self.layout, shards=shards)
+
+    def map(
+        self, function: Callable[..., ArrayLike], *others: "PackedTable"
+    ) -> "PackedTable":
+        """Applies a function to the table and to each of its slots.
+
+        It is `jax.tree.map` of the arrays that `unpack` returns: an average of two
+        tables, a moving average, a cast. On the way there are all these arrays.
+
+        Args:
+            function: of an array `[V, D]` and the same one of each of `others`, in
+                their own dtypes, to one of this shape, float32 or bfloat16.
+            *others: tables of as many arrays of this shape.
+
+        Raises:
+            TypeError: one of `others` is no packed table; a result is of another dtype.
+            ValueError: they have another shape or another number of arrays.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> ones, zeros = jnp.ones((2, 4)), jnp.zeros((2, 4))
+            >>> a, b = PackedTable.pack(ones, zeros), PackedTable.pack(3 * ones, ones)
+            >>> average = a.map(lambda x, y: (x + y) / 2, b)
+            >>> [float(x.mean()) for x in average.unpack()]
+            [2.0, 0.5]
+            >>> average.map(lambda x: x.astype(jnp.bfloat16)).unpack()[0].dtype
+            dtype(bfloat16)
+        """
+        mine = (self.num_rows, self.dim, len(self.layout.dtypes))
+        for number, other in enumerate(others):
+            if not isinstance(other, PackedTable):
+                raise TypeError(
+                    f"others[{number}] is {type(other).__name__}; it must be a "
+                    "PackedTable"
+                )
+            theirs = (other.num_rows, other.dim, len(other.layout.dtypes))
+            if theirs != mine:
+                raise ValueError(
+                    f"others[{number}] has (V, D, number of arrays)={theirs}; it must "
+                    f"have {mine}, as the table"
+                )
+        arrays = zip(self.unpack(), *(x.unpack() for x in others), strict=True)
+        return PackedTable.pack(*(function(*own) for own in arrays))
 
     def lookup(
         self,
@@ -132,7 +183,7 @@ class PackedTable:
         An id outside `[0, V)` gives zeros. `sharding` is as of `sparse_adam.lookup`.
 
         Raises:
-            TypeError: `ids` are not integers.
+            TypeError: `ids` are not integers, or the lines are not int32.
             ValueError: the lines are not of the layout's shape.
         """
         check_lines(self)
@@ -143,6 +194,7 @@ def packed_layout(packed: PackedTable, rule: UpdateRule) -> PackedLayout:
     """Returns the layout of a packed table, checked against the rule that updates it.
 
     Raises:
+        TypeError: the lines are not int32.
         ValueError: the table holds another number of arrays than the rule has, the
             rule has a slot that is per row, or the lines are not of the layout's shape.
     """
@@ -159,15 +211,24 @@ def packed_layout(packed: PackedTable, rule: UpdateRule) -> PackedLayout:
 
 
 def check_lines(packed: PackedTable) -> None:
-    """Refuses lines that are not of the layout's shape.
+    """Refuses lines that are not words of the layout's shape.
 
     Raises:
-        ValueError: they are not.
+        TypeError: they are not int32.
+        ValueError: they are of another shape.
     """
+    if packed.lines.dtype != np.int32:
+        raise TypeError(
+            f"packed.lines.dtype={packed.lines.dtype} must be int32: lines are words "
+            "that hold several arrays, not numbers to compute with, as jax.tree.map "
+            "does. Call packed.map(function) for weights and slots, or unpack() them"
+        )
     if packed.lines.shape != packed.layout.shape:
         raise ValueError(
             f"packed.lines.shape={packed.lines.shape} must be {packed.layout.shape}, "
-            "as its layout says: make it by PackedTable.pack"
+            "as its layout says: make it by PackedTable.pack; inside jax.shard_map, "
+            "where a device has its own lines only, by PackedTable(lines, "
+            "layout.divided(the number of devices))"
         )
 
 

@@ -11,6 +11,7 @@ import pytest
 from sparse_adam import embedding
 from sparse_adam.embedding import Adam, init
 from sparse_adam.embedding.layout import make_layout
+from sparse_adam.embedding.stored import arrays
 
 # Many tests give them what their types do not allow.
 FeatureConfig: Any = embedding.FeatureConfig
@@ -33,6 +34,8 @@ def test_arguments_and_defaults_are_tensorflows():
         ("combiner", "mean"),
         ("name", None),
         ("quantization_config", None),
+        ("dtype", np.float32),  # from here on not TensorFlow's
+        ("slot_dtype", np.float32),
     ]
     assert list(defaults(FeatureConfig).items()) == [
         ("table", missing),
@@ -61,6 +64,13 @@ def test_arguments_and_defaults_are_tensorflows():
             lambda: TableConfig(8, 4, quantization_config=3),
             "quantization_config=3 must",
         ),
+        (
+            lambda: TableConfig(8, 4, dtype="float16", name="t"),
+            "dtype='float16' of table 't' must be jnp.float32 or jnp.bfloat16",
+        ),
+        (lambda: TableConfig(8, 4, dtype=None), "dtype=None of table None must be"),
+        (lambda: TableConfig(8, 4, dtype=3), "dtype=3 of table None must be"),
+        (lambda: TableConfig(8, 4, slot_dtype=int), "slot_dtype=<class 'int'> of"),
         (lambda: FeatureConfig("video"), "table='video' must be a TableConfig"),
         (lambda: feature(max_sequence_length=-1), "max_sequence_length=-1 must be an"),
         (lambda: feature(max_sequence_length=2.0), "max_sequence_length=2.0 must be"),
@@ -123,13 +133,32 @@ def test_default_initializer_is_a_truncated_normal():
 
 def test_initializer_is_called_with_key_shape_and_dtype():
     def initializer(key, shape, dtype):
-        return jnp.full(shape, 3, jnp.bfloat16) if dtype == np.float32 else None
+        seen.append(dtype)
+        return jnp.full(shape, 3, dtype)
 
-    state = init(FeatureConfig(TableConfig(5, 2, initializer)), Adam(), KEY)
-    assert state.tables["table_0"].table.dtype == jnp.bfloat16
+    seen = []
+    for options in ({}, {"dtype": jnp.bfloat16}, {"slot_dtype": jnp.bfloat16}):
+        config = FeatureConfig(TableConfig(5, 2, initializer, **options))
+        for storage in ("plain", "packed"):
+            stored = init(config, Adam(), KEY, storage=storage).tables["table_0"]
+            table, *slots = (x.dtype for x in arrays(stored))
+            assert table == seen.pop() == options.get("dtype", jnp.float32)
+            assert slots == [options.get("slot_dtype", jnp.float32)] * 2
     wrong = TableConfig(5, 2, lambda key, shape, dtype: jnp.ones((5, 3)))
     with pytest.raises(ValueError, match=r"returned the shape \(5, 3\); it must be"):
         init(FeatureConfig(wrong), Adam(), KEY)
+
+
+def test_initializers_of_another_dtype():
+    def returns(dtype):
+        return TableConfig(5, 2, lambda *_: np.ones((5, 2), dtype))
+
+    config = FeatureConfig(returns(np.float64))
+    assert init(config, Adam(), KEY).tables["table_0"].table.dtype == jnp.float32
+    for dtype in (jnp.float16, jnp.bfloat16, jnp.int32):
+        text = f"'table_0' returned dtype={np.dtype(dtype)}; it must be float32"
+        with pytest.raises(TypeError, match=text):
+            init(FeatureConfig(returns(dtype)), Adam(), KEY)
 
 
 def test_each_table_has_its_own_numbers():

@@ -326,3 +326,21 @@ def test_another_optimizer_fits_the_seam():
     state = apply_gradients(state, ids, jnp.ones((2, 2)))
     want = [[0, 1], [1.5, 2.5], [4, 5], [5.5, 6.5]]
     np.testing.assert_array_equal(state.tables["t"][0], want)
+
+
+def test_a_given_rate_goes_before_a_tables_own_number():
+    tables = [TableConfig(4, 2, ramp, name=name) for name in "ab"]
+    state = init([FeatureConfig(t) for t in tables], Adam(0.1), KEY)
+    ids, ones = [jnp.array([1])] * 2, [jnp.ones((1, 2))] * 2
+    new = apply_gradients(state, ids, ones, learning_rates={"a": 0.4})
+    for name, rate in (("a", 0.4), ("b", 0.1)):
+        moved = state.tables[name].table[1] - new.tables[name].table[1]
+        np.testing.assert_allclose(moved, rate * 3.16228, rtol=1e-4)
+
+
+def test_a_gradient_of_the_right_size_and_another_shape_is_refused():
+    state, features = big_model(100)
+    activations = lookup(state, features)
+    gradients = activations | {"a": activations["a"].T}
+    with pytest.raises(ValueError, match=r"'a' has the shape \(8, 4\); .*\(4, 8\)"):
+        apply_gradients(state, features, gradients)

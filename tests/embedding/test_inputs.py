@@ -12,6 +12,7 @@ from sparse_adam.embedding import (
     Ragged,
     Sparse,
     TableConfig,
+    TPUEmbedding,
     apply_gradients,
     init,
     lookup,
@@ -263,3 +264,97 @@ def test_ragged_from_rows():
     assert np.asarray(Ragged.from_rows([[0.5], []]).values).dtype.kind == "f"
     with pytest.raises(ValueError, match="size=2 must be at least 3"):
         Ragged.from_rows([[5, 6, 7]], size=2)
+
+
+RAGGED = Ragged(np.array([3, 0, 1, 2, 0]), np.array([0, 1, 1, 4]))
+WRONG_SPLITS = {
+    "lengths": [1, 0, 3],
+    "descending": [0, 3, 1, 4],
+    "not from 0": [1, 2, 4],
+    "past the end": [0, 2, 6],
+}
+
+
+def served(state, ids, weights=None):
+    return serving_embedding_lookup(state, ids, weights)
+
+
+def updated(state, ids, weights=None):
+    return apply_gradients(state, ids, jnp.ones((3, 2)), weights)
+
+
+def enqueued(state, ids, weights=None):
+    feature = state.layout.features[0].config
+    TPUEmbedding(feature, Adam()).enqueue(ids, weights)
+
+
+def called(state, ids, weights=None):
+    feature = state.layout.features[0].config
+    TPUEmbedding(feature, Adam())(ids, weights)
+
+
+def called_to_serve(state, ids, weights=None):
+    feature = state.layout.features[0].config
+    TPUEmbedding(feature, Adam()).serving_embedding_lookup(ids, weights)
+
+
+EVERY_WAY = (lookup, served, updated, enqueued, called, called_to_serve)
+
+
+@pytest.mark.parametrize("splits", WRONG_SPLITS.values(), ids=WRONG_SPLITS)
+@pytest.mark.parametrize("kind", [np.array, jnp.array])
+def test_wrong_splits_are_refused(splits, kind):
+    ids = Ragged(kind([3, 0, 1, 2, 0]), kind(splits))
+    for way in EVERY_WAY:
+        with pytest.raises(ValueError, match=r"ascend from 0 to at most 5: .*cums"):
+            way(state_of("sum"), ids)
+    with pytest.raises(ValueError, match=r"parts\[1\] have row_splits="):
+        Ragged.concatenate([RAGGED, ids])
+
+
+def test_weights_must_have_the_splits_of_their_ids():
+    weights = Ragged(np.ones(5, np.float32), np.array([0, 2, 2, 4]))
+    for way in EVERY_WAY:
+        text = r"row_splits=\[0, 2, 2, 4\]; they must be those of the ids, \[0, 1, 1, 4"
+        with pytest.raises(ValueError, match=text):
+            way(state_of("sum"), RAGGED, weights)
+
+
+def test_splits_inside_jit_are_the_callers_duty():
+    ids = jax.tree.map(jnp.asarray, RAGGED)
+    got = jax.jit(lookup)(state_of("sum"), ids)
+    np.testing.assert_array_equal(got, [[7, 8], [0, 0], [9, 12]])
+
+
+@pytest.mark.parametrize("where", ["numpy", "jax", "mixed", "jit"])
+def test_ragged_batches_are_joined_by_rows(where):
+    parts = [
+        Ragged.from_rows([[3], [], [0, 1, 2]], size=6),
+        Ragged.from_rows([[]], size=2),
+        Ragged.from_rows([[1, 1], [2]]),
+    ]
+    join = Ragged.concatenate
+    if where in ("jax", "jit"):
+        parts = jax.tree.map(jnp.asarray, parts)
+    if where == "mixed":
+        parts[1] = jax.tree.map(jnp.asarray, parts[1])
+        parts[0] = Ragged(parts[0].values + 2**32 * (parts[0].values == 3), *SPLITS)
+    joined = jax.jit(join)(parts) if where == "jit" else join(parts)
+    want = Ragged.from_rows([[3], [], [0, 1, 2], [], [1, 1], [2]], size=11)
+    assert isinstance(joined.values, np.ndarray if where == "numpy" else jax.Array)
+    np.testing.assert_array_equal(joined.row_splits, want.row_splits)
+    assert joined.values.shape == want.values.shape
+    values = np.asarray(want.values).copy()
+    if where == "mixed":
+        values[0] = -1  # 2**32 + 3 is no id, and does not become 3
+    np.testing.assert_array_equal(joined.values, values)
+
+
+SPLITS = ([0, 1, 1, 4],)
+
+
+def test_what_can_not_be_joined():
+    with pytest.raises(ValueError, match=r"concatenate\(\) got no parts"):
+        Ragged.concatenate([])
+    with pytest.raises(TypeError, match=r"parts\[1\] is ndarray; it must be a Ragged"):
+        Ragged.concatenate([RAGGED, np.ones(3)])

@@ -1,12 +1,24 @@
 """Packed tables behind the embedding API: nobody outside can tell."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sparse_adam import AdamState, PackedTable
-from sparse_adam.embedding import Adam, init, lookup, serving_embedding_lookup
+from sparse_adam.embedding import (
+    SGD,
+    Adam,
+    FeatureConfig,
+    TableConfig,
+    TPUEmbedding,
+    apply_gradients,
+    init,
+    lookup,
+    serving_embedding_lookup,
+)
 from sparse_adam.embedding.stored import arrays, with_arrays
 from tests.embedding.test_tpu_embedding import (
     CONFIG,
@@ -80,3 +92,107 @@ def test_stochastic_rounding_of_bfloat16_tables():
         new = Adam(1e-3).update(state, ids, grads, rounding="stochastic", key=key)
         moved = np.asarray(arrays(new)[0] != table)
         assert 0 < moved.mean() < 1
+
+
+TABLE = TableConfig(512, 8, combiner="sum", name="item")
+IDS, GRADIENT = jnp.array([100, 3]), jnp.ones((2, 8))
+
+
+def item_state(storage="plain", rows=512, optimizer=None):
+    table = dataclasses.replace(TABLE, vocabulary_size=rows)
+    return init(FeatureConfig(table), optimizer or Adam(0.1), KEY, storage=storage)
+
+
+def with_item(state, stored):
+    return dataclasses.replace(state, tables={"item": stored})
+
+
+@pytest.mark.parametrize("storage", ["plain", "packed"])
+def test_a_table_of_another_size_is_refused(storage):
+    state = item_state(storage)
+    small = with_item(state, item_state(storage, rows=64).tables["item"])
+    embedding = TPUEmbedding(FeatureConfig(TABLE), Adam(0.1), storage=storage)
+    text = r"table 'item' .*\(64, 8\); it must be \(512, 8\), as its layout says: pass"
+    for refused in (
+        lambda: lookup(small, IDS),
+        lambda: serving_embedding_lookup(small, IDS),
+        lambda: apply_gradients(small, IDS, GRADIENT),
+        lambda: jax.jit(lookup)(small, IDS),
+        lambda: setattr(embedding, "state", small),
+    ):
+        with pytest.raises(ValueError, match=text):
+            refused()
+
+
+@pytest.mark.parametrize("storage", ["plain", "packed"])
+def test_inside_shard_map_the_way_out_is_told(storage):
+    state = item_state(storage)
+    mesh = jax.make_mesh((2,), ("rows",))
+    rows, whole = jax.sharding.PartitionSpec("rows"), jax.sharding.PartitionSpec()
+    spread = jax.device_put(state, jax.sharding.NamedSharding(mesh, rows))
+    text = "table 'item' .*take whole tables. Call them outside of shard_map"
+    for function, results in (
+        (lambda state: lookup(state, IDS), whole),
+        (lambda state: apply_gradients(state, IDS, GRADIENT), rows),
+    ):
+        with pytest.raises(ValueError, match=text):
+            jax.shard_map(function, mesh=mesh, in_specs=rows, out_specs=results)(spread)
+
+
+def test_what_is_no_state_of_the_layout_is_refused():
+    state = item_state()
+    table, m, v = state.tables["item"]
+    mesh = jax.make_mesh((2,), ("rows",))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows"))
+    cases = [
+        ([table, m, v], TypeError, "'item' is a list; .*optimizer.state_of"),
+        ((table, m), ValueError, r"'item' has 2 arrays, but its optimizer Adam has 3"),
+        ((table, m[:5], v), ValueError, r"momenta of table 'item' has .*\(5, 8\)"),
+        ((table, m, "v"), TypeError, "velocities of table 'item' is a str"),
+        (
+            (table.astype(jnp.float16), m, v),
+            TypeError,
+            "parameters of table 'item' has dtype=float16; .*float32 or bfloat16",
+        ),
+        (
+            (jax.device_put(table, rows), m, v),
+            ValueError,
+            r"'parameters': 'rows', 'momenta': None.*jax.device_put the whole state",
+        ),
+        (
+            item_state("packed", optimizer=SGD()).tables["item"],
+            ValueError,
+            "'item' is packed with 1 arrays, but its optimizer Adam has 3",
+        ),
+    ]
+    for stored, error, text in cases:
+        for function in (
+            lambda state: lookup(state, IDS),
+            lambda state: apply_gradients(state, IDS, GRADIENT),
+        ):
+            with pytest.raises(error, match=text):
+                function(with_item(state, stored))
+    with pytest.raises(ValueError, match=r"state.tables has no table 'item', only \["):
+        lookup(dataclasses.replace(state, tables={}), IDS)
+    embedding = TPUEmbedding(FeatureConfig(TABLE), Adam(0.1))
+    with pytest.raises(TypeError, match=r"state is dict; .* load\(\) a dict"):
+        embedding.state = {"item": table}
+    with pytest.raises(ValueError, match="one array in two places"):
+        embedding.state = with_item(state, (table, m, m))
+
+
+@pytest.mark.parametrize("storage", ["plain", "packed"])
+def test_a_state_may_be_of_numpy_arrays(storage):
+    state = item_state(storage)
+    as_numpy = jax.tree.map(np.array, state)
+    kept = jax.tree.map(np.copy, as_numpy)
+    assert_same(lookup(as_numpy, IDS), lookup(state, IDS))
+    want = apply_gradients(state, IDS, GRADIENT)
+    assert_same(apply_gradients(as_numpy, IDS, GRADIENT), want)
+    embedding = TPUEmbedding(FeatureConfig(TABLE), Adam(0.1), storage=storage)
+    embedding.state = as_numpy
+    embedding.enqueue(IDS)
+    embedding.dequeue()
+    embedding.apply_gradients(GRADIENT)
+    assert_same(embedding.state, want)
+    jax.tree.map(np.testing.assert_array_equal, as_numpy, kept)

@@ -127,9 +127,9 @@ def test_the_order_of_calls():
 def test_rates_are_asked_for_at_each_update_and_do_not_recompile():
     rates = iter([0.1, 0.0, 0.2])
     embedding = built(Adam(lambda: next(rates)))
-    from sparse_adam.embedding import tpu_embedding
+    from sparse_adam.embedding import steps
 
-    update: Any = tpu_embedding._update
+    update: Any = steps.update
     moved, compiled = [], []
     for number in range(3):
         old = embedding.retrieve()

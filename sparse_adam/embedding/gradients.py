@@ -1,0 +1,66 @@
+"""What is asked of the gradients that a user hands back."""
+
+import reprlib
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from sparse_adam.embedding.inputs import as_array
+from sparse_adam.embedding.layout import Layout
+
+
+def check_gradients(
+    layout: Layout, gradients: Any, shapes: Sequence[tuple[int, ...]]
+) -> list[Any]:
+    """Returns the gradient of each feature, or None, of the shapes of its activations.
+
+    Raises:
+        TypeError: one is no array of floats.
+        ValueError: another structure or another shape.
+    """
+    leaves = [
+        as_array(f"the gradient of feature {feature.name!r}", leaf)
+        if hasattr(leaf, "dtype")
+        else leaf
+        for feature, leaf in zip(
+            layout.features,
+            layout.leaves("activation_gradients", gradients),
+            strict=True,
+        )
+    ]
+    for feature, gradient, shape in zip(layout.features, leaves, shapes, strict=True):
+        if gradient is None:
+            continue
+        dtype = getattr(gradient, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            what = reprlib.repr(gradient)
+            if dtype is not None:
+                what = f"{dtype}{list(np.shape(gradient))}"
+            raise TypeError(
+                f"the gradient of feature {feature.name!r} is {what}; it must be an "
+                f"array of floats of the shape {shape}, or None"
+            )
+        if np.shape(gradient) != shape:
+            raise ValueError(
+                f"the gradient of feature {feature.name!r} has the shape "
+                f"{np.shape(gradient)}; it must have that of its activations, {shape}"
+            )
+    return [None if leaf is None else jnp.asarray(leaf) for leaf in leaves]
+
+
+def warn_of_missing_gradients(
+    layout: Layout, gradients: Any, *, stacklevel: int
+) -> None:
+    """Warns of each feature without a gradient."""
+    leaves = layout.leaves("activation_gradients", gradients)
+    for feature, gradient in zip(layout.features, leaves, strict=True):
+        if gradient is None:
+            warnings.warn(
+                f"activation_gradients has no gradient for feature {feature.name!r}: "
+                "it counts as zero, and the rows that were looked up still move with "
+                "their momenta. Pass zeros if that is meant",
+                stacklevel=stacklevel,
+            )

@@ -1,0 +1,74 @@
+"""Computing with whole states: the same numbers from plain and from packed tables."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparse_adam.embedding import (
+    Adam,
+    FeatureConfig,
+    RowWiseAdagrad,
+    TableConfig,
+    init,
+    logical_arrays,
+    lookup,
+    map_arrays,
+)
+from tests.embedding.test_tpu_embedding import CONFIG, assert_same, batch
+
+
+def state(seed, storage="plain"):
+    return init(CONFIG, Adam(0.1), jax.random.key(seed), storage=storage)
+
+
+def mean(x, y):
+    return (x + y) / 2
+
+
+@pytest.mark.parametrize("storages", [("packed", "packed"), ("packed", "plain")])
+def test_an_average_of_states(storages):
+    one, two = (state(seed, s) for seed, s in enumerate(storages))
+    want = jax.tree.map(mean, state(0), state(1))
+    got = map_arrays(mean, one, two)
+    assert jax.tree.structure(got) == jax.tree.structure(one)
+    assert_same(logical_arrays(got), logical_arrays(want))
+    assert_same(lookup(got, *batch(0)), lookup(want, *batch(0)))
+    assert_same(map_arrays(mean, state(0), two), want)
+    compiled = jax.jit(lambda a, b: map_arrays(mean, a, b))(one, two)
+    assert_same(logical_arrays(compiled), logical_arrays(want))
+
+
+def test_logical_arrays_have_the_names_of_retrieve():
+    for storage in ("plain", "packed"):
+        found = logical_arrays(state(0, storage))
+        assert {name: list(own) for name, own in found.items()} == {
+            name: ["parameters", "momenta", "velocities"] for name in ("item", "user")
+        }
+        assert found["user"]["parameters"].shape == (6, 3)
+        assert_same(found, logical_arrays(state(0)), rtol=0)
+
+
+def test_slots_per_row_are_mapped_too():
+    config = FeatureConfig(TableConfig(6, 3, name="t"))
+    ones = init(config, RowWiseAdagrad(0.1), jax.random.key(0))
+    doubled = map_arrays(lambda x: 2 * x, ones)
+    assert type(doubled.tables["t"]) is type(ones.tables["t"])
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, 2 * y), doubled, ones)
+
+
+def test_words_are_refused_by_name():
+    broken = jax.tree.map(mean, state(0, "packed"), state(1, "packed"))
+    for use in (lambda s: lookup(s, *batch(0)), logical_arrays):
+        with pytest.raises(TypeError, match=r"table '\w+': packed.lines.dtype=float32"):
+            use(broken)
+
+
+def test_what_map_arrays_refuses():
+    other = init(FeatureConfig(TableConfig(6, 3)), Adam(0.1), jax.random.key(0))
+    with pytest.raises(ValueError, match=r"others\[0\].layout=.* must be that of the"):
+        map_arrays(mean, state(0), other)
+    with pytest.raises(ValueError, match=r"parameters of table 'item' has the sh"):
+        map_arrays(lambda x: x[:3], state(0))
+    with pytest.raises(TypeError, match=r"'item' has dtype=float16; it must be flo"):
+        map_arrays(lambda x: x.astype(jnp.float16), state(0))
