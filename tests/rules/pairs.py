@@ -7,6 +7,7 @@ every kernel:
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -86,33 +87,47 @@ class Pair:
         """Returns how far a float32 step may be off, for each value.
 
         It is some roundings of what goes in and what comes out, and of what they do on
-        the way: how much the float64 step moves where its arguments move by a unit in
-        the last place, in random directions.
+        the way.
         """
-        new = self.expected(state, gradient, rate)
+
+        def update(state: Any, gradient: Any) -> tuple[np.ndarray, ...]:
+            return self.expected(state, gradient, rate)
+
+        _, bounds = self.roundings(update, state, gradient, rate)
+        return tuple(4 * bound for bound in bounds)
+
+    def roundings(
+        self, update: Callable[[Any, Any], Any], state: Any, gradient: Any, rate: float
+    ) -> tuple[Any, list[np.ndarray]]:
+        """Returns what `update(state, gradient)` gives, and how far roundings move it.
+
+        That is how much the float64 update moves where its arguments move by a unit in
+        the last place, in random directions, and a unit of what it is made of.
+        """
+        new = update(state, gradient)
         rng = np.random.default_rng(0)
 
         def nearby(x: Any) -> np.ndarray:
             return x * (1 + ULP * rng.choice([-1.0, 1.0], np.shape(x)))
 
-        moved = [
-            self.expected(tuple(map(nearby, state)), nearby(gradient), rate)
-            for _ in range(5)
-        ]
+        moved = [update(tuple(map(nearby, state)), nearby(gradient)) for _ in range(5)]
         bounds = []
         for index, value in enumerate(new):
             distance = np.max([np.abs(x[index] - value) for x in moved], axis=0)
             size = np.abs(value) + np.abs(state[index])
-            bounds.append(4 * distance + 4 * ULP * size)
+            bounds.append(distance + ULP * size)
+        for index, slot in enumerate(self.rule.slots, start=1):
+            if slot.name == "steps":  # a count is exact
+                bounds[index] = np.zeros_like(new[index])
         if isinstance(self.rule, FTRLRule):
             # The powers of old and new sums are rounded before they are subtracted.
             power = new[1] ** -self.rule.learning_rate_power
-            lost = 8 * ULP * power * np.abs(state[0])
+            lost = 2 * ULP * power * np.abs(state[0])
             if not self.rule.multiply_linear_by_learning_rate:
                 lost = lost / rate
             bounds[2] = bounds[2] + lost
-            bounds[0] = bounds[0] + 8 * ULP * (np.abs(state[0]) + np.abs(new[0]))
-        return tuple(bounds)
+            bounds[0] = bounds[0] + 2 * ULP * (np.abs(state[0]) + np.abs(new[0]))
+        return new, bounds
 
 
 def _pair(name: str, rule: Any, step: Any, **numbers: Any) -> Pair:
@@ -171,6 +186,7 @@ PAIRS = (
         "adagrad_momentum_first_power",
         AdagradMomentumRule,
         adagrad_momentum,
+        momentum=0.5,
         exponent=1.0,
         epsilon=0.125,
     ),
@@ -202,6 +218,49 @@ PAIRS = (
         l1_regularization_strength=2.0,
         l2_regularization_strength=0.5,
         beta=0.25,
+        multiply_linear_by_learning_rate=True,
+    ),
+)
+# Other numbers, for which a kernel may have instructions of their own.
+VARIANTS = (
+    _pair(
+        "adam_row_outside",
+        AdamRule,
+        adam,
+        beta_1=0.5,
+        beta_2=0.75,
+        epsilon=1e-3,
+        sum_inside_sqrt=False,
+        bias_correction="row",
+    ),
+    _pair(
+        "adagrad_momentum_nesterov_square_root",
+        AdagradMomentumRule,
+        adagrad_momentum,
+        momentum=0.5,
+        use_nesterov=True,
+        beta2=0.9,
+        epsilon=1e-3,
+    ),
+    _pair(
+        "adagrad_momentum_nesterov_decaying",
+        AdagradMomentumRule,
+        adagrad_momentum,
+        momentum=0.5,
+        use_nesterov=True,
+        exponent=3.0,
+        beta2=0.75,
+    ),
+    _pair("ftrl_without_penalties", FTRLRule, ftrl),
+    _with_accumulator(
+        "ftrl_power_multiplied",
+        FTRLRule,
+        ftrl,
+        0.1,
+        learning_rate_power=-0.25,
+        l1_regularization_strength=0.01,
+        l2_regularization_strength=0.1,
+        beta=1.0,
         multiply_linear_by_learning_rate=True,
     ),
 )

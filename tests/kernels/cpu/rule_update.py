@@ -1,18 +1,19 @@
 """An update of a small table by any rule, in any storage, and what it must give."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from sparse_adam import reference
 from sparse_adam.kernels import cpu
 from sparse_adam.kernels.tiles import LANES
-from sparse_adam.rules import Limits
+from sparse_adam.rules import Limits, UpdateRule
 from tests import helpers
 from tests.helpers import assert_bitwise_equal
-from tests.kernels.cpu import formulas
-from tests.kernels.cpu.formulas import Numbers
+from tests.rules.pairs import Pair
 
 MODES = {
     "lazy": {"lazy": True, "accumulate": True},
@@ -23,12 +24,21 @@ NUM_ROWS, NUM_IDS = 40, 64
 
 
 @dataclasses.dataclass(frozen=True)
+class Numbers:
+    """The traced numbers of an update; None is one that does not count."""
+
+    rate: float = 0.01
+    decay: float | None = None
+    scale: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class RuleUpdate:
     """An update of some table by a rule, and how it is stored."""
 
-    rule: Any
+    rule: UpdateRule
     mode: str = "lazy"
-    numbers: Numbers = Numbers()  # noqa: RUF009 - frozen
+    numbers: Numbers = Numbers()
     limits: Limits = Limits()  # noqa: RUF009
     weighted: bool = False
     dim: int = 20
@@ -114,33 +124,22 @@ class RuleUpdate:
         assert_bitwise_equal(arrays[0], lines.pack(state))
         return state
 
-    def check(self, new: list[np.ndarray]) -> None:
-        """Compares a new state with the formula."""
+    def check(self, new: list[np.ndarray], pair: Pair) -> None:
+        """Compares a new state with the reference."""
+        assert pair.rule == self.rule
         given = self.arrays()
         old = given["state"]
-        values = [x.astype(np.float64) for x in old]
-        errors = [np.zeros_like(x) for x in values]
-        for rows, gradient in self.steps(given):
-            found, own = formulas.step(
-                self.rule,
-                self.limits,
-                self.numbers,
-                [x[rows] for x in values],
-                gradient,
-            )
-            for x, e, new_x, new_e in zip(values, errors, found, own, strict=True):
-                x[rows] = new_x
-                e[rows] += new_e
-        repeats = 1 if self.mode != "each_occurrence" else 3  # errors of steps before
+        right, bounds = _right(dataclasses.replace(self, packed=False), pair)
+        repeats = 1 if self.mode != "each_occurrence" else 2.5  # errors of steps before
         names = ["weights", *(slot.name for slot in self.rule.slots)]
-        for name, x, before, right, error in zip(
-            names, new, old, values, errors, strict=True
+        for name, x, before, value, bound in zip(
+            names, new, old, right, bounds, strict=True
         ):
             helpers.assert_close_steps(
                 x,
                 before,
-                right.astype(np.float32),
-                tolerance=(repeats * error).astype(np.float32),
+                value.astype(np.float32),
+                tolerance=(repeats * bound).astype(np.float32),
                 name=f"{name} of {self}",
             )
             if self.mode != "all_rows":
@@ -148,24 +147,49 @@ class RuleUpdate:
                 assert untouched.any()
                 assert_bitwise_equal(x[untouched], before[untouched])
 
-    def steps(self, given: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The rows of each step and their gradients, in order."""
+    def gradients(self) -> np.ndarray:
+        """Returns the gradient of each occurrence: float64 `[N, D]`.
+
+        Where they are summed, that of a row stands at one of its occurrences.
+        """
+        given = self.arrays()
         ids, sources, gains = given["ids"], given["sources"], given["gains"]
         each = np.zeros((NUM_IDS, self.dim))
         valid = (sources >= 0) & (sources < len(given["grads"]))
         each[valid] = given["grads"][sources[valid]]
         if gains is not None:
             each *= gains[:, None]
-        inside = (ids >= 0) & (ids < NUM_ROWS)
         if self.mode == "each_occurrence":
-            places = np.flatnonzero(inside)
-            return [(ids[i : i + 1], each[i : i + 1]) for i in places]
-        summed = np.zeros((NUM_ROWS, self.dim))
-        np.add.at(summed, ids[inside], each[inside])
-        rows = (
-            np.arange(NUM_ROWS) if self.mode == "all_rows" else np.unique(ids[inside])
+            return each
+        _, first, places = np.unique(ids, return_index=True, return_inverse=True)
+        summed = np.zeros_like(each)
+        np.add.at(summed, first[places], each)
+        return summed
+
+
+@functools.cache
+def _right(update: RuleUpdate, pair: Pair) -> tuple[Any, list[np.ndarray]]:
+    """Returns the new state in float64, and how far one step in float32 may be off."""
+    given = update.arrays()
+    limits, numbers = update.limits, update.numbers
+
+    def by_reference(state: Any, grads: Any) -> tuple[np.ndarray, ...]:
+        return reference.sparse_update(
+            *(state, given["ids"], grads, pair.step),
+            learning_rate=numbers.rate,
+            weight_decay_factor=numbers.decay,
+            gradient_scale=numbers.scale,
+            clipvalue=(limits.gradient_min, limits.gradient_max),
+            clip_weight_min=limits.weight_min,
+            clip_weight_max=limits.weight_max,
+            lazy=update.mode != "all_rows",
+            use_gradient_accumulation=update.mode != "each_occurrence",
         )
-        return [(rows, summed[rows])]
+
+    state = [x.astype(np.float64) for x in given["state"]]
+    new, bounds = pair.roundings(by_reference, state, update.gradients(), numbers.rate)
+    bounds[0] = 1.5 * bounds[0]  # the weights take the roundings of the slots along
+    return new, bounds
 
 
 class Lines:
