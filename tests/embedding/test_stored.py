@@ -74,7 +74,7 @@ def test_load_and_retrieve():
 
 
 def test_a_table_keeps_its_place():
-    packed = Adam().init(np.ones((8, 16), np.float32), storage="packed")
+    packed = Adam().init(np.ones((128, 16), np.float32), storage="packed")
     mesh = jax.make_mesh((2,), ("lines",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("lines"))
     packed = jax.device_put(packed, sharding)
