@@ -22,6 +22,10 @@ COMMANDS = {
     "compare": ("benchmarks.compare:compare", "Two result files, or two commits."),
     "plot": ("benchmarks.figures:plot", "Draw the figures of a folder of results."),
     "report": ("benchmarks.report:report", "Figures, tables and a report of results."),
+    "routing": (
+        "benchmarks.routing:routing",
+        "What a routed batch sends between many chips; no TPU needed.",
+    ),
     "scale": ("benchmarks.scale:scale", "How cost grows with V, N, D, duplicates."),
     "static": (
         "benchmarks.static.report:main",

@@ -15,7 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_num_cpu_devices", 2)  # for shard_map
+jax.config.update("jax_num_cpu_devices", 8)  # for shard_map
 
 # Compiling takes nearly all the time of a test, hence few examples and no deadline.
 hypothesis.settings.register_profile("default", deadline=None, max_examples=20)
