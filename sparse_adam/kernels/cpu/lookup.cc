@@ -21,7 +21,7 @@ namespace sparse_adam {
 namespace {
 
 constexpr int64_t kCacheLine = 64;     // bytes
-constexpr int64_t kWindow = 256;       // rows, or samples
+constexpr int64_t kWindow = 1024;       // rows, or samples
 constexpr int64_t kLinesAhead = 128;   // cache lines that are asked for
 constexpr int64_t kLeastAhead = 4;     // rows
 constexpr int64_t kMostAhead = 32;     // rows
@@ -50,7 +50,7 @@ class RowFinder {
         group_bytes_(weights.group_stride * ItemSize(weights.encoding)),
         rows_per_group_(static_cast<uint32_t>(weights.rows_per_group)),
         num_rows_(static_cast<uint32_t>(weights.num_rows)),
-        grouped_(weights.num_rows > weights.rows_per_group) {}
+        grouped_(weights.grouped()) {}
 
   bool grouped() const { return grouped_; }
   bool Has(uint32_t id) const { return id < num_rows_; }  // a negative one is large
@@ -119,16 +119,23 @@ class Looker {
   const CopyRows copy_;
 };
 
-// Rows that have been found and not been added, sample by sample.
+// Rows that have been found and not been added, sample by sample: numbers of rows, or
+// pointers where they stand in groups.
 struct Window {
-  const char* rows[kWindow + kMostAhead];  // room for stand-ins at the end
+  // With room for stand-ins at the end.
+  uint32_t numbers[kWindow + kMostAhead];
+  const char* rows[kWindow + kMostAhead];
   float gains[kWindow];
   int32_t ends[kWindow];  // where in `rows` each sample ends
   int64_t num_rows = 0, num_samples = 0;
 
   // Drops the first rows and samples.
-  void Drop(int64_t dropped_rows, int64_t dropped_samples) {
-    std::copy(rows + dropped_rows, rows + num_rows, rows);
+  void Drop(int64_t dropped_rows, int64_t dropped_samples, bool grouped) {
+    if (grouped) {
+      std::copy(rows + dropped_rows, rows + num_rows, rows);
+    } else {
+      std::copy(numbers + dropped_rows, numbers + num_rows, numbers);
+    }
     std::copy(gains + dropped_rows, gains + num_rows, gains);
     std::copy(ends + dropped_samples, ends + num_samples, ends);
     num_rows -= dropped_rows;
@@ -238,6 +245,7 @@ class Combiner {
       const bool full = window.num_rows == kWindow && !all;
       const int64_t most = full ? kWindow - ahead_ : window.num_rows;
       std::fill_n(window.rows + window.num_rows, ahead_, u_.weights.data);
+      std::fill_n(window.numbers + window.num_rows, ahead_, 0);
       int64_t samples = 0, rows = 0;
       while (samples < window.num_samples && window.ends[samples] <= most) {
         rows = window.ends[samples++];
@@ -254,7 +262,7 @@ class Combiner {
         window.ends[0] = kept;
         begins = false;
       }
-      window.Drop(rows, samples);
+      window.Drop(rows, samples, finder_.grouped());
       sample += samples;
     }
   }
@@ -276,37 +284,35 @@ class Combiner {
   // Appends the rows of the ids in [begin, end) that are there, and their gains.
   void Find(Window& window, int64_t begin, int64_t end) const {
     const Occurrence* const order = sorted_ ? &(*sorted_)[0] : nullptr;
-    const auto find = finder_.grouped()
-                          ? (order == nullptr ? &Combiner::FindAs<true, false>
-                                              : &Combiner::FindAs<true, true>)
-                          : (order == nullptr ? &Combiner::FindAs<false, false>
-                                              : &Combiner::FindAs<false, true>);
-    (this->*find)(window, order, begin, end);
-  }
-
-  template <bool kGrouped, bool kSorted>
-  void FindAs(Window& window, const Occurrence* order, int64_t begin,
-              int64_t end) const {
-    // A copy, since for all that the compiler knows a pointer that is stored may
-    // overwrite the one in `finder_`.
-    const RowFinder finder = finder_;
-    const int32_t* const ids = u_.ids;
-    const auto position = [=](int64_t i) { return kSorted ? order[i].position : i; };
+    if (order == nullptr && !finder_.grouped() && AllThere(begin, end)) {
+      std::copy(u_.ids + begin, u_.ids + end, window.numbers + window.num_rows);
+      if (u_.gains != nullptr) {
+        std::copy(u_.gains + begin, u_.gains + end, window.gains + window.num_rows);
+      }
+      window.num_rows += end - begin;
+      return;
+    }
     int64_t size = window.num_rows;
     for (int64_t i = begin; i < end; ++i) {
-      const uint32_t id = ids[position(i)];
-      const bool found = finder.Has(id);
-      window.rows[size] = finder.Find<kGrouped>(found ? id : 0);
-      size += found;
-    }
-    if (u_.gains != nullptr) {
-      int64_t gain = window.num_rows;
-      for (int64_t i = begin; i < end; ++i) {
-        window.gains[gain] = u_.gains[position(i)];
-        gain += finder.Has(ids[position(i)]);
+      const int64_t position = order == nullptr ? i : order[i].position;
+      const uint32_t id = u_.ids[position];
+      if (!finder_.Has(id)) continue;
+      if (finder_.grouped()) {
+        window.rows[size] = finder_.Find<true>(id);
+      } else {
+        window.numbers[size] = id;
       }
+      if (u_.gains != nullptr) window.gains[size] = u_.gains[position];
+      ++size;
     }
     window.num_rows = size;
+  }
+
+  // Whether all ids in [begin, end) are those of rows. Without a branch on one of them.
+  bool AllThere(int64_t begin, int64_t end) const {
+    uint32_t wild = 0;
+    for (int64_t i = begin; i < end; ++i) wild |= !finder_.Has(u_.ids[i]);
+    return wild == 0;
   }
 
   // Adds the first `count` samples of a window.
@@ -317,8 +323,8 @@ class Combiner {
     const float* const scales = u_.scales == nullptr ? nullptr : u_.scales + sample;
     if (!narrow()) {
       float* const sums = reinterpret_cast<float*>(u_.out) + sample * dim;
-      combine_(sums, {window.rows, gains, ahead_, window.ends, count, scales, begins, ends},
-               dim);
+      combine_(sums,
+               ListOf(window, 0, gains, window.ends, count, scales, begins, ends), dim);
       return;
     }
     float* const sums = &sums_[worker * kNarrowSamples * dim];
@@ -330,13 +336,33 @@ class Combiner {
         own_ends[k] = static_cast<int32_t>(window.ends[s + k] - first);
       }
       combine_(sums,
-               {window.rows + first, gains == nullptr ? nullptr : gains + first, ahead_,
-                own_ends, some, scales == nullptr ? nullptr : scales + s,
-                s > 0 || begins, ends},
+               ListOf(window, first, gains, own_ends, some,
+                      scales == nullptr ? nullptr : scales + s, s > 0 || begins, ends),
                dim);
       char* const out = u_.out + (sample + s) * dim * ItemSize(u_.encoding);
       if (ends) round_(out, sums, some * dim);
     }
+  }
+
+  SampleList ListOf(const Window& window, int64_t first, const float* gains,
+                    const int32_t* ends, int64_t count, const float* scales, bool begins,
+                    bool ends_here) const {
+    SampleList list = {};
+    list.first = u_.weights.data;
+    list.row_bytes = u_.weights.stride * ItemSize(u_.weights.encoding);
+    if (finder_.grouped()) {
+      list.rows = window.rows + first;
+    } else {
+      list.numbers = window.numbers + first;
+    }
+    list.gains = gains == nullptr ? nullptr : gains + first;
+    list.ahead = ahead_;
+    list.ends = ends;
+    list.count = count;
+    list.scales = scales;
+    list.begins = begins;
+    list.ends_here = ends_here;
+    return list;
   }
 
   const Combine& u_;

@@ -20,13 +20,11 @@ struct Weights {
   int64_t stride;          // items from a row of a group to the next one
   int64_t group_stride;    // items from a group to the next one
 
-  const char* Row(uint32_t row) const {
-    int64_t place = row * stride;
-    if (num_rows > rows_per_group) {
-      const uint32_t rows = static_cast<uint32_t>(rows_per_group);
-      place = row / rows * group_stride + row % rows * stride;
-    }
-    return data + place * ItemSize(encoding);
+  // Whether it takes a division to find a row. Halves of words are always treated so,
+  // and kBFloat16 must have a single group.
+  bool grouped() const {
+    return num_rows > rows_per_group || encoding == Encoding::kLowHalf ||
+           encoding == Encoding::kHighHalf;
   }
 
   // How many items, from row 0 on, the rows take.

@@ -90,6 +90,9 @@ ffi::Error Locate(const Places& places, const ffi::AnyBuffer& stored,
               places.rows_per_group,
               places.stride,
               places.group_stride};
+  if (stored_as == Encoding::kBFloat16 && weights->grouped()) {
+    return Refuse("a table of bfloat16 has its rows one behind the other");
+  }
   if (places.first + weights->End() > static_cast<int64_t>(stored.element_count())) {
     return Refuse("the weights are too few for [V, D]");
   }

@@ -58,10 +58,10 @@ using HighHalves = Code<uint32_t, 0, 0xffff0000>;
 #endif
 
 // In the order of `Encoding`.
-#define COMBINE(level)                                              \
-  {level::Combine<Float32s>, level::Combine<BFloat16s>,             \
-   level::Combine<Float32s>, level::Combine<LowHalves>,             \
-   level::Combine<HighHalves>}
+#define COMBINE(level)                                                  \
+  {level::CombineBoth<Float32s>, level::CombinePlain<BFloat16s>,        \
+   level::CombineBoth<Float32s>, level::CombinePacked<LowHalves>,       \
+   level::CombinePacked<HighHalves>}
 #define COPY(level, To)                                             \
   {level::CopyRows<Float32s, To>, level::CopyRows<BFloat16s, To>,   \
    level::CopyRows<Float32s, To>, level::CopyRows<LowHalves, To>,   \

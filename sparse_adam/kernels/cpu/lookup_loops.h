@@ -13,13 +13,19 @@
 
 namespace sparse_adam {
 
-// Rows, sample by sample. As many pointers as `ahead` says follow the last one: the
-// loops ask for the memory of rows[i + ahead] while they read rows[i].
+// Rows, sample by sample. They are told by numbers, each a `row_bytes` behind the one
+// before; or by pointers, where rows stand in groups. kBFloat16 is told by numbers only,
+// the halves of words by pointers only. As many of them as `ahead` says
+// follow the last one: the loops ask for the memory of row i + ahead while they read
+// row i.
 struct SampleList {
-  const char* const* rows;
-  const float* gains;  // one for each row, or null: 1
+  const char* first;        // row 0
+  int64_t row_bytes;
+  const uint32_t* numbers;  // or null
+  const char* const* rows;  // or null
+  const float* gains;       // one for each row, or null: 1
   int64_t ahead;
-  const int32_t* ends;  // where in `rows` each sample ends
+  const int32_t* ends;  // where in the list each sample ends
   int64_t count;        // of samples
   const float* scales;  // one for each sample, or null: 1
   bool begins;          // whether the first sample begins here
