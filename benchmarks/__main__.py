@@ -7,6 +7,7 @@ import click
 # Name of the subcommand: where its click command stands, and its line of help.
 COMMANDS = {
     "compare": ("benchmarks.compare:compare", "Two result files, or two commits."),
+    "lookup": ("benchmarks.lookup:lookup", "Bags of ids on a CPU, ours and torch's."),
     "plot": ("benchmarks.figures:plot", "Draw the figures of a folder of results."),
     "report": ("benchmarks.report:report", "Figures, tables and a report of results."),
     "scale": ("benchmarks.scale:scale", "How cost grows with V, N, D, duplicates."),

@@ -13,9 +13,9 @@
 #include <cstring>
 #include <memory>
 #include <type_traits>
+#include <vector>
 
 #include "lookup_loops.h"
-#include "sort.h"
 
 namespace sparse_adam {
 namespace {
@@ -144,6 +144,59 @@ struct Window {
   }
 };
 
+// The ids of a batch, and their gains, in the order of their samples: those of one
+// sample in the order of the batch. A counting sort, in as many parts as pay.
+class OrderedIds {
+ public:
+  OrderedIds(const Combine& u, Pool& pool)
+      : ids_(new int32_t[u.num_ids]),
+        gains_(u.gains == nullptr ? nullptr : new float[u.num_ids]),
+        starts_(u.num_samples + 1) {
+    const int64_t most = u.num_samples > u.num_ids ? 1 : pool.num_threads();
+    const int64_t parts =
+        std::clamp<int64_t>(u.num_ids / kIdsOfPart, 1, std::clamp<int64_t>(most, 1, 16));
+    std::vector<uint32_t> counters(parts * u.num_samples);
+    const auto for_each = [&](const auto& body) {
+      ParallelFor(pool, parts, parts, [&](int64_t, int64_t part) {
+        uint32_t* const counter = counters.data() + part * u.num_samples;
+        const int64_t end = u.num_ids * (part + 1) / parts;
+        for (int64_t i = u.num_ids * part / parts; i < end; ++i) {
+          const uint32_t sample = u.samples[i];  // a negative one becomes large
+          if (sample < u.num_samples) body(counter[sample], i);
+        }
+      });
+    };
+    for_each([](uint32_t& counter, int64_t) { ++counter; });
+    uint32_t place = 0;
+    for (int64_t s = 0; s < u.num_samples; ++s) {
+      starts_[s] = place;
+      for (int64_t part = 0; part < parts; ++part) {
+        uint32_t& counter = counters[part * u.num_samples + s];
+        const uint32_t count = counter;
+        counter = place;
+        place += count;
+      }
+    }
+    starts_[u.num_samples] = place;
+    for_each([&](uint32_t& counter, int64_t i) {
+      ids_[counter] = u.ids[i];
+      if (u.gains != nullptr) gains_[counter] = u.gains[i];
+      ++counter;
+    });
+  }
+
+  const int32_t* ids() const { return ids_.get(); }
+  const float* gains() const { return gains_.get(); }
+  int64_t Start(int64_t sample) const { return starts_[sample]; }
+
+ private:
+  static constexpr int64_t kIdsOfPart = 8192;
+
+  const std::unique_ptr<int32_t[]> ids_;
+  const std::unique_ptr<float[]> gains_;
+  std::vector<uint32_t> starts_;  // of each sample, and the end
+};
+
 class Combiner {
  public:
   Combiner(const Combine& combine, Pool& pool, int level)
@@ -156,9 +209,10 @@ class Combiner {
         workers_(WorkersFor(Traffic(), pool)),
         sums_(new float[narrow() ? workers_ * kNarrowSamples * u_.weights.dim : 0]) {
     if (u_.samples != nullptr && !SamplesAscend()) {
-      sorted_ = std::make_unique<SortedOccurrences>(u_.samples, u_.num_ids,
-                                                    u_.num_samples, pool);
+      ordered_ = std::make_unique<OrderedIds>(u_, pool);
     }
+    ids_ = ordered_ ? ordered_->ids() : u_.ids;
+    gains_ = ordered_ ? ordered_->gains() : u_.gains;
   }
 
   void Run() {
@@ -187,39 +241,26 @@ class Combiner {
     return descents == 0;
   }
 
-  // From here on the ids are numbered in the order of their samples.
-  int64_t NumIds() const { return sorted_ ? sorted_->size() : u_.num_ids; }
-  int64_t Position(int64_t i) const { return sorted_ ? (*sorted_)[i].position : i; }
-  uint32_t Sample(int64_t i) const {
-    return sorted_ ? (*sorted_)[i].row : static_cast<uint32_t>(u_.samples[i]);
-  }
-
-  // The first id of a sample, or of the next one that has ids.
+  // The first id of a sample, or of the next one that has ids. From here on the ids are
+  // in the order of their samples.
   int64_t Start(int64_t sample) const {
+    if (ordered_) return ordered_->Start(sample);
     if (u_.samples == nullptr) return sample * u_.places;
-    int64_t low = 0, high = NumIds();
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (Sample(middle) < sample) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    return low;
+    const auto* const samples = reinterpret_cast<const uint32_t*>(u_.samples);
+    return std::lower_bound(samples, samples + u_.num_ids, sample) - samples;
   }
 
   // The end of a sample whose ids from `next` on have not been read.
   int64_t EndOf(int64_t sample, int64_t next, int64_t end) const {
-    if (u_.samples == nullptr) return (sample + 1) * u_.places;
-    while (next < end && Sample(next) == sample) ++next;
+    if (ordered_ || u_.samples == nullptr) return Start(sample + 1);
+    while (next < end && u_.samples[next] == sample) ++next;
     return next;
   }
 
   // Where a part begins: all have as many ids and samples, about.
   int64_t FirstSample(int64_t part, int64_t parts) const {
     if (part == 0 || part == parts) return part == 0 ? 0 : u_.num_samples;
-    const int64_t share = (NumIds() + u_.num_samples) * part / parts;
+    const int64_t share = (Start(u_.num_samples) + u_.num_samples) * part / parts;
     int64_t low = 0, high = u_.num_samples;
     while (low < high) {
       const int64_t middle = (low + high) / 2;
@@ -283,26 +324,24 @@ class Combiner {
 
   // Appends the rows of the ids in [begin, end) that are there, and their gains.
   void Find(Window& window, int64_t begin, int64_t end) const {
-    const Occurrence* const order = sorted_ ? &(*sorted_)[0] : nullptr;
-    if (order == nullptr && !finder_.grouped() && AllThere(begin, end)) {
-      std::copy(u_.ids + begin, u_.ids + end, window.numbers + window.num_rows);
-      if (u_.gains != nullptr) {
-        std::copy(u_.gains + begin, u_.gains + end, window.gains + window.num_rows);
+    if (!finder_.grouped() && AllThere(begin, end)) {
+      std::copy(ids_ + begin, ids_ + end, window.numbers + window.num_rows);
+      if (gains_ != nullptr) {
+        std::copy(gains_ + begin, gains_ + end, window.gains + window.num_rows);
       }
       window.num_rows += end - begin;
       return;
     }
     int64_t size = window.num_rows;
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t position = order == nullptr ? i : order[i].position;
-      const uint32_t id = u_.ids[position];
+      const uint32_t id = ids_[i];
       if (!finder_.Has(id)) continue;
       if (finder_.grouped()) {
         window.rows[size] = finder_.Find<true>(id);
       } else {
         window.numbers[size] = id;
       }
-      if (u_.gains != nullptr) window.gains[size] = u_.gains[position];
+      if (gains_ != nullptr) window.gains[size] = gains_[i];
       ++size;
     }
     window.num_rows = size;
@@ -311,7 +350,7 @@ class Combiner {
   // Whether all ids in [begin, end) are those of rows. Without a branch on one of them.
   bool AllThere(int64_t begin, int64_t end) const {
     uint32_t wild = 0;
-    for (int64_t i = begin; i < end; ++i) wild |= !finder_.Has(u_.ids[i]);
+    for (int64_t i = begin; i < end; ++i) wild |= !finder_.Has(ids_[i]);
     return wild == 0;
   }
 
@@ -319,7 +358,7 @@ class Combiner {
   void Add(int64_t worker, const Window& window, int64_t sample, int64_t count,
            bool begins, bool ends) const {
     const int64_t dim = u_.weights.dim;
-    const float* const gains = u_.gains == nullptr ? nullptr : window.gains;
+    const float* const gains = gains_ == nullptr ? nullptr : window.gains;
     const float* const scales = u_.scales == nullptr ? nullptr : u_.scales + sample;
     if (!narrow()) {
       float* const sums = reinterpret_cast<float*>(u_.out) + sample * dim;
@@ -373,7 +412,9 @@ class Combiner {
   const int64_t ahead_;
   const int64_t workers_;
   const std::unique_ptr<float[]> sums_;  // of each worker, where the result is narrow
-  std::unique_ptr<SortedOccurrences> sorted_;  // null: the ids are in order
+  std::unique_ptr<OrderedIds> ordered_;  // null: the ids came in order
+  const int32_t* ids_;                   // in order
+  const float* gains_;
 };
 
 }  // namespace
