@@ -1,7 +1,8 @@
 """`python -m benchmarks lookup`: bags of ids on a CPU, looked up and combined.
 
-Ours in C++, the path through XLA that it replaces, and `torch.nn.EmbeddingBag`, in turn
-and on the same tables and ids. Each contender's numbers are compared before it is timed.
+Ours in C++, the path through XLA that it replaces, and `torch.nn.EmbeddingBag`, in
+turn and on the same tables and ids. Each contender's numbers are compared before it is
+timed.
 """
 
 import importlib
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from benchmarks.statistics import interleaved_ratio, spread
 from sparse_adam.kernels.cpu.lookup import combine_rows
@@ -139,7 +140,8 @@ def torch_bag(workload: Workload) -> Call:
     bag = torch.nn.EmbeddingBag(case.rows, case.dim, mode="sum", _weight=weights)
     shape = case.samples, case.places
     batches = [
-        torch.from_numpy(ids.astype(np.int64).reshape(shape)) for ids in workload.batches
+        torch.from_numpy(ids.astype(np.int64).reshape(shape))
+        for ids in workload.batches
     ]
 
     def call(turn: int) -> Any:
@@ -204,7 +206,8 @@ def lookup(cases: tuple[str, ...], impls: tuple[str, ...], rounds: int) -> None:
     The last column is the median, over the rounds, of a contender's time over ours.
     """
     console = Console(highlight=False)
-    table = Table("case", "V", "D", "ids", "lookup", "p20, ms", "p50, ms", "x ours")
+    columns = ("case", "V", "D", "ids", "lookup", "p20, ms", "p50, ms", "x ours")
+    table = Table(*(Column(name, no_wrap=True) for name in columns))
     for case in CASES:
         if cases and case.name not in cases:
             continue

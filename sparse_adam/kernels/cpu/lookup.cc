@@ -2,10 +2,10 @@
 // part, and its rows are added one after the other: so the parts may depend on the
 // threads, and the result does not.
 //
-// A part is read in windows. First a loop over the ids makes a list of pointers to
-// rows, without the ids that are not there; then the loops over the lanes read the
-// rows. So the second, which waits for memory, has nothing else to do, and always knows
-// the rows that come next.
+// A part is read in windows. First a loop over the ids makes a list of rows, without
+// the ids that are not there; then the loops over the lanes read the rows. So the
+// latter, which wait for memory, check and divide nothing, and always know the rows that
+// come next.
 
 #include "lookup.h"
 
@@ -20,12 +20,12 @@
 namespace sparse_adam {
 namespace {
 
-constexpr int64_t kCacheLine = 64;     // bytes
+constexpr int64_t kCacheLine = 64;      // bytes
 constexpr int64_t kWindow = 1024;       // rows, or samples
-constexpr int64_t kLinesAhead = 128;   // cache lines that are asked for
-constexpr int64_t kLeastAhead = 4;     // rows
-constexpr int64_t kMostAhead = 32;     // rows
-constexpr int64_t kPartsOfWorker = 8;  // enough to balance
+constexpr int64_t kLinesAhead = 128;    // cache lines that are asked for
+constexpr int64_t kLeastAhead = 4;      // rows
+constexpr int64_t kMostAhead = 32;      // rows
+constexpr int64_t kPartsOfWorker = 8;   // enough to balance
 constexpr int64_t kNarrowSamples = 16;  // that are rounded at a time
 
 int64_t LinesOfRow(const Weights& weights) {
@@ -152,9 +152,10 @@ class OrderedIds {
       : ids_(new int32_t[u.num_ids]),
         gains_(u.gains == nullptr ? nullptr : new float[u.num_ids]),
         starts_(u.num_samples + 1) {
-    const int64_t most = u.num_samples > u.num_ids ? 1 : pool.num_threads();
+    const int64_t most =
+        u.num_samples > u.num_ids ? 1 : std::max<int64_t>(1, pool.num_threads());
     const int64_t parts =
-        std::clamp<int64_t>(u.num_ids / kIdsOfPart, 1, std::clamp<int64_t>(most, 1, 16));
+        std::min(std::max<int64_t>(1, u.num_ids / kIdsOfPart), std::min(most, kMostParts));
     std::vector<uint32_t> counters(parts * u.num_samples);
     const auto for_each = [&](const auto& body) {
       ParallelFor(pool, parts, parts, [&](int64_t, int64_t part) {
@@ -190,7 +191,7 @@ class OrderedIds {
   int64_t Start(int64_t sample) const { return starts_[sample]; }
 
  private:
-  static constexpr int64_t kIdsOfPart = 8192;
+  static constexpr int64_t kIdsOfPart = 8192, kMostParts = 16;
 
   const std::unique_ptr<int32_t[]> ids_;
   const std::unique_ptr<float[]> gains_;
@@ -384,8 +385,8 @@ class Combiner {
   }
 
   SampleList ListOf(const Window& window, int64_t first, const float* gains,
-                    const int32_t* ends, int64_t count, const float* scales, bool begins,
-                    bool ends_here) const {
+                    const int32_t* ends, int64_t count, const float* scales,
+                    bool begins, bool ends_here) const {
     SampleList list = {};
     list.first = u_.weights.data;
     list.row_bytes = u_.weights.stride * ItemSize(u_.weights.encoding);

@@ -138,9 +138,7 @@ def combine_rows(
     return _call(_COMBINE, result)(*operands, **places)
 
 
-def _check(
-    name: str, x: jax.Array, dtype: DTypeLike, shape: tuple[int, ...]
-) -> None:
+def _check(name: str, x: jax.Array, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
     if x.dtype != dtype:
         raise TypeError(f"{name}.dtype={x.dtype} must be {jnp.dtype(dtype).name}")
     if x.shape != shape:
@@ -165,7 +163,7 @@ def _told(
     result = table_dtype if dtype is None else jnp.dtype(dtype)
     if result not in (table_dtype, np.dtype(np.float32)):
         raise TypeError(
-            f"dtype={result.name} must be float32 or {table_dtype.name}, as the table is"
+            f"dtype={result.name} must be float32 or {table_dtype.name}, the table's"
         )
     return {name: np.int32(place) for name, place in places.items()}, dim, result
 

@@ -158,8 +158,8 @@ ffi::Error HandleCombine(ffi::ThreadPool thread_pool, ffi::AnyBuffer stored,
   if (samples.dimensions()[0] == combine.num_ids && combine.num_ids != 0) {
     combine.samples = samples.typed_data();
   } else if (samples.dimensions()[0] == 0 &&
-             (combine.num_ids == 0 ||
-              (combine.num_samples > 0 && combine.num_ids % combine.num_samples == 0))) {
+             (combine.num_ids == 0 || combine.num_samples > 0) &&
+             (combine.num_ids == 0 || combine.num_ids % combine.num_samples == 0)) {
     combine.places = combine.num_ids == 0 ? 0 : combine.num_ids / combine.num_samples;
   } else {
     return Refuse("samples must be [N], or [0] where N is a multiple of S");

@@ -13,11 +13,9 @@
 
 namespace sparse_adam {
 
-// Rows, sample by sample. They are told by numbers, each a `row_bytes` behind the one
-// before; or by pointers, where rows stand in groups. kBFloat16 is told by numbers only,
-// the halves of words by pointers only. As many of them as `ahead` says
-// follow the last one: the loops ask for the memory of row i + ahead while they read
-// row i.
+// Rows, sample by sample: numbers of rows that stand one behind the other, or pointers
+// where rows stand in groups (see `Weights::grouped`). As many as `ahead` says follow
+// the last one: the loops ask for the memory of row i + ahead while they read row i.
 struct SampleList {
   const char* first;        // row 0
   int64_t row_bytes;

@@ -292,9 +292,7 @@ def test_under_shard_map_and_vmap():
     each = PartitionSpec("t")
     run = functools.partial(lookup.combine_rows, num_samples=20)
     mapped = jax.jit(
-        jax.shard_map(
-            run, mesh=mesh, in_specs=(PartitionSpec(), each), out_specs=each
-        )
+        jax.shard_map(run, mesh=mesh, in_specs=(PartitionSpec(), each), out_specs=each)
     )
     assert_bitwise_equal(np.asarray(mapped(table, ids)), right)
     halves = jax.vmap(run, in_axes=(None, 0))(table, ids.reshape(2, -1))
