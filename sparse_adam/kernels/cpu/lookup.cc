@@ -4,7 +4,7 @@
 //
 // A part is read in windows. First a loop over the ids makes a list of rows, without
 // the ids that are not there; then the loops over the lanes read the rows. So the
-// latter, which wait for memory, check and divide nothing, and always know the rows that
+// latter, which wait for memory, check and divide nothing, and know the rows that
 // come next.
 
 #include "lookup.h"
@@ -155,7 +155,7 @@ class OrderedIds {
     const int64_t most =
         u.num_samples > u.num_ids ? 1 : std::max<int64_t>(1, pool.num_threads());
     const int64_t parts =
-        std::min(std::max<int64_t>(1, u.num_ids / kIdsOfPart), std::min(most, kMostParts));
+        std::min({std::max<int64_t>(1, u.num_ids / kIdsOfPart), most, kMostParts});
     std::vector<uint32_t> counters(parts * u.num_samples);
     const auto for_each = [&](const auto& body) {
       ParallelFor(pool, parts, parts, [&](int64_t, int64_t part) {

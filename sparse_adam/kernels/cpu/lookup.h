@@ -50,8 +50,8 @@ struct Lookup {
 void Run(const Lookup& lookup, Pool& pool, int level);
 
 // Row s of the result is scales[s] * sum of gains[i] * weights[ids[i]] over the ids i
-// of sample s, added in float32 in the order of the ids. One outside [0, V) is left out,
-// and a sample without any other is zeros.
+// of sample s, added in float32 in the order of the ids. One outside [0, V) is left
+// out, and a sample without any other is zeros.
 struct Combine {
   Weights weights;
   const int32_t* ids;      // [N]
