@@ -205,7 +205,7 @@ def lookup(cases: tuple[str, ...], impls: tuple[str, ...], rounds: int) -> None:
 
     The last column is the median, over the rounds, of a contender's time over ours.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=100)
     columns = ("case", "V", "D", "ids", "lookup", "p20, ms", "p50, ms", "x ours")
     table = Table(*(Column(name, no_wrap=True) for name in columns))
     for case in CASES:

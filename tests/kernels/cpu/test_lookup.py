@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import struct
 import subprocess
 from pathlib import Path
@@ -297,6 +298,18 @@ def test_under_shard_map_and_vmap():
     assert_bitwise_equal(np.asarray(mapped(table, ids)), right)
     halves = jax.vmap(run, in_axes=(None, 0))(table, ids.reshape(2, -1))
     assert_bitwise_equal(np.asarray(halves).reshape(40, -1), right)
+
+
+def test_threads_may_run_where_they_might_before():
+    # A helper leaves its caller's processor, and must not stay bound elsewhere.
+    case = Case(num_samples=2000, places=40, num_rows=9000, dim=64)
+    batch = draw(case)
+    for _ in range(3):
+        combined(case, batch)
+    tasks = Path("/proc/self/task")  # there is none but on Linux, where threads move
+    threads = [int(task.name) for task in tasks.iterdir()] if tasks.exists() else []
+    allowed = [os.sched_getaffinity(thread) for thread in threads]
+    assert all(processors == os.sched_getaffinity(0) for processors in allowed)
 
 
 def test_no_work_grows_with_the_table():
