@@ -72,8 +72,8 @@ class RowFinder {
 
 class Looker {
  public:
-  Looker(const Lookup& lookup, Pool& pool, int level)
-      : u_(lookup), pool_(pool), copy_(CopyOf(*LookupLoopsAt(level))) {}
+  Looker(const Lookup& lookup, Pool& pool, const Loops& loops)
+      : u_(lookup), pool_(pool), copy_(CopyOf(*LookupLoopsAt(loops.level))) {}
 
   void Run() {
     const int64_t lines = LinesOfRow(u_.weights);
@@ -200,11 +200,11 @@ class OrderedIds {
 
 class Combiner {
  public:
-  Combiner(const Combine& combine, Pool& pool, int level)
+  Combiner(const Combine& combine, Pool& pool, const Loops& loops)
       : u_(combine),
         pool_(pool),
-        combine_(LookupLoopsAt(level)->combine[static_cast<int>(u_.weights.encoding)]),
-        round_(LoopsAt(level)->codecs[static_cast<int>(Encoding::kBFloat16)].round),
+        combine_(CombineOf(*LookupLoopsAt(loops.level))),
+        round_(loops.codecs[static_cast<int>(Encoding::kBFloat16)].round),
         finder_(u_.weights),
         ahead_(RowsAhead(u_.weights)),
         workers_(WorkersFor(Traffic(), pool)),
@@ -224,6 +224,12 @@ class Combiner {
   }
 
  private:
+  using CombineRows = std::remove_extent_t<decltype(LookupLoops::combine)>;
+
+  CombineRows CombineOf(const LookupLoops& loops) const {
+    return loops.combine[static_cast<int>(u_.weights.encoding)];
+  }
+
   bool narrow() const { return u_.encoding == Encoding::kBFloat16; }
 
   // Bytes, about.
@@ -407,7 +413,7 @@ class Combiner {
 
   const Combine& u_;
   Pool& pool_;
-  const std::remove_extent_t<decltype(LookupLoops::combine)> combine_;
+  const CombineRows combine_;
   void (*const round_)(void* to, const float* from, int64_t size);
   const RowFinder finder_;
   const int64_t ahead_;
@@ -420,18 +426,12 @@ class Combiner {
 
 }  // namespace
 
-int BestLevel() {
-  int level = 0;
-  while (LookupLoopsAt(level + 1) != nullptr) ++level;
-  return level;
+void Run(const Lookup& lookup, Pool& pool, const Loops& loops) {
+  Looker(lookup, pool, loops).Run();
 }
 
-void Run(const Lookup& lookup, Pool& pool, int level) {
-  Looker(lookup, pool, level).Run();
-}
-
-void Run(const Combine& combine, Pool& pool, int level) {
-  Combiner(combine, pool, level).Run();
+void Run(const Combine& combine, Pool& pool, const Loops& loops) {
+  Combiner(combine, pool, loops).Run();
 }
 
 }  // namespace sparse_adam

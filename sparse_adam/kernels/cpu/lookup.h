@@ -7,18 +7,16 @@
 
 #include "loops.h"
 #include "parallel.h"
+#include "storage.h"
 
 namespace sparse_adam {
 
-// Where the weights of a table stand: plain, or in packed lines (see `storage.h`).
-struct Weights {
+// Where the weights of a table stand, in fewer than 2**31 rows and groups.
+struct Weights : Groups {
   const char* data;  // where row 0 begins
   Encoding encoding;
-  int64_t num_rows;        // V, below 2**31
-  int64_t dim;             // D
-  int64_t rows_per_group;  // at least 1, below 2**31
-  int64_t stride;          // items from a row of a group to the next one
-  int64_t group_stride;    // items from a group to the next one
+  int64_t num_rows;  // V
+  int64_t dim;       // D
 
   // Whether it takes a division to find a row. Halves of words are always treated so,
   // and kBFloat16 must have a single group.
@@ -26,18 +24,11 @@ struct Weights {
     return num_rows > rows_per_group || encoding == Encoding::kLowHalf ||
            encoding == Encoding::kHighHalf;
   }
-
-  // How many items, from row 0 on, the rows take.
-  int64_t End() const {
-    const int64_t groups = (num_rows + rows_per_group - 1) / rows_per_group;
-    const int64_t rows = num_rows < rows_per_group ? num_rows : rows_per_group;
-    return (groups - 1) * group_stride + (rows - 1) * stride + dim;
-  }
 };
 
 // The caller has checked that all arrays are as large as this says; what is in them is
-// checked here. A result is the same, bit for bit, whatever the pool and the level: the
-// number of the loops in `LoopsAt`. Throws std::bad_alloc and nothing else.
+// checked here. A result is the same, bit for bit, whatever the pool and the loops.
+// Throws std::bad_alloc and nothing else.
 
 // Row i of the result is that of ids[i]; zeros where the id is outside [0, V).
 struct Lookup {
@@ -47,7 +38,7 @@ struct Lookup {
   char* out;           // [N, D]
   Encoding encoding;   // of the result: kFloat32; or kBFloat16, if the weights are, too
 };
-void Run(const Lookup& lookup, Pool& pool, int level);
+void Run(const Lookup& lookup, Pool& pool, const Loops& loops = BestLoops());
 
 // Row s of the result is scales[s] * sum of gains[i] * weights[ids[i]] over the ids i
 // of sample s, added in float32 in the order of the ids. One outside [0, V) is left
@@ -65,10 +56,7 @@ struct Combine {
   char* out;               // [S, D]
   Encoding encoding;       // of the result: kFloat32 or kBFloat16, rounded to nearest
 };
-void Run(const Combine& combine, Pool& pool, int level);
-
-// The number of the best loops that the processor can run.
-int BestLevel();
+void Run(const Combine& combine, Pool& pool, const Loops& loops = BestLoops());
 
 }  // namespace sparse_adam
 

@@ -14,7 +14,6 @@ Neither function can be differentiated: an embedding's gradient belongs to its
 activations, and the update takes it from there.
 """
 
-import ctypes
 import functools
 from typing import Any
 
@@ -23,30 +22,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from sparse_adam.kernels.cpu.update import ENCODINGS, LIBRARY
-from sparse_adam.kernels.layout import PackedLayout
-from sparse_adam.kernels.tiles import LANES
+from sparse_adam.kernels.cpu import library
+from sparse_adam.kernels.cpu.places import weights_places
+from sparse_adam.kernels.layout import Layout, PlainLayout
 
-_LOOKUP = "sparse_adam_cpu_lookup"
-_COMBINE = "sparse_adam_cpu_combine"
+_DTYPES = (np.dtype(np.float32), np.dtype(jnp.bfloat16))  # of plain tables
 
 
-@functools.cache
-def unsupported() -> str | None:
-    """Loads the library and registers its lookup, or says why that cannot be done."""
-    if not LIBRARY.exists():
-        return (
-            "its C++ library was not built when this package was installed: that needs "
-            "a C++17 compiler"
-        )
-    try:
-        library = ctypes.CDLL(str(LIBRARY))
-        for name in (_LOOKUP, _COMBINE):
-            capsule = jax.ffi.pycapsule(getattr(library, name))
-            jax.ffi.register_ffi_target(name, capsule, platform="cpu")
-    except Exception as error:  # of the linker, or of another version of XLA
-        return f"its C++ library does not load: {error}"
-    return None
+def unsupported(layout: Layout) -> str | None:
+    """Says why rows cannot be looked up in C++, or returns None when they can."""
+    if layout.dtypes[0] not in _DTYPES:
+        return f"weights of {layout.dtypes[0].name} are neither float32 nor bfloat16"
+    return library.missing()
 
 
 def bytes_moved(num_ids: int, num_samples: int, dim: int) -> int:
@@ -58,7 +45,7 @@ def lookup_rows(
     stored: jax.Array,
     ids: jax.Array,
     *,
-    layout: PackedLayout | None = None,
+    layout: Layout | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
     """Returns the rows of a table, `[N, D]`: its weights bit for bit.
@@ -66,17 +53,17 @@ def lookup_rows(
     Args:
         stored: the table, `[V, D]` in float32 or bfloat16; or its packed lines.
         ids: int32 `[N]`; one outside `[0, V)` gives zeros.
-        layout: of the packed lines; None: the table is plain.
+        layout: of the table; None: it is plain.
         dtype: of the result: the table's, which is the default, or float32.
 
     Raises:
         TypeError: `ids` are not int32, or `dtype` is neither of the two.
-        ValueError: an array has a shape that does not fit.
+        ValueError: an array has a shape that does not fit, or there is no library.
     """
-    places, dim, out_dtype = _told(stored, layout, dtype)
+    layout = _checked(stored, layout)
     _check("ids", ids, jnp.int32, (ids.size,))
-    result = jax.ShapeDtypeStruct((ids.size, dim), out_dtype)
-    return _call(_LOOKUP, result)(stored, ids, **places)
+    result = _result(ids.size, layout, dtype)
+    return _call(library.LOOKUP, result, layout)(stored, ids)
 
 
 def combine_rows(
@@ -87,7 +74,7 @@ def combine_rows(
     samples: jax.Array | None = None,
     gains: jax.Array | None = None,
     scales: jax.Array | None = None,
-    layout: PackedLayout | None = None,
+    layout: Layout | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
     """Returns the combined row of each sample, `[S, D]`.
@@ -106,14 +93,14 @@ def combine_rows(
             each sample has as many ids, one behind the other.
         gains: float32 `[N]`, the factor of each id's row; None: 1.
         scales: float32 `[S]`, the factor of each sample's sum; None: 1.
-        layout: of the packed lines; None: the table is plain.
+        layout: of the table; None: it is plain.
         dtype: of the result: the table's, which is the default, or float32.
 
     Raises:
         TypeError: an array has another dtype, or `dtype` is neither of the two.
-        ValueError: an array has a shape that does not fit.
+        ValueError: an array has a shape that does not fit, or there is no library.
     """
-    places, dim, out_dtype = _told(stored, layout, dtype)
+    layout = _checked(stored, layout)
     num_ids = ids.size
     _check("ids", ids, jnp.int32, (num_ids,))
     if samples is None:
@@ -133,9 +120,8 @@ def combine_rows(
         scales = jnp.zeros((0,), jnp.float32)
     else:
         _check("scales", scales, jnp.float32, (num_samples,))
-    operands = (stored, ids, samples, gains, scales)
-    result = jax.ShapeDtypeStruct((num_samples, dim), out_dtype)
-    return _call(_COMBINE, result)(*operands, **places)
+    result = _result(num_samples, layout, dtype)
+    return _call(library.COMBINE, result, layout)(stored, ids, samples, gains, scales)
 
 
 def _check(name: str, x: jax.Array, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
@@ -145,62 +131,35 @@ def _check(name: str, x: jax.Array, dtype: DTypeLike, shape: tuple[int, ...]) ->
         raise ValueError(f"{name}.shape={x.shape} must be {shape}")
 
 
-def _call(target: str, result: jax.ShapeDtypeStruct) -> Any:
-    objection = unsupported()
+def _checked(stored: jax.Array, layout: Layout | None) -> Layout:
+    """Returns the layout of a table, which is that of a plain one if there is none."""
+    if layout is not None:
+        first = layout.shapes[0]
+        _check("stored", stored, first.dtype, first.shape)
+        return layout
+    if stored.ndim != 2:
+        raise ValueError(f"stored.shape={stored.shape} must be [V, D], or pass layout=")
+    if stored.dtype not in _DTYPES:
+        raise TypeError(f"stored.dtype={stored.dtype} must be float32 or bfloat16")
+    num_rows, dim = stored.shape
+    return PlainLayout(num_rows, dim, (np.dtype(stored.dtype),), (False,))
+
+
+def _result(
+    num_rows: int, layout: Layout, dtype: DTypeLike | None
+) -> jax.ShapeDtypeStruct:
+    own = layout.dtypes[0]
+    wanted = own if dtype is None else jnp.dtype(dtype)
+    if wanted not in (own, np.dtype(np.float32)):
+        raise TypeError(
+            f"dtype={wanted.name} must be float32 or {own.name}, the table's"
+        )
+    return jax.ShapeDtypeStruct((num_rows, layout.dim), wanted)
+
+
+def _call(target: str, result: jax.ShapeDtypeStruct, layout: Layout) -> Any:
+    objection = unsupported(layout)
     if objection is not None:
         raise ValueError(f"the lookup in C++ is not available: {objection}")
-    return jax.ffi.ffi_call(target, result, vmap_method="sequential")
-
-
-def _told(
-    stored: jax.Array, layout: PackedLayout | None, dtype: DTypeLike | None
-) -> tuple[dict[str, np.int32], int, np.dtype]:
-    """Returns where the weights stand, as C++ is told; D; the dtype of the result."""
-    if layout is None:
-        places, dim, table_dtype = _plain(stored)
-    else:
-        places, dim, table_dtype = _packed(stored, layout)
-    result = table_dtype if dtype is None else jnp.dtype(dtype)
-    if result not in (table_dtype, np.dtype(np.float32)):
-        raise TypeError(
-            f"dtype={result.name} must be float32 or {table_dtype.name}, the table's"
-        )
-    return {name: np.int32(place) for name, place in places.items()}, dim, result
-
-
-def _plain(table: jax.Array) -> tuple[dict[str, int], int, np.dtype]:
-    if table.ndim != 2:
-        raise ValueError(f"stored.shape={table.shape} must be [V, D], or pass layout=")
-    if table.dtype not in (jnp.float32, jnp.bfloat16):
-        raise TypeError(f"stored.dtype={table.dtype} must be float32 or bfloat16")
-    num_rows, dim = table.shape
-    places = {
-        "num_rows": num_rows,
-        "first": 0,
-        "encoding": ENCODINGS.index(table.dtype.name),
-        "rows_per_group": num_rows,
-        "stride": dim,
-        "group_stride": 0,
-    }
-    return places, dim, np.dtype(table.dtype)
-
-
-def _packed(
-    lines: jax.Array, layout: PackedLayout
-) -> tuple[dict[str, int], int, np.dtype]:
-    _check("stored", lines, jnp.int32, (lines.shape[0], LANES))
-    plane = next(p for p, arrays in enumerate(layout.planes) if 0 in arrays)
-    arrays, dtype = layout.planes[plane], np.dtype(layout.dtypes[0])
-    encoding = "float32"
-    if dtype != np.float32:
-        halves = ("low_half", "high_half") if len(arrays) == 2 else ("widened",)
-        encoding = halves[arrays.index(0)]
-    places = {
-        "num_rows": layout.num_rows,
-        "first": layout.line(plane, 0) * LANES,
-        "encoding": ENCODINGS.index(encoding),
-        "rows_per_group": layout.rows_per_group,
-        "stride": layout.stride,
-        "group_stride": layout.lines_per_group * LANES,
-    }
-    return places, layout.dim, dtype
+    call = jax.ffi.ffi_call(target, result, vmap_method="sequential")
+    return functools.partial(call, **weights_places(layout))

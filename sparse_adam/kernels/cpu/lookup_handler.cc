@@ -1,13 +1,7 @@
 // The XLA custom calls of a lookup: check what they are given, and run it.
 
-#include <functional>
-#include <limits>
-#include <new>
-#include <string>
-#include <utility>
-
 #include "lookup.h"
-#include "xla/ffi/api/ffi.h"
+#include "xla.h"
 
 namespace sparse_adam {
 namespace {
@@ -32,24 +26,6 @@ XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(
 
 namespace sparse_adam {
 namespace {
-
-constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-
-class XlaThreads : public Pool {
- public:
-  explicit XlaThreads(ffi::ThreadPool pool) : pool_(pool) {}
-  int64_t num_threads() const override { return pool_.num_threads(); }
-  void Schedule(std::function<void()> task) override {
-    pool_.Schedule(std::move(task));
-  }
-
- private:
-  ffi::ThreadPool pool_;
-};
-
-ffi::Error Refuse(const std::string& what) {
-  return ffi::Error::InvalidArgument("sparse_adam's lookup on a CPU: " + what);
-}
 
 // Whether an array can hold numbers of an encoding. In packed storage all are words.
 bool Holds(ffi::DataType dtype, Encoding encoding) {
@@ -82,18 +58,16 @@ ffi::Error Locate(const Places& places, const ffi::AnyBuffer& stored,
   if (!Holds(stored.element_type(), stored_as)) {
     return Refuse("the weights must be float32 or bfloat16, or packed int32");
   }
-  *weights = {static_cast<const char*>(stored.untyped_data()) +
+  *weights = {{places.rows_per_group, places.stride, places.group_stride},
+              static_cast<const char*>(stored.untyped_data()) +
                   places.first * ItemSize(stored_as),
               stored_as,
               places.num_rows,
-              dim,
-              places.rows_per_group,
-              places.stride,
-              places.group_stride};
+              dim};
   if (stored_as == Encoding::kBFloat16 && weights->grouped()) {
     return Refuse("a table of bfloat16 has its rows one behind the other");
   }
-  if (places.first + weights->End() > static_cast<int64_t>(stored.element_count())) {
+  if (places.first + weights->End(places.num_rows, dim) > static_cast<int64_t>(stored.element_count())) {
     return Refuse("the weights are too few for [V, D]");
   }
   const bool narrow = result.element_type() == ffi::BF16;
@@ -102,25 +76,6 @@ ffi::Error Locate(const Places& places, const ffi::AnyBuffer& stored,
     return Refuse("the result must be float32, or bfloat16 as the weights are");
   }
   *encoding = narrow ? Encoding::kBFloat16 : Encoding::kFloat32;
-  return ffi::Error::Success();
-}
-
-// A buffer of as many numbers as there should be, or null if it is empty.
-template <typename Buffer>
-auto OrNull(const Buffer& x) {
-  return x.element_count() == 0 ? nullptr : x.typed_data();
-}
-
-template <typename Call>
-ffi::Error RunOnXla(const Call& call, ffi::ThreadPool thread_pool) {
-  static const int level = BestLevel();
-  XlaThreads pool(thread_pool);
-  try {
-    Run(call, pool, level);
-  } catch (const std::bad_alloc&) {
-    return ffi::Error(ffi::ErrorCode::kResourceExhausted,
-                      "sparse_adam's lookup on a CPU: no memory to order the ids");
-  }
   return ffi::Error::Success();
 }
 
@@ -179,9 +134,8 @@ ffi::Error HandleCombine(ffi::ThreadPool thread_pool, ffi::AnyBuffer stored,
 
 namespace ffi = xla::ffi;
 
-#define VISIBLE extern "C" __attribute__((visibility("default")))
-VISIBLE XLA_FFI_Error* sparse_adam_cpu_lookup(XLA_FFI_CallFrame* call_frame);
-VISIBLE XLA_FFI_Error* sparse_adam_cpu_combine(XLA_FFI_CallFrame* call_frame);
+SHOWN XLA_FFI_Error* sparse_adam_cpu_lookup(XLA_FFI_CallFrame* call_frame);
+SHOWN XLA_FFI_Error* sparse_adam_cpu_combine(XLA_FFI_CallFrame* call_frame);
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(sparse_adam_cpu_lookup, sparse_adam::HandleLookup,
                               ffi::Ffi::Bind()

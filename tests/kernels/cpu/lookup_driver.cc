@@ -15,7 +15,6 @@
 #include <cstring>
 
 #include "lookup.h"
-#include "lookup_loops.h"
 #include "pools.h"
 
 namespace {
@@ -52,19 +51,17 @@ void RunCall(const Header& h) {
   const Bytes gains = Read(h.weighted ? h.num_ids * 4 : 0);
   const Bytes scales = Read(h.scaled ? h.num_samples * 4 : 0);
   const auto encoding = static_cast<Encoding>(h.encoding);
-  const Weights weights = {table.data() + h.first * ItemSize(encoding),
+  const Weights weights = {{h.rows_per_group, h.stride, h.group_stride},
+                           table.data() + h.first * ItemSize(encoding),
                            encoding,
                            h.num_rows,
-                           h.dim,
-                           h.rows_per_group,
-                           h.stride,
-                           h.group_stride};
-  if ((h.first + weights.End()) * ItemSize(encoding) > h.bytes) Fail("a small table");
+                           h.dim};
+  if ((h.first + weights.End(h.num_rows, h.dim)) * ItemSize(encoding) > h.bytes) Fail("a small table");
   const Encoding narrow = h.narrow ? Encoding::kBFloat16 : Encoding::kFloat32;
   const int64_t rows = h.combined ? h.num_samples : h.num_ids;
   const auto pools = EveryPool();
   Bytes first;
-  for (int level = 0; LookupLoopsAt(level) != nullptr; ++level) {
+  for (int i = 0; const Loops* loops = LoopsAt(i); ++i) {
     for (const auto& pool : pools) {
       Bytes out(rows * h.dim * ItemSize(narrow), 0x55);
       if (h.combined) {
@@ -79,10 +76,10 @@ void RunCall(const Header& h) {
         combine.num_samples = h.num_samples;
         combine.out = out.data();
         combine.encoding = narrow;
-        Run(combine, *pool, level);
+        Run(combine, *pool, *loops);
       } else {
         Run(Lookup{weights, OrNull<int32_t>(ids, true), h.num_ids, out.data(), narrow},
-            *pool, level);
+            *pool, *loops);
       }
       if (first.empty()) first = out;
       if (out != first) Fail("threads or loops change a result");
@@ -104,14 +101,15 @@ void RunLarge(bool packed) {
     if (id >= 0 && id < kRows) memory[id * stride + kDim - 1] = static_cast<float>(id);
   }
   const int64_t rows_per_group = packed ? 1 : kRows, group_stride = packed ? stride : 0;
-  const Weights weights = {static_cast<char*>(pages), Encoding::kFloat32,
-                           kRows,                     kDim,
-                           rows_per_group,            stride,
-                           group_stride};
+  const Weights weights = {{rows_per_group, stride, group_stride},
+                           static_cast<char*>(pages),
+                           Encoding::kFloat32,
+                           kRows,
+                           kDim};
   Threads pool(2);
   std::vector<float> rows(ids.size() * kDim), sums(2 * kDim);
   char* const out = reinterpret_cast<char*>(rows.data());
-  Run(Lookup{weights, ids.data(), 6, out, Encoding::kFloat32}, pool, BestLevel());
+  Run(Lookup{weights, ids.data(), 6, out, Encoding::kFloat32}, pool);
   for (size_t i = 0; i < ids.size(); ++i) {
     const float last = i < 4 ? static_cast<float>(ids[i]) : 0;
     if (rows[(i + 1) * kDim - 1] != last) Fail("a row far away is wrong");
@@ -124,7 +122,7 @@ void RunLarge(bool packed) {
   combine.num_samples = 2;
   combine.out = reinterpret_cast<char*>(sums.data());
   combine.encoding = Encoding::kFloat32;
-  Run(combine, pool, BestLevel());
+  Run(combine, pool);
   const float last = static_cast<float>(kRows - 1) + 5 + static_cast<float>(kRows / 2);
   if (sums[kDim - 1] != last) Fail("a sum of rows far away is wrong");
   if (sums[2 * kDim - 1] != static_cast<float>(kRows - 1)) Fail("a wild id is added");

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import os
 import struct
-import subprocess
 from pathlib import Path
 
 import jax
@@ -13,14 +12,12 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-import hatch_build
-from sparse_adam.kernels.cpu import lookup
-from sparse_adam.kernels.layout import PackedLayout
+from sparse_adam.kernels.cpu import library, lookup
+from sparse_adam.kernels.cpu.places import weights_places
+from sparse_adam.kernels.layout import PackedLayout, PlainLayout
 from tests.helpers import assert_bitwise_equal
 from tests.kernels import stored
 
-HERE = Path(__file__).parent
-SOURCES = HERE.parents[2] / hatch_build.SOURCES
 BFLOAT16 = jnp.bfloat16
 FORMS = ("padded", "ascending", "mixed")  # how samples are told
 WILD = (-1, -(2**31), 2**31 - 1)
@@ -47,7 +44,7 @@ class Case:
         """The layout of packed lines."""
         if not self.packed:
             return None
-        return PackedLayout(self.num_rows, self.dim, *map(np.dtype, self.dtypes))
+        return PackedLayout(self.num_rows, self.dim, tuple(map(np.dtype, self.dtypes)))
 
     @property
     def result_dtype(self) -> str:
@@ -391,7 +388,6 @@ PLACES = {
     ids=str,
 )
 def test_the_library_trusts_nobody(bad, message):
-    assert lookup.unsupported() is None
     arrays = {"table": TABLE, "ids": IDS, "samples": NO_SAMPLES}
     arrays |= {"gains": NONE, "scales": NONE}
     arrays |= {name: x for name, x in bad.items() if name in arrays}
@@ -404,14 +400,9 @@ def test_the_library_trusts_nobody(bad, message):
         call(*arrays.values(), **{name: np.int32(x) for name, x in places.items()})
 
 
-def test_without_its_library(monkeypatch, tmp_path):
-    monkeypatch.setattr(lookup, "LIBRARY", tmp_path / "none.so")
-    missing = lookup.unsupported.__wrapped__()
-    assert "was not built" in missing
-    (tmp_path / "none.so").write_text("no library")
-    assert "does not load" in lookup.unsupported.__wrapped__()
-    monkeypatch.setattr(lookup, "unsupported", lambda: missing)
-    with pytest.raises(ValueError, match="was not built"):
+def test_without_its_library(monkeypatch):
+    monkeypatch.setattr(library, "load", lambda: "it was not built")
+    with pytest.raises(ValueError, match="not available: it was not built"):
         lookup.lookup_rows(TABLE, IDS)
 
 
@@ -420,31 +411,15 @@ def test_bytes_moved():
     assert lookup.bytes_moved(num_ids=3, num_samples=1, dim=16) == 4 * (48 + 16 + 3)
 
 
-@pytest.fixture(scope="module", params=["address,undefined", "thread"])
-def driver(request, tmp_path_factory):
-    """The driver, sanitized if this machine can."""
-    binary = tmp_path_factory.mktemp("driver") / "driver"
-    names = ("loops.cc", "lookup.cc", "lookup_loops.cc")
-    for sanitizer in ([f"-fsanitize={request.param}"], []):
-        command = [
-            *(*hatch_build.find_compiler(), *hatch_build.FLAGS, *sanitizer),
-            *("-O1", "-g", "-fno-sanitize-recover=all", "-Wall", "-Wextra"),
-            *("-I", str(SOURCES), str(HERE / "lookup_driver.cc")),
-            *(str(SOURCES / name) for name in names),
-            *("-o", str(binary)),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode == 0 and subprocess.run([binary], input=b"").returncode == 0:
-            return binary
-    raise AssertionError(done.stderr)
-
-
 def encoded(case: Case, batch: Batch, *, combine: bool) -> bytes:
     """A call as the driver reads it."""
     table = batch.stored(case)
-    places, dim, _ = lookup._told(jnp.asarray(table), case.layout, None)
+    layout = case.layout or PlainLayout(
+        case.num_rows, case.dim, (table.dtype,), (False,)
+    )
+    places = weights_places(layout)
     numbers = [
-        *(table.nbytes, case.num_rows, dim),
+        *(table.nbytes, case.num_rows, case.dim),
         *(places[name] for name in list(PLACES)[1:]),
         *(batch.ids.size, case.num_samples),
         *(combine, case.result_dtype != "float32"),
@@ -457,15 +432,13 @@ def encoded(case: Case, batch: Batch, *, combine: bool) -> bytes:
 
 @pytest.mark.parametrize("combine", [False, True], ids=["rows", "combined"])
 @pytest.mark.parametrize("named", [ENCODINGS, BATCHES], ids=["encodings", "batches"])
-def test_threads_and_instruction_sets_change_no_bit(driver, named, combine):
+def test_threads_and_instruction_sets_change_no_bit(lookup_driver, named, combine):
     batches = [draw(case) for case in named]
     calls = [
         encoded(case, batch, combine=combine)
         for case, batch in zip(named, batches, strict=True)
     ]
-    done = subprocess.run([driver], input=b"".join(calls), capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
-    results = memoryview(done.stdout)
+    results = memoryview(lookup_driver(calls))
     for case, batch in zip(named, batches, strict=True):
         dtype = np.dtype(case.result_dtype)
         rows = case.num_samples if combine else batch.ids.size
@@ -479,6 +452,5 @@ def test_threads_and_instruction_sets_change_no_bit(driver, named, combine):
     assert not results
 
 
-def test_tables_beyond_32_bits(driver):
-    done = subprocess.run([driver, "large"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_tables_beyond_32_bits(lookup_driver):
+    lookup_driver.run_large()
