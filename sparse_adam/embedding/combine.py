@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from sparse_adam.embedding.config import TableConfig
 from sparse_adam.embedding.inputs import Occurrences
 from sparse_adam.embedding.quantization import simulate_quantization
+from sparse_adam.embedding.stored import combined_rows
 from sparse_adam.embedding.stored import rows as stored_rows
+from sparse_adam.ops.combine import Samples, combine_rows
 
 
 def gains(part: Occurrences, combiner: str) -> jax.Array | None:
@@ -21,38 +23,61 @@ def gains(part: Occurrences, combiner: str) -> jax.Array | None:
     That is w, w / sum(w) or w / sqrt(sum(w**2)), the sums over the sample's ids. A sum
     of 0 makes it 0.
     """
-    alone = part.is_sequence or (part.samples is None and part.places == 1)
-    if part.weights is None and (combiner == "sum" or alone):
-        return None
-    weights = part.weights
-    if weights is None:
-        weights = jnp.ones(part.ids.shape, jnp.float32)
-    weights = jnp.where(part.ids >= 0, weights, 0)
-    if combiner == "sum":
+    weights, scales = _factors(part, combiner)
+    if scales is None:
         return weights
-    if combiner == "mean":
-        divisor = part.sum(weights)
-    else:
-        divisor = jnp.sqrt(part.sum(weights**2))
-    is_zero = divisor == 0
-    scale = jnp.where(is_zero, 0, 1 / jnp.where(is_zero, 1, divisor))
-    return weights * scale.at[part.owners()].get(mode="fill", fill_value=0)
+    if weights is None:
+        weights = _weights(part)
+    return weights * scales.at[part.owners()].get(mode="fill", fill_value=0)
 
 
 def combine(
     stored: Any, part: Occurrences, config: TableConfig, *, quantize: bool
 ) -> jax.Array:
     """Returns the activations of one feature, `[*part.shape, D]`."""
-    found = stored_rows(stored, part.ids)
-    rows = found.astype(jnp.float32)
+    weights, scales = _factors(part, config.combiner)
+    samples = Samples(part.ids, part.samples, weights, scales)
+    size, ascending = part.num_samples, part.ascending
     if quantize and config.quantization_config is not None:
-        rows = simulate_quantization(rows, config.quantization_config)
-    factors = gains(part, config.combiner)
-    if factors is not None:
-        rows = factors[:, None] * rows
-    # A select, since a row that is not asked for may hold anything.
-    rows = jnp.where(part.ids[:, None] >= 0, rows, 0)
-    return part.sum(rows).astype(found.dtype).reshape(*part.shape, config.dim)
+        found = stored_rows(stored, part.ids)
+        rows = simulate_quantization(
+            found.astype(jnp.float32), config.quantization_config
+        )
+        combined = combine_rows(rows, samples, size, ascending=ascending)
+        combined = combined.astype(found.dtype)
+    else:
+        combined = combined_rows(stored, samples, size, ascending=ascending)
+    return combined.reshape(*part.shape, config.dim)
+
+
+def _factors(
+    part: Occurrences, combiner: str
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """Returns the weights of ids, `[N]`, and the scales of samples, `[S]`; None for 1.
+
+    A scale is 1, 1 / sum(w) or 1 / sqrt(sum(w**2)); a sum of 0 makes it 0.
+    """
+    alone = part.is_sequence or (part.samples is None and part.places == 1)
+    if part.weights is None and (combiner == "sum" or alone):
+        return None, None
+    weights = _weights(part)
+    given = None if part.weights is None else weights
+    if combiner == "sum":
+        return given, None
+    if combiner == "mean":
+        divisor = part.sum(weights)
+    else:
+        divisor = jnp.sqrt(part.sum(weights**2))
+    is_zero = divisor == 0
+    return given, jnp.where(is_zero, 0, 1 / jnp.where(is_zero, 1, divisor))
+
+
+def _weights(part: Occurrences) -> jax.Array:
+    """Returns float32 `[N]`: the weight of each id, 0 where there is no id."""
+    weights = part.weights
+    if weights is None:
+        weights = jnp.ones(part.ids.shape, jnp.float32)
+    return jnp.where(part.ids >= 0, weights, 0)
 
 
 class Batch(NamedTuple):

@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from sparse_adam.kernels.layout import PlainLayout
+from sparse_adam.ops.combine import Samples, combine
 from sparse_adam.ops.lookup import lookup_plain
 from sparse_adam.ops.packed import PackedTable
 
@@ -17,6 +19,18 @@ def rows(stored: Any, ids: jax.Array) -> jax.Array:
     if isinstance(stored, PackedTable):
         return stored.lookup(ids)
     return lookup_plain(stored[0], ids)
+
+
+def combined_rows(
+    stored: Any, samples: Samples, num_samples: int, *, ascending: bool
+) -> jax.Array:
+    """Returns the combined rows of each sample: `[S, D]`; see `Samples`."""
+    if isinstance(stored, PackedTable):
+        array, layout = stored.lines, stored.layout
+    else:
+        array = stored[0]
+        layout = PlainLayout.of_weights(array)
+    return combine(array, samples, num_samples, layout=layout, ascending=ascending)
 
 
 def arrays(stored: Any) -> tuple[jax.Array, ...]:

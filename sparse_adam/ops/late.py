@@ -25,7 +25,8 @@ def late_primitive(
     run: Callable[..., Sequence[jax.Array]],
     results: Callable[..., Sequence[Any]],
     over_tables: Callable[..., tuple[Sequence[jax.Array], Sequence[int]]],
-    no_gradient: str,
+    jvp: Callable[..., tuple[Sequence[Any], Sequence[Any]]],
+    cut_by_xla: Sequence[str] = (),
 ) -> jex.core.Primitive:
     """Makes a primitive of a function that depends on the platform.
 
@@ -35,28 +36,39 @@ def late_primitive(
             outside of any mesh, in 32 bits.
         results: `results(*types, **static)`: the types of what it returns.
         over_tables: `over_tables(arrays, axes, **static)`: its rule for `jax.vmap`.
-        no_gradient: what to say when the primitive is differentiated.
+        jvp: `jvp(primals, tangents, **static)`: its rule for derivatives, such as
+            `no_gradient(why)`.
+        cut_by_xla: platforms whose program XLA cannot cut into those of several
+            devices. Where it would have to, `run` is told of no platform.
     """
     primitive = jex.core.Primitive(name)
     primitive.multiple_results = True
     primitive.def_abstract_eval(results)
     primitive.def_impl(functools.partial(_run_eagerly, primitive))
+    lowers: dict[str | None, Callable[..., Any]] = {}
     for platform in (*PLATFORMS, None):
         lower = mlir.lower_fun(
             in_32_bits(functools.partial(_outside_of_meshes, run, platform)),
             multiple_results=True,
         )
-        mlir.register_lowering(
-            primitive, functools.partial(_lower, lower), platform=platform
-        )
+        lowers[platform] = functools.partial(_lower, lower)
+    for platform, lower in lowers.items():
+        if platform in cut_by_xla:
+            lower = functools.partial(_lower_either, lower, lowers[None])
+        mlir.register_lowering(primitive, lower, platform=platform)
     batching.primitive_batchers[primitive] = over_tables
+    ad.primitive_jvps[primitive] = jvp
+    return primitive
+
+
+def no_gradient(why: str) -> Callable[..., Any]:
+    """Returns the rule of a primitive that cannot be differentiated, which says why."""
 
     def refuse(primals: Any, tangents: Any, **static: Any) -> Any:
         del primals, tangents, static
-        raise TypeError(no_gradient)
+        raise TypeError(why)
 
-    ad.primitive_jvps[primitive] = refuse
-    return primitive
+    return refuse
 
 
 def _run_eagerly(
@@ -75,6 +87,22 @@ def _lower(lower: Callable[..., Any], context: Any, *args: Any, **static: Any) -
     """
     types = [ShapedArray(x.shape, x.dtype) for x in context.avals_in]
     return lower(context.replace(avals_in=types), *args, **static)
+
+
+def _lower_either(
+    whole: Callable[..., Any],
+    in_parts: Callable[..., Any],
+    context: Any,
+    *args: Any,
+    **static: Any,
+) -> Any:
+    """Lowers what XLA can cut in parts, where the program is for several devices.
+
+    Within `jax.shard_map` it is for one, and its context has no number of devices.
+    """
+    devices = getattr(context.module_context.axis_context, "num_devices", 1)
+    lower = in_parts if devices > 1 else whole
+    return lower(context, *args, **static)
 
 
 def _outside_of_meshes(

@@ -20,7 +20,7 @@ from sparse_adam.kernels.rounding import noise
 from sparse_adam.kernels.spec import SortedBatch, State, StepScalars, UpdateSpec
 from sparse_adam.ops.dispatch import Choices
 from sparse_adam.ops.integers import in_32_bits
-from sparse_adam.ops.late import late_primitive
+from sparse_adam.ops.late import late_primitive, no_gradient
 from sparse_adam.ops.options import UpdateInputs
 from sparse_adam.ops.plan import indices_or, plan_update
 from sparse_adam.ops.shards import Shards, everywhere
@@ -222,7 +222,7 @@ _update_p = late_primitive(
     _run,
     _results,
     _over_tables,
-    no_gradient=(
+    jvp=no_gradient(
         "an update of a table cannot be differentiated: differentiate the loss by the "
         "rows that were looked up, and pass that gradient to the update"
     ),

@@ -141,8 +141,7 @@ def _checked(stored: jax.Array, layout: Layout | None) -> Layout:
         raise ValueError(f"stored.shape={stored.shape} must be [V, D], or pass layout=")
     if stored.dtype not in _DTYPES:
         raise TypeError(f"stored.dtype={stored.dtype} must be float32 or bfloat16")
-    num_rows, dim = stored.shape
-    return PlainLayout(num_rows, dim, (np.dtype(stored.dtype),), (False,))
+    return PlainLayout.of_weights(stored)
 
 
 def _result(
