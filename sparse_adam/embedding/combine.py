@@ -23,20 +23,14 @@ def gains(part: Occurrences, combiner: str) -> jax.Array | None:
     That is w, w / sum(w) or w / sqrt(sum(w**2)), the sums over the sample's ids. A sum
     of 0 makes it 0.
     """
-    weights, scales = _factors(part, combiner)
-    if scales is None:
-        return weights
-    if weights is None:
-        weights = _weights(part)
-    return weights * scales.at[part.owners()].get(mode="fill", fill_value=0)
+    return _samples(part, combiner).factors()
 
 
 def combine(
     stored: Any, part: Occurrences, config: TableConfig, *, quantize: bool
 ) -> jax.Array:
     """Returns the activations of one feature, `[*part.shape, D]`."""
-    weights, scales = _factors(part, config.combiner)
-    samples = Samples(part.ids, part.samples, weights, scales)
+    samples = _samples(part, config.combiner)
     size, ascending = part.num_samples, part.ascending
     if quantize and config.quantization_config is not None:
         found = stored_rows(stored, part.ids)
@@ -50,34 +44,29 @@ def combine(
     return combined.reshape(*part.shape, config.dim)
 
 
-def _factors(
-    part: Occurrences, combiner: str
-) -> tuple[jax.Array | None, jax.Array | None]:
-    """Returns the weights of ids, `[N]`, and the scales of samples, `[S]`; None for 1.
+def _samples(part: Occurrences, combiner: str) -> Samples:
+    """Returns the ids with their weights as gains, and the combiner as scales.
 
     A scale is 1, 1 / sum(w) or 1 / sqrt(sum(w**2)); a sum of 0 makes it 0.
     """
+    there = part.ids >= 0
+    weights = part.weights
+    if weights is not None:
+        weights = jnp.where(there, weights, 0)
+    samples = Samples(part.ids, part.samples, weights, None)
     alone = part.is_sequence or (part.samples is None and part.places == 1)
-    if part.weights is None and (combiner == "sum" or alone):
-        return None, None
-    weights = _weights(part)
-    given = None if part.weights is None else weights
-    if combiner == "sum":
-        return given, None
+    if combiner == "sum" or (weights is None and alone):
+        return samples
+    if weights is None:
+        weights = there.astype(jnp.float32)
     if combiner == "mean":
         divisor = part.sum(weights)
     else:
         divisor = jnp.sqrt(part.sum(weights**2))
     is_zero = divisor == 0
-    return given, jnp.where(is_zero, 0, 1 / jnp.where(is_zero, 1, divisor))
-
-
-def _weights(part: Occurrences) -> jax.Array:
-    """Returns float32 `[N]`: the weight of each id, 0 where there is no id."""
-    weights = part.weights
-    if weights is None:
-        weights = jnp.ones(part.ids.shape, jnp.float32)
-    return jnp.where(part.ids >= 0, weights, 0)
+    return samples._replace(
+        scales=jnp.where(is_zero, 0, 1 / jnp.where(is_zero, 1, divisor))
+    )
 
 
 class Batch(NamedTuple):

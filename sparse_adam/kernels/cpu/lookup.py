@@ -10,8 +10,8 @@ call gives the same bits, on any number of threads and with any instruction set.
 Safety: every id and every sample is checked in C++. One that is outside is ignored,
 whatever its gain.
 
-Neither function can be differentiated: an embedding's gradient belongs to its
-activations, and the update takes it from there.
+Neither function can be differentiated. The ops that call them, `ops/lookup.py` and
+`ops/combine.py`, have rules of their own, which gather by XLA.
 """
 
 import functools
