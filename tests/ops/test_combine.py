@@ -107,13 +107,15 @@ def test_without_the_library_xla_adds(monkeypatch):
     )
 
 
-def test_other_platforms_know_nothing_of_the_library():
-    table = jnp.asarray(TABLE)
-    for function, *args in ((run, table, samples()), (lookup, table, IDS)):
-        traced = jax.jit(function).trace(*args)
-        assert (
-            "sparse_adam_cpu" not in traced.lower(lowering_platforms=("tpu",)).as_text()
-        )
+@pytest.mark.parametrize("kind", ["float32", "packed"])
+def test_other_platforms_know_nothing_of_the_library(kind):
+    array, layout = stored(kind)
+    traced = jax.jit(functools.partial(run, layout=layout)).trace(array, samples())
+    for platform in ("tpu", "cuda"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert "sparse_adam_cpu" not in text
+        by_pallas = platform == "tpu" and kind == "packed"
+        assert ("tpu_custom_call" in text) == by_pallas
 
 
 @pytest.mark.parametrize("owned", [False, True], ids=["padded", "owned"])
