@@ -146,6 +146,12 @@ class PlainLayout:
     rows_per_group = 1
     lines_per_group = 1
 
+    @classmethod
+    def of_weights(cls, table: jax.Array) -> "PlainLayout":
+        """Returns the layout of a table `[V, D]` without slots."""
+        num_rows, dim = table.shape
+        return cls(num_rows, dim, (np.dtype(table.dtype),), (False,))
+
     @property
     def stride(self) -> int:
         """Returns D: a row stands alone."""

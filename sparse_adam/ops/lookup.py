@@ -1,7 +1,7 @@
 """Looking up rows of plain and of packed tables."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 import jax
@@ -12,11 +12,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from sparse_adam._types import Indices
+from sparse_adam.kernels import cpu
 from sparse_adam.kernels import lookup as kernel
-from sparse_adam.kernels.layout import PackedLayout
+from sparse_adam.kernels.layout import Layout, PackedLayout, PlainLayout
 from sparse_adam.ops.automatic import Cut, Partition
 from sparse_adam.ops.integers import check_rows, in_32_bits, integers, to_array
-from sparse_adam.ops.late import late_primitive
+from sparse_adam.ops.late import late_primitive, no_gradient
 from sparse_adam.ops.plan import indices_or
 from sparse_adam.ops.rows import PackedRows
 from sparse_adam.ops.shards import Shards, everywhere, like, vary_alike
@@ -114,8 +115,30 @@ def lookup_plain(
     rows = indices_or(everywhere(ids), table.shape[0], fill=-1).reshape(shape)
     shards = Shards.of("table", table, sharding)
     if shards is None:
-        return _gather(table, rows)
+        return _plain_rows(table, rows)
     return like(ids, _add_up(table, rows, shards=shards, layout=None))
+
+
+def lookup_stored(stored: jax.Array, ids: ArrayLike, layout: Layout) -> jax.Array:
+    """Returns rows of a table of either layout, as the two functions above."""
+    if isinstance(layout, PackedLayout):
+        return lookup_packed(stored, ids, layout)
+    return lookup_plain(stored, ids)
+
+
+def _plain_rows(table: jax.Array, rows: jax.Array) -> jax.Array:
+    """Returns rows of a plain table that this device has whole; -1 gives zeros."""
+    layout = PlainLayout.of_weights(table)
+    if rows.size == 0 or cpu.lookup.unsupported(layout) is not None:
+        return _gather(table, rows)  # on every platform
+    table, flat = vary_alike((table, rows.reshape(-1)))
+    return _read_plain(table, flat, layout=layout).reshape(*rows.shape, layout.dim)
+
+
+@in_32_bits
+@functools.partial(jax.jit, static_argnames="layout")
+def _read_plain(table: jax.Array, rows: Indices, *, layout: PlainLayout) -> jax.Array:
+    return _gather_rows(table, rows, layout=layout)[0]
 
 
 def _gather(table: jax.Array, rows: jax.Array) -> jax.Array:
@@ -144,7 +167,7 @@ def _add_up(
             mine = shards.own(rows.reshape(-1), layout.num_rows)
             found = _lookup(stored, mine, layout=layout)
             return found.reshape(*rows.shape, layout.dim)
-        return _gather(stored, shards.own(rows, stored.shape[0]))
+        return _plain_rows(stored, shards.own(rows, stored.shape[0]))
 
     return shards.sum_of_each(lookup_own, stored, rows)
 
@@ -166,7 +189,7 @@ def by_gather(lines: jax.Array, rows: Indices, *, layout: PackedLayout) -> jax.A
 def _run(
     platform: str | None, lines: jax.Array, rows: Indices, *, layout: PackedLayout
 ) -> tuple[jax.Array]:
-    """Looks up by the kernel on a TPU, by XLA elsewhere.
+    """Looks up by the kernel on a TPU, in C++ on a CPU, by XLA elsewhere.
 
     Lines `[T, lines, 128]` and rows `[T, N]` are those of T tables, looked up as of one
     tall table.
@@ -179,6 +202,8 @@ def _run(
         lines = lines.reshape(layout.shape)
     if platform == "tpu":
         found = kernel.lookup(lines, rows, layout)
+    elif platform == "cpu" and cpu.lookup.unsupported(layout) is None:
+        found = cpu.lookup.lookup_rows(lines, rows, layout=layout)
     else:
         found = by_gather(lines, rows, layout=layout)
     return (found.reshape(*shape, layout.dim),)
@@ -256,9 +281,90 @@ _lookup_rows = late_primitive(
     _run,
     _results,
     _over_tables,
-    Partition(_rule, _cut),
-    no_gradient=(
+    jvp=no_gradient(
         "a lookup in a packed table cannot be differentiated by its lines, which are "
         "no numbers: differentiate the loss by the rows that it returns"
     ),
+    over_devices=Partition(_rule, _cut),
 )
+
+
+def _run_plain(
+    platform: str | None, table: jax.Array, rows: Indices, *, layout: PlainLayout
+) -> tuple[jax.Array]:
+    """Looks up in C++ on a CPU, by XLA elsewhere."""
+    if platform == "cpu":
+        return (cpu.lookup.lookup_rows(table, rows, layout=layout),)
+    return (_gather(table, rows),)
+
+
+def over_tables(
+    bind: Callable[[Sequence[jax.Array], Layout], jax.Array],
+    arrays: Sequence[jax.Array],
+    axes: Sequence[int | None],
+    layout: Layout,
+) -> tuple[list[jax.Array], list[int]]:
+    """Looks up T batches under `jax.vmap` at once: T tables are one tall table.
+
+    Args:
+        bind: `bind(arrays, layout)` looks up in one table with T batches.
+        arrays: the stored table, ids of rows, and more of a batch.
+        axes: those of `jax.vmap`; None where T batches share an array.
+        layout: of one table.
+    """
+    table_axis = axes[0]
+    size = next(
+        x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None
+    )
+    stored, rows, *others = (
+        x if axis is None else jnp.moveaxis(x, axis, 0)
+        for x, axis in zip(arrays, axes, strict=True)
+    )
+    rows, *others = (
+        jnp.broadcast_to(x, (size, *x.shape)) if axis is None else x
+        for x, axis in zip((rows, *others), axes[1:], strict=True)
+    )
+    if table_axis is None:
+        return [bind((stored, rows, *others), layout)], [0]
+    if size * layout.room >= 2**31:
+
+        def one(each: Sequence[jax.Array]) -> jax.Array:
+            return bind((each[0], *(x[None] for x in each[1:])), layout)[0]
+
+        return [lax.map(one, (stored, rows, *others))], [0]
+    number = lax.broadcasted_iota(jnp.int32, rows.shape, 0)
+    rows = jnp.where(rows < 0, -1, rows + number * layout.room)
+    stored = stored.reshape(-1, stored.shape[-1])
+    tall = layout.with_rows(size * layout.room)
+    return [bind((stored, rows, *others), tall)], [0]
+
+
+def _over_plain_tables(
+    arrays: Any, axes: Any, *, layout: PlainLayout
+) -> tuple[list[jax.Array], list[int]]:
+    def bind(arrays: Sequence[jax.Array], layout: Layout) -> jax.Array:
+        table, rows = arrays
+        (found,) = _gather_rows(table, rows.reshape(-1), layout=layout)
+        return found.reshape(*rows.shape, layout.dim)
+
+    return over_tables(bind, arrays, axes, layout)
+
+
+def _plain_jvp(
+    primals: Any, tangents: Any, *, layout: PlainLayout
+) -> tuple[list[Any], list[Any]]:
+    """Differentiates by the table: its tangents are looked up as it is."""
+    _, rows = primals
+    return _gather_rows(*primals, layout=layout), [_gather(tangents[0], rows)]
+
+
+_gather_rows = late_primitive(
+    "sparse_gather", _run_plain, _results, _over_plain_tables, jvp=_plain_jvp
+)
+
+
+def read_rows(stored: jax.Array, rows: Indices, layout: Layout) -> jax.Array:
+    """Reads rows within the program of a platform: not in C++ those of a plain table."""
+    if isinstance(layout, PackedLayout):
+        return _lookup_rows(stored, rows, layout=layout)[0]
+    return _gather(stored, rows)

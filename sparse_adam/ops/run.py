@@ -23,7 +23,7 @@ from sparse_adam.kernels.spec import SortedBatch, State, StepScalars, UpdateSpec
 from sparse_adam.ops.automatic import Cut, Partition
 from sparse_adam.ops.dispatch import Choice, Choices
 from sparse_adam.ops.integers import in_32_bits
-from sparse_adam.ops.late import late_primitive
+from sparse_adam.ops.late import late_primitive, no_gradient
 from sparse_adam.ops.options import UpdateInputs
 from sparse_adam.ops.plan import check_plan, indices_or, plan_update
 from sparse_adam.ops.shards import Shards, check_alike, everywhere
@@ -332,9 +332,9 @@ _update = late_primitive(
     _run,
     _results,
     _over_tables,
-    Partition(_spread_alike, _cut),
-    no_gradient=(
+    jvp=no_gradient(
         "an update of a table cannot be differentiated: differentiate the loss by the "
         "rows that were looked up, and pass that gradient to the update"
     ),
+    over_devices=Partition(_spread_alike, _cut),
 )
