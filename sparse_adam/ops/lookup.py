@@ -26,7 +26,12 @@ from sparse_adam.ops.shards import Shards, everywhere, like, vary_alike
 class HasLookup(Protocol):
     """A table that looks up its own rows, as a `PackedTable` does."""
 
-    def lookup(self, ids: ArrayLike, **told: Any) -> jax.Array:
+    def lookup(
+        self,
+        ids: ArrayLike,
+        *,
+        sharding: NamedSharding | PartitionSpec | None = None,
+    ) -> jax.Array:
         """Returns the weights of rows: `ids.shape + (D,)`."""
         ...
 

@@ -1,5 +1,7 @@
 """Mistakes that users make, and the errors that name argument, value and way out."""
 
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,22 +62,24 @@ def with_ids(ids):
             r"the state has 1 arrays, but AdamRule has 3, \('table', 'momenta'",
         ),
         (
-            lambda: apply_gradients(state(), IDS, IDS, learning_rates=0.1),
+            lambda: apply_gradients(state(), IDS, IDS, learning_rates=cast(Any, 0.1)),
             TypeError,
             r"learning_rates=0.1 must be a dict .*dict.fromkeys\(\['item'\], rate\)",
         ),
         (
-            lambda: embedding().load({"item": jnp.ones((6, 2))}),
+            lambda: embedding().load({"item": cast(Any, jnp.ones((6, 2)))}),
             TypeError,
             r"ArrayImpl for table 'item'; .*pass {'item': {'parameters': array}}",
         ),
         (
-            lambda: embedding().load(jnp.ones((6, 2))),
+            lambda: embedding().load(cast(Any, jnp.ones((6, 2)))),
             TypeError,
             r"load\(\) got ArrayImpl; it must be a dict of tables by name",
         ),
         (
-            lambda: TableConfig(6, 2, lambda shape, dtype=None: np.ones(shape)),
+            lambda: TableConfig(
+                6, 2, cast(Any, lambda shape, dtype=None: np.ones(shape))
+            ),
             ValueError,
             r"\(key, shape, dtype\) -> array.*of one of TensorFlow's, \(shape, dtype\)",
         ),
@@ -144,7 +148,7 @@ def test_messages_show_no_arrays():
         lambda: apply_gradients(state(), IDS, many),
         lambda: apply_gradients(state(), IDS, (many, many)),
         lambda: lookup(state(), {"seen": many}),
-        lambda: apply_gradients(state(), IDS, IDS, learning_rates=many),
+        lambda: apply_gradients(state(), IDS, IDS, learning_rates=cast(Any, many)),
     ):
         with pytest.raises((TypeError, ValueError)) as caught:
             use()

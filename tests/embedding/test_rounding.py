@@ -1,5 +1,7 @@
 """bfloat16 tables: they learn if their rounding is stochastic."""
 
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +33,7 @@ def mean_after(dtype, slot_dtype=jnp.float32, **options):
     state = init(config_of(dtype, slot_dtype), Adam(RATE), KEY, storage="plain")
 
     def step(state, number):
-        own = {"key": jax.random.fold_in(KEY, number)} if options else {}
+        own: Any = {"key": jax.random.fold_in(KEY, number)} if options else {}
         return apply_gradients(state, IDS, ONES, **options, **own), None
 
     state, _ = jax.jit(lambda s: jax.lax.scan(step, s, jnp.arange(STEPS)))(state)
@@ -95,4 +97,4 @@ def test_keys_are_checked():
         ),
     ):
         with pytest.raises(error, match=text):
-            apply_gradients(state, IDS, ONES, **options)
+            apply_gradients(state, IDS, ONES, **cast(Any, options))

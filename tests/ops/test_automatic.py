@@ -1,6 +1,7 @@
 """Tables whose rows are spread over automatic axes: those of `jax.sharding.Mesh`."""
 
 import re
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,8 @@ from sparse_adam import (
 )
 from sparse_adam.ops import packing
 from sparse_adam.rules import AdamRule
-from tests import cases, helpers, ways
-from tests.cases import Case
+from tests import cases, helpers, programs, ways
+from tests.cases import Case, State
 from tests.helpers import assert_bitwise_equal, assert_states_bitwise_equal
 
 ROWS, WHOLE = PartitionSpec("rows"), PartitionSpec()
@@ -33,9 +34,17 @@ NATIVE = [way for way in ways.LAZY if way.implementation in ("cpu", "xla")]
 native = pytest.mark.parametrize("way", NATIVE, ids=str)
 
 
+def devices():
+    return np.array(jax.devices()[:2])
+
+
 def spread(x, spec=ROWS, mesh=None):
-    mesh = Mesh(np.array(jax.devices()), ("rows",)) if mesh is None else mesh
+    mesh = Mesh(devices(), ("rows",)) if mesh is None else mesh
     return jax.device_put(x, NamedSharding(mesh, spec))
+
+
+def spread_state(state, spec=ROWS, mesh=None):
+    return AdamState(*(spread(x, spec, mesh) for x in state))
 
 
 def arrays(dim=128, distribution="padded", **fields):
@@ -67,21 +76,21 @@ def test_every_device_updates_its_rows(way, jitted, batch):
 def test_donated_rows_stay_where_they_are(storage):
     """Ids and gradients are all that is sent, and no table is copied."""
     state, ids, grads, _ = arrays(32)
-    placed = AdamState(*(spread(jnp.copy(x)) for x in state))
+    placed = spread_state(map(jnp.copy, state))
     if storage == "packed":
         placed = PackedTable.pack(*placed)
     old = jax.tree.leaves(placed)
     pointers = [x.addressable_shards[1].data.unsafe_buffer_pointer() for x in old]
 
-    def update(state, ids, grads):
-        if storage == "packed":
+    def update(state: AdamState | PackedTable, ids, grads):
+        if isinstance(state, PackedTable):
             return packed_adam_update(state, ids, grads)
         return sparse_adam_update(*state, ids, grads)
 
     batch = spread(ids), spread(grads)
     compiled = jax.jit(update, donate_argnums=0).lower(placed, *batch).compile()
     assert set(sizes_sent(compiled)) == {"24", "24,32"}
-    memory = compiled.memory_analysis()
+    memory = programs.memory(compiled)
     assert memory.alias_size_in_bytes == sum(x.nbytes for x in old) // 2
     new = compiled(placed, *batch)
     leaves = jax.tree.leaves(new)
@@ -115,7 +124,7 @@ def test_in_a_scan_that_begins_with_new_slots():
     state, ids, grads, _ = arrays()
 
     def train(table):
-        def step(state, _):
+        def step(state: AdamState, _):
             return sparse_adam_update(*state, ids, grads), None
 
         zeros = jnp.zeros_like(state[0])
@@ -144,11 +153,11 @@ def test_tables_under_vmap(storage, spec, axes):
         xs = np.stack(xs)
         return xs.reshape(*lead, *xs.shape[1:])
 
-    state = [stack([t.state[i] for t in tables]) for i in range(3)]
+    state = tuple(stack([t.state[i] for t in tables]) for i in range(3))
     ids = stack([np.clip(t.ids, -1, V).astype(np.int32) for t in tables])
     grads = stack([t.grads for t in tables])
 
-    def update(state, ids, grads):
+    def update(state: State, ids, grads):
         if storage == "plain":
             return lookup(state[0], ids), *sparse_adam_update(*state, ids, grads)
         packed = PackedTable.pack(*state)
@@ -158,9 +167,9 @@ def test_tables_under_vmap(storage, spec, axes):
     for _ in range(axes):
         update = jax.vmap(update)
     expected = jax.jit(update)(state, ids, grads)
-    names = [None] * (axes + 2)
+    names: list[str | None] = [None] * (axes + 2)
     names[spec] = "rows"
-    placed = [spread(x, PartitionSpec(*names)) for x in state]
+    placed = tuple(spread(x, PartitionSpec(*names)) for x in state)
     compiled = jax.jit(update).lower(placed, ids, grads).compile()
     table = 4 * V * 32 if storage == "plain" else 4 * V * 128
     for size in sizes_sent(compiled):
@@ -196,9 +205,11 @@ def test_packing_and_lookups(monkeypatch):
 def test_told_by_an_argument(storage, told):
     """That takes `jax.shard_map`, on any platform: the compiler is asked nothing."""
     state, ids, grads, _ = arrays(32)
-    placed = AdamState(*(spread(jnp.copy(x)) for x in state))
+    placed = spread_state(map(jnp.copy, state))
     stored = PackedTable.pack(*placed) if storage == "packed" else placed
-    sharding = placed.table.sharding if told == "sharding" else ROWS
+    own = placed.table.sharding
+    assert isinstance(own, NamedSharding) and isinstance(own.mesh, Mesh)
+    sharding = own if told == "sharding" else ROWS
     found = np.where((ids >= 0)[:, None], state[0][np.maximum(ids, 0)], 0)
 
     def step(stored, ids, grads):
@@ -210,8 +221,7 @@ def test_told_by_an_argument(storage, told):
         )
         return lookup(stored.table, ids, sharding=sharding), AdamState(*new)
 
-    mesh = placed.table.sharding.mesh
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(own.mesh):
         lowered = jax.jit(step, donate_argnums=0).lower(stored, ids, grads)
         assert "CustomSPMDPartitioning" not in lowered.as_text()
         rows, new = lowered.compile()(stored, ids, grads)
@@ -225,7 +235,7 @@ def test_told_by_an_argument(storage, told):
 def test_what_is_told_must_be_a_sharding_of_a_mesh():
     state, ids, grads, _ = arrays()
     with pytest.raises(TypeError, match=r"sharding='rows' must be a .*NamedSharding"):
-        sparse_adam_update(*state, ids, grads, sharding="rows")
+        sparse_adam_update(*state, ids, grads, sharding=cast(Any, "rows"))
     with pytest.raises(ValueError, match=r"sharding=P.* no mesh is in scope: pass"):
         sparse_adam_update(*state, ids, grads, sharding=ROWS)
 
@@ -245,7 +255,7 @@ def test_a_mesh_of_both_kinds_of_axes(rows):
     other = AxisType.Auto if rows == AxisType.Explicit else AxisType.Explicit
     mesh = jax.make_mesh((2, 1), ("rows", "other"), axis_types=(rows, other))
     state, ids, grads, _ = arrays()
-    placed = [spread(x, ROWS, mesh) for x in state]
+    placed = spread_state(state, ROWS, mesh)
     for update in (sparse_adam_update, jax.jit(sparse_adam_update)):
         new = update(*placed, ids, grads)
         expected = reference.sparse_adam_update(*state, ids, grads)
@@ -256,10 +266,10 @@ def test_a_mesh_of_both_kinds_of_axes(rows):
 def test_devices_do_not_share_their_noise():
     """Not one of their rows: neither the same ones, nor the same in another order."""
     zeros = np.zeros((V, 128), jnp.bfloat16)
-    state = [spread(x) for x in (zeros + 1, zeros, zeros)]
+    state = spread_state((zeros + 1, zeros, zeros))
     ids, grads = np.arange(V, dtype=np.int32), np.ones((V, 128), np.float32)
     key = jax.random.key(0)
-    options = {"rounding": "stochastic", "key": key, "learning_rate": 1e-3}
+    options: Any = {"rounding": "stochastic", "key": key, "learning_rate": 1e-3}
     table = np.asarray(sparse_adam_update(*state, ids, grads, **options).table)
     assert len({row.tobytes() for row in table}) == V
     assert set(np.unique(table.astype(np.float32))) == {1 - 2**-8, 1}
@@ -284,7 +294,7 @@ COLUMNS, OTHERS = PartitionSpec(None, "rows"), [ROWS, WHOLE, ROWS]
 def test_refused(specs, words, jitted):
     """Under `jit` the compiler says it, in an error of its own."""
     state, ids, grads, _ = arrays()
-    placed = [spread(x, spec) for x, spec in zip(state, specs, strict=True)]
+    placed = AdamState(*map(spread, state, specs))
     update = jax.jit(sparse_adam_update) if jitted else sparse_adam_update
     with pytest.raises(jax.errors.JaxRuntimeError if jitted else ValueError) as error:
         update(*placed, ids, grads)
@@ -293,20 +303,20 @@ def test_refused(specs, words, jitted):
 
 def test_rows_that_do_not_make_equal_parts():
     state, ids, grads, _ = cases.arrays(Case("", 33, 128, 24, "padded"))
-    mesh = Mesh(np.array(jax.devices()), ("rows",))
+    mesh = Mesh(devices(), ("rows",))
 
     @jax.jit
     def update(*state):
         rows = NamedSharding(mesh, ROWS)
-        state = [lax.with_sharding_constraint(x, rows) for x in state]
-        return sparse_adam_update(*state, ids, grads)
+        state = (lax.with_sharding_constraint(x, rows) for x in state)
+        return sparse_adam_update(*AdamState(*state), ids, grads)
 
     with pytest.raises(jax.errors.JaxRuntimeError, match="V must be a multiple of 2"):
         update(*state)
 
 
 def test_a_shard_map_that_leaves_axes_automatic_is_refused():
-    mesh = Mesh(np.array(jax.devices()).reshape(1, 2), ("data", "rows"))
+    mesh = Mesh(devices().reshape(1, 2), ("data", "rows"))
     state, ids, grads, _ = arrays()
     update = jax.shard_map(
         sparse_adam_update,

@@ -1,11 +1,14 @@
 """The rate that gives the update Adam's bias correction."""
 
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sparse_adam import (
+    AdamState,
     bias_corrected_learning_rate,
     sparse_adam_update,
     sparse_update,
@@ -118,12 +121,14 @@ def test_the_recipe_of_adamw(by):
     ids = np.arange(6, dtype=np.int32)
     grads = random.normal(size=(29, 6, 4)).astype(np.float32)
     rates = np.float32(0.1) / np.arange(1, 30, dtype=np.float32)
-    options = {"epsilon": 1e-8, "sum_inside_sqrt": False}
+    options: Any = {"epsilon": 1e-8, "sum_inside_sqrt": False}
 
     @jax.jit
-    def by_rate(state, grads, step, rate):
+    def by_rate(state: AdamState, grads, step, rate):
         return sparse_adam_update(
-            *(*state, ids, grads),
+            *state,
+            ids,
+            grads,
             learning_rate=bias_corrected_learning_rate(rate, step),
             weight_decay_factor=rate * np.float32(0.5),
             **options,
@@ -140,11 +145,13 @@ def test_the_recipe_of_adamw(by):
         )
 
     update = by_rate if by == "rate" else by_row
-    state = (jnp.asarray(table), *(jnp.zeros_like(table) for _ in range(2)))
-    state = tuple(state) if by == "rate" else (*state, jnp.zeros(6))
+    zeros = jnp.zeros_like(table)
+    state: Any = AdamState(jnp.asarray(table), zeros, zeros)
+    if by == "row":
+        state = (*state, jnp.zeros(6))
     for step, (g, rate) in enumerate(zip(grads, rates, strict=True), start=1):
-        state = tuple(update(state, g, step, rate))
-    assert update._cache_size() == 1
+        state = update(state, g, step, rate)
+    assert cast(Any, update)._cache_size() == 1
     expected = adamw(table, grads, rates, 0.5, 1e-8)
     moved = np.abs(expected - table).max()
     np.testing.assert_allclose(state[0], expected, atol=2e-5 * moved)

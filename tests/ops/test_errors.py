@@ -1,6 +1,7 @@
 """Bad input gets an error while tracing: the argument, its value and the way out."""
 
 import functools
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,9 @@ from tests import helpers
 TABLE = np.ones((10, 4), np.float32)
 IDS = np.arange(6, dtype=np.int32)
 GRADS = np.ones((6, 4), np.float32)
+STATE = (TABLE, TABLE, TABLE)
 POSITIONAL = ("table", "momenta", "velocities", "ids", "grads")
-GOOD = dict(zip(POSITIONAL, (TABLE, TABLE, TABLE, IDS, GRADS), strict=True))
+GOOD = dict(zip(POSITIONAL, (*STATE, IDS, GRADS), strict=True))
 NAN = float("nan")
 
 
@@ -175,28 +177,29 @@ def test_tensors_of_other_packages_are_taken(protocol):
     weights = {"sample_ids": IDS[::-1].copy(), "gains": GRADS[:, 0]}
     expected = sparse_adam_update(*GOOD.values(), **weights)
     ids, grads, *others = (
-        Foreign(x, protocol) for x in (IDS, GRADS, *weights.values())
+        cast(Any, Foreign(x, protocol)) for x in (IDS, GRADS, *weights.values())
     )
     foreign = dict(zip(weights, others, strict=True))
-    new = sparse_adam_update(*[TABLE] * 3, ids, grads, **foreign)
+    new = sparse_adam_update(*STATE, ids, grads, **foreign)
     helpers.assert_states_bitwise_equal(new, expected)
     plan = plan_update(ids, 10)
     assert plan.ids.tolist() == IDS.tolist() and plan.is_of(ids)
-    packed = PackedTable.pack(*[TABLE] * 3)
+    packed = PackedTable.pack(*STATE)
     for table in (TABLE, packed):
         helpers.assert_bitwise_equal(lookup(table, ids), TABLE[:6])
 
 
 def test_tensors_that_cannot_be_converted_are_an_error():
     with pytest.raises(TypeError, match=r"ids is a Foreign that NumPy .* detached"):
-        sparse_adam_update(*[TABLE] * 3, Foreign(IDS), GRADS)
+        sparse_adam_update(*STATE, cast(Any, Foreign(IDS)), GRADS)
     with pytest.raises(TypeError, match=r"table is a .*Foreign.* jnp.from_dlpack\(tab"):
-        sparse_adam_update(Foreign(TABLE, "array"), TABLE, TABLE, IDS, GRADS)
+        table = cast(Any, Foreign(TABLE, "array"))
+        sparse_adam_update(table, TABLE, TABLE, IDS, GRADS)
 
 
 def test_a_list_has_no_astype():
     with pytest.raises(TypeError, match=r"ids.dtype=float64 .*np.array\(ids\).astype"):
-        sparse_adam_update(*[TABLE] * 3, [], GRADS[:0])
+        sparse_adam_update(*STATE, cast(Any, []), GRADS[:0])
 
 
 def test_more_rows_than_int32_can_number():
@@ -212,7 +215,7 @@ def test_more_rows_than_int32_can_number():
 
 
 def test_numpy_leaves_of_packed_tables_and_plans():
-    packed = PackedTable.pack(*[TABLE] * 3)
+    packed = PackedTable.pack(*STATE)
     expected = packed_adam_update(packed, IDS, GRADS)
     leaves = jax.tree.map(np.asarray, (packed, plan_update(IDS, 10)))
     new = packed_adam_update(leaves[0], IDS, GRADS, plan=leaves[1])

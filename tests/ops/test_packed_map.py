@@ -1,9 +1,12 @@
 """Computing with packed tables: words are refused, logical arrays are offered."""
 
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from sparse_adam import PackedTable, packed_adam_update
 
@@ -43,11 +46,12 @@ def test_a_cast():
 
 def test_spread_tables_stay_spread():
     mesh = jax.make_mesh((2,), ("rows",))
-    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows"))
+    rows = NamedSharding(mesh, PartitionSpec("rows"))
     plain = arrays(0, shape=(256, 16))
     spread = PackedTable.pack(*(jax.device_put(x, rows) for x in plain))
     doubled = spread.map(lambda x: 2 * x)
-    assert doubled.lines.sharding.spec[0] == "rows"
+    sharding = doubled.lines.sharding
+    assert isinstance(sharding, NamedSharding) and sharding.spec[0] == "rows"
     for x, want in zip(doubled.unpack(), plain, strict=True):
         np.testing.assert_array_equal(x, 2 * want)
 
@@ -81,7 +85,7 @@ def test_lines_that_are_no_words_are_refused():
 def test_what_map_refuses():
     a = PackedTable.pack(*arrays(0))
     with pytest.raises(TypeError, match=r"others\[0\] is list; it must be a Pack"):
-        a.map(jnp.add, arrays(0))
+        a.map(jnp.add, cast(Any, arrays(0)))
     for other in (arrays(0)[:2], arrays(0, shape=(24, 8)), arrays(0, shape=(16, 16))):
         with pytest.raises(ValueError, match=r"others\[0\] has \(V, .*\(24, 16, 3\)"):
             a.map(jnp.add, PackedTable.pack(*other))

@@ -85,7 +85,8 @@ def test_the_plan_is_used_and_not_compared_under_jit():
     ],
 )
 def test_a_plan_of_other_ids_is_an_error(other, words, on):
-    state, grads = (np.ones((40, 8), np.float32),) * 3, np.ones((4, 8), np.float32)
+    ones, grads = np.ones((40, 8), np.float32), np.ones((4, 8), np.float32)
+    state = (ones, ones, ones)
     ids, other = (on(np.array(x, np.int32)) for x in ([3, -1, 40, 5], other))
     plan = plan_update(ids, 40)
     with pytest.raises(ValueError, match=words):

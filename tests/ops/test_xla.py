@@ -1,5 +1,7 @@
 """What only the portable path has: two ways to sum runs, and blocks of all rows."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,7 +88,7 @@ def test_sample_ids_of_none_add_zero_without_gains(implementation):
     sample_ids = np.array([1, -1, 2, 0, 3], np.int32)
     grads = np.ones((3, 8), np.float32)
     grads[0] = np.nan
-    kept = {"sample_ids": sample_ids}
+    kept: Any = {"sample_ids": sample_ids}
     new = sparse_adam_update(*state, ids, grads, implementation=implementation, **kept)
     assert np.isfinite(new.table).all()
     grads[0] = 0
