@@ -369,7 +369,7 @@ _gather_rows = late_primitive(
 
 
 def read_rows(stored: jax.Array, rows: Indices, layout: Layout) -> jax.Array:
-    """Reads rows within the program of a platform: not in C++ those of a plain table."""
+    """Reads rows, those of a plain table by XLA, within the program of a platform."""
     if isinstance(layout, PackedLayout):
         return _lookup_rows(stored, rows, layout=layout)[0]
     return _gather(stored, rows)
