@@ -17,7 +17,8 @@ from sparse_adam.kernels.layout import PackedLayout
 from sparse_adam.ops.automatic import Cut, Partition
 from sparse_adam.ops.integers import check_rows, in_32_bits, integers, to_array
 from sparse_adam.ops.late import late_primitive
-from sparse_adam.ops.plan import indices_or
+from sparse_adam.ops.plan import indices_or, inside_or
+from sparse_adam.ops.routed import Routed
 from sparse_adam.ops.rows import PackedRows
 from sparse_adam.ops.shards import Shards, everywhere, like, vary_alike
 
@@ -89,8 +90,13 @@ def lookup_packed(
     check_rows(layout.num_rows)
     ids = to_array("ids", ids)
     shape = integers("ids", ids)
-    rows = indices_or(everywhere(ids), layout.num_rows, fill=-1)
     shards = Shards.of("packed.lines", lines, sharding)
+    routed = Routed.of(shards, ids, layout.num_rows)
+    if routed is not None:
+        rows = inside_or(ids, layout.num_rows, fill=-1)
+        own = layout.divided(routed.shards.count)
+        return _from_owners(lines, rows, routed=routed, layout=own)
+    rows = indices_or(everywhere(ids), layout.num_rows, fill=-1)
     if shards is None:
         lines, rows = vary_alike((lines, rows))
         return _lookup(lines, rows, layout=layout).reshape(*shape, layout.dim)
@@ -111,8 +117,12 @@ def lookup_plain(
     check_rows(table.shape[0])
     ids = to_array("ids", ids)
     shape = integers("ids", ids)
-    rows = indices_or(everywhere(ids), table.shape[0], fill=-1).reshape(shape)
     shards = Shards.of("table", table, sharding)
+    routed = Routed.of(shards, ids, table.shape[0])
+    if routed is not None:
+        rows = inside_or(ids, table.shape[0], fill=-1)
+        return _from_owners(table, rows, routed=routed, layout=None)
+    rows = indices_or(everywhere(ids), table.shape[0], fill=-1).reshape(shape)
     if shards is None:
         return _gather(table, rows)
     return like(ids, _add_up(table, rows, shards=shards, layout=None))
@@ -147,6 +157,49 @@ def _add_up(
         return _gather(stored, shards.own(rows, stored.shape[0]))
 
     return shards.sum_of_each(lookup_own, stored, rows)
+
+
+@in_32_bits
+@functools.partial(jax.jit, static_argnames=("routed", "layout"))
+def _from_owners(
+    stored: jax.Array, rows: jax.Array, *, routed: Routed, layout: PackedLayout | None
+) -> jax.Array:
+    """Looks up each row on the device that has it, for the one that asks.
+
+    The arguments are those of `_add_up`, but that the rows stay where they are.
+    """
+    if layout is None:
+        return _plain_from_owners(routed, stored, rows)
+    return routed.look_up(functools.partial(_lookup, layout=layout), stored, rows)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _plain_from_owners(routed: Routed, table: jax.Array, rows: jax.Array) -> jax.Array:
+    """Looks up rows of a plain table. A loop makes the rounds: JAX has no way back."""
+    return routed.look_up(_gather, table, rows)
+
+
+def _forward(
+    routed: Routed, table: jax.Array, rows: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    return _plain_from_owners(routed, table, rows), rows
+
+
+def _backward(
+    routed: Routed, rows: jax.Array, grads: jax.Array
+) -> tuple[jax.Array, None]:
+    """Adds up the gradient of each row at its owner, in float32."""
+
+    def add(sums: jax.Array, rows: jax.Array, grads: jax.Array) -> jax.Array:
+        rows = jnp.where(rows < 0, sums.shape[0], rows)
+        return sums.at[rows].add(grads, mode="drop")
+
+    zeros = routed.zeros(grads.shape[-1])
+    sums = routed.update(add, zeros, rows, routed.spread(grads))
+    return sums.astype(grads.dtype), None
+
+
+_plain_from_owners.defvjp(_forward, _backward)
 
 
 @in_32_bits
