@@ -140,12 +140,14 @@ def test_in_a_scan_and_donated():
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
 def test_only_the_batch_is_sent(packed):
+    """A step for each occurrence needs all of it, so it is not routed."""
     state, ids, grads, _ = cases.arrays(Case("", 4096, 128, 24))
 
     def update(state: AdamState, ids, grads):
+        options: Any = {"use_gradient_accumulation": False}
         if not packed:
-            return sparse_adam_update(*state, ids, grads)
-        return packed_adam_update(PackedTable.pack(*state), ids, grads)
+            return sparse_adam_update(*state, ids, grads, **options)
+        return packed_adam_update(PackedTable.pack(*state), ids, grads, **options)
 
     placed = AdamState(*map(spread, state))
     arguments = placed, spread(jnp.asarray(ids)), spread(grads)
