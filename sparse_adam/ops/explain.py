@@ -8,7 +8,6 @@ import jax
 from sparse_adam.kernels.spec import UpdateSpec
 from sparse_adam.ops import dispatch
 from sparse_adam.ops.packed import PackedTable
-from sparse_adam.ops.run import run_routed_update
 from sparse_adam.ops.sparse_adam import packed_adam_update, sparse_adam_update
 from sparse_adam.ops.sparse_update import sparse_update
 from sparse_adam.rules import UpdateRule
@@ -91,7 +90,7 @@ def _updates_in(jaxpr: Any, routed: bool = False) -> Iterator[tuple[Any, bool]]:
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "sparse_update":
             yield eqn, routed
-        within = routed or eqn.params.get("name") == run_routed_update.__name__
+        within = routed or eqn.params.get("name") == "run_routed_update"
         for inner in jax.tree.leaves(list(eqn.params.values())):
             inner = getattr(inner, "jaxpr", inner)
             if hasattr(inner, "eqns"):

@@ -140,7 +140,7 @@ def indices_or(indices: Any, bound: int, *, fill: int) -> Indices:
     The test is made in the indices' own dtype: a 64-bit id must not wrap into the
     table on its way to int32, not even where JAX would narrow a NumPy array silently.
     """
-    return jnp.asarray(inside_or(indices, bound, fill=fill)).reshape(-1)
+    return jnp.asarray(inside_or(indices, bound, fill=fill).reshape(-1))
 
 
 def inside_or(indices: Any, bound: int, *, fill: int) -> Any:

@@ -70,11 +70,17 @@ def draw(distribution: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 @functools.partial(jax.jit, donate_argnums=0)
 def step(state: Any, ids: jax.Array, grads: jax.Array) -> Any:
     """A lookup, and an update by gradients that depend on it; also returns the rows."""
-    rows = lookup(state if isinstance(state, PackedTable) else state.table, ids)
+    table: Any = state if isinstance(state, PackedTable) else state.table
+    rows = lookup(table, ids)
     grads = jnp.where(rows > 0, grads, -grads)
     if isinstance(state, PackedTable):
         return packed_adam_update(state, ids, grads), rows
-    return sparse_adam_update(*state, ids, grads), rows
+    return update(state, ids, grads), rows
+
+
+def update(state: Any, ids: Any, grads: Any, **options: Any) -> AdamState:
+    table, momenta, velocities = state
+    return sparse_adam_update(table, momenta, velocities, ids, grads, **options)
 
 
 def stored(storage: str, place: Any = jnp.asarray) -> Any:
@@ -174,21 +180,20 @@ def test_gains_narrow_ids_and_gradients_that_are_not_spread():
     gains = np.random.default_rng(2).choice([-1.5, 0.5, 2], ids.shape)
     grads, gains = grads.astype(jnp.bfloat16), gains.astype(np.float32)
     state, options = initial(), {"gains": gains, "gradient_scale": 0.5}
-    expected = sparse_adam_update(*state, ids, grads, **options)
-    new = sparse_adam_update(*map(spread, state), spread(ids), grads, **options)
+    expected = update(state, ids, grads, **options)
+    new = update(map(spread, state), spread(ids), grads, **options)
     helpers.assert_states_bitwise_equal(new, expected)
 
 
 def test_a_slot_of_one_number_for_each_row():
     ids, grads = draw("zipf")
     table = initial().table
-    state, rule = (table, np.ones(V, np.float32)), RowWiseAdagradRule()
+    state = jnp.asarray(table), jnp.ones(V)
+    rule = RowWiseAdagradRule()
 
-    def update(state: Any, *batch: Any) -> Any:
-        return sparse_update(state, *batch, rule, learning_rate=0.1)
-
-    expected = update(state, ids, grads)
-    new = update(tuple(map(spread, state)), spread(ids), spread(grads))
+    expected = sparse_update(state, ids, grads, rule, learning_rate=0.1)
+    placed = tuple(map(spread, state))
+    new = sparse_update(placed, spread(ids), spread(grads), rule, learning_rate=0.1)
     for one, two in zip(new, expected, strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-6)
         assert spec(one)[0] == "x"
@@ -200,7 +205,7 @@ def test_devices_do_not_share_their_noise():
     state = map(spread, (zeros + 1, zeros, zeros))
     ids, grads = spread(np.arange(64)), spread(np.ones((64, D), np.float32))
     options: Any = {"rounding": "stochastic", "key": jax.random.key(0)}
-    table = np.asarray(sparse_adam_update(*state, ids, grads, **options).table)
+    table = np.asarray(update(state, ids, grads, **options).table)
     own = {part.tobytes() for part in np.split(table, DEVICES)}
     assert len(own) == DEVICES
 
