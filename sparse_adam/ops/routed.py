@@ -1,10 +1,10 @@
 """Batches that are spread over the devices that share a table: ids travel to owners.
 
 Where every device has some of the rows and some of the ids, `routing` sends each id to
-the device that has its row, so that what a device receives and does not depend on how
-many devices there are. That is done where types tell of it: ids over explicit axes, the
-very ones that the rows are spread over. Every other batch is whole on each device
-(`shards`).
+the device that has its row. The bytes that a device receives, and its work, then do not
+grow with the number of devices. That is done where types tell of it: where ids are
+spread over explicit axes, the very ones that the rows are spread over. Every other
+batch is whole on each device (`shards`).
 """
 
 import dataclasses

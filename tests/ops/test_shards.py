@@ -194,7 +194,7 @@ def test_packing_and_lookups():
 @pytest.mark.parametrize("storage", ["plain", "packed"])
 def test_lookups_of_the_first_and_the_last_row_of_each_device(storage):
     weights = np.arange(1, V * 32 + 1, dtype=np.float32).reshape(V, 32)
-    table = spread(weights)
+    table: Any = spread(weights)
     if storage == "packed":
         table = PackedTable.pack(*[table] * 3)
     ids = np.array([0, V // 2 - 1, V // 2, V - 1, -1, V, 0], np.int32)
