@@ -19,7 +19,8 @@ from sparse_adam.kernels import cpu
 from sparse_adam.kernels.layout import Layout
 from sparse_adam.ops.integers import in_32_bits
 from sparse_adam.ops.late import late_primitive
-from sparse_adam.ops.lookup import lookup_stored, over_tables, read_rows
+from sparse_adam.ops.lookup import lookup_stored
+from sparse_adam.ops.reading import over_tables, read_rows
 from sparse_adam.ops.shards import Shards, vary_alike
 
 

@@ -12,6 +12,7 @@ from sparse_adam import PackedTable, lookup
 from sparse_adam.kernels.cpu import library
 from sparse_adam.kernels.layout import PlainLayout
 from sparse_adam.ops.combine import Samples, combine, combine_rows
+from tests import programs
 
 V, D, S, PLACES = 8, 5, 4, 3
 RNG = np.random.default_rng(0)
@@ -58,8 +59,8 @@ def run(array, batch, layout=None):
 
 def has_kernel(function, *args):
     """Whether the program for a CPU combines in C++."""
-    text = jax.jit(function).lower(*args).compile().as_text()
-    return library.COMBINE in text
+    compiled = jax.jit(function).lower(*args).compile()
+    return library.COMBINE in programs.text(compiled)
 
 
 @pytest.mark.parametrize("owned", [False, True], ids=["padded", "owned"])
@@ -93,9 +94,7 @@ def test_without_the_library_xla_adds(monkeypatch):
     right = run(jnp.asarray(TABLE), samples())
     monkeypatch.setattr(library, "load", lambda: "it was not built")
     # Another shape of the batch, since programs are kept.
-    batch = Samples(
-        *(jnp.concatenate([x, x]) if x is not None else x for x in samples())
-    )
+    batch = jax.tree.map(lambda x: jnp.concatenate([x, x]), samples())
     found = combine(
         jnp.asarray(TABLE),
         batch,
@@ -179,9 +178,9 @@ def test_a_spread_table_stays_where_it_is(axis_type):
         compiled(spread, batch), expected(batch), rtol=1e-6, atol=1e-6
     )
     # XLA cannot cut the kernel in two: it would send the table to every device.
-    assert "all-gather" not in compiled.as_text()
+    assert "all-gather" not in programs.text(compiled)
     looked_up = jax.jit(lookup).lower(spread, jnp.asarray(IDS)).compile()
-    assert "all-gather" not in looked_up.as_text()
+    assert "all-gather" not in programs.text(looked_up)
 
 
 @pytest.mark.parametrize("owned", [False, True], ids=["padded", "owned"])
