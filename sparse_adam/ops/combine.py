@@ -6,7 +6,6 @@ rows are looked up first and added up by XLA.
 """
 
 import functools
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -162,9 +161,16 @@ def _over_tables(
     num_samples: int,
     ascending: bool,
 ) -> tuple[list[jax.Array], list[int]]:
-    """Combines T batches under `jax.vmap` as one batch of T * S samples."""
+    """Combines T batches under `jax.vmap`: of one table as one, of T tables in turn."""
+    static = {"num_samples": num_samples, "ascending": ascending}
 
-    def bind(arrays: Sequence[jax.Array], layout: Layout) -> jax.Array:
+    def of_each(*arrays: jax.Array) -> jax.Array:
+        one = functools.partial(
+            _combine_samples, structure=structure, layout=layout, **static
+        )
+        return lax.map(lambda each: one(*each)[0], arrays)
+
+    def bind(*arrays: jax.Array) -> jax.Array:
         stored, samples = jax.tree.unflatten(structure, arrays)
         size, owners = samples.ids.shape[0], samples.owners
         if owners is not None:
@@ -182,7 +188,7 @@ def _over_tables(
         )
         return combined.reshape(size, num_samples, layout.dim)
 
-    return over_tables(bind, arrays, axes, layout)
+    return over_tables(bind, of_each, arrays, axes)
 
 
 def _jvp(primals: Any, tangents: Any, **static: Any) -> tuple[list[Any], list[Any]]:

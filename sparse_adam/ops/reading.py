@@ -183,55 +183,44 @@ def _run_plain(
 
 
 def over_tables(
-    bind: Callable[[Sequence[jax.Array], Layout], jax.Array],
+    bind: Callable[..., jax.Array],
+    of_each: Callable[..., jax.Array],
     arrays: Sequence[jax.Array],
     axes: Sequence[int | None],
-    layout: Layout,
 ) -> tuple[list[jax.Array], list[int]]:
-    """Looks up T batches under `jax.vmap` at once: T tables are one tall table.
+    """Looks up T batches under `jax.vmap`: in one table, as one longer batch.
+
+    T tables are not made one tall table: where XLA has spread the rows of each over
+    devices, it would gather them for that.
 
     Args:
-        bind: `bind(arrays, layout)` looks up in one table with T batches.
-        arrays: the stored table, ids of rows, and more of a batch.
+        bind: looks up in one table with T batches: `bind(stored, *batches)`.
+        of_each: looks up in T tables, the first dimension of all arrays.
+        arrays: the stored table, and the arrays of a batch.
         axes: those of `jax.vmap`; None where T batches share an array.
-        layout: of one table.
     """
-    table_axis = axes[0]
-    size = next(
-        x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None
-    )
-    stored, rows, *others = (
-        x if axis is None else jnp.moveaxis(x, axis, 0)
-        for x, axis in zip(arrays, axes, strict=True)
-    )
-    rows, *others = (
-        jnp.broadcast_to(x, (size, *x.shape)) if axis is None else x
-        for x, axis in zip((rows, *others), axes[1:], strict=True)
-    )
-    if table_axis is None:
-        return [bind((stored, rows, *others), layout)], [0]
-    if size * layout.room >= 2**31:
+    pairs = list(zip(arrays, axes, strict=True))
+    size = next(x.shape[axis] for x, axis in pairs if axis is not None)
 
-        def one(each: Sequence[jax.Array]) -> jax.Array:
-            return bind((each[0], *(x[None] for x in each[1:])), layout)[0]
+    def first(x: jax.Array, axis: int | None) -> jax.Array:
+        if axis is None:
+            return jnp.broadcast_to(x, (size, *x.shape))
+        return jnp.moveaxis(x, axis, 0)
 
-        return [lax.map(one, (stored, rows, *others))], [0]
-    number = lax.broadcasted_iota(jnp.int32, rows.shape, 0)
-    rows = jnp.where(rows < 0, -1, rows + number * layout.room)
-    stored = stored.reshape(-1, stored.shape[-1])
-    tall = layout.with_rows(size * layout.room)
-    return [bind((stored, rows, *others), tall)], [0]
+    batches = [first(x, axis) for x, axis in pairs[1:]]
+    if axes[0] is None:
+        return [bind(arrays[0], *batches)], [0]
+    return [of_each(first(*pairs[0]), *batches)], [0]
 
 
 def _over_plain_tables(
     arrays: Any, axes: Any, *, layout: PlainLayout
 ) -> tuple[list[jax.Array], list[int]]:
-    def bind(arrays: Sequence[jax.Array], layout: Layout) -> jax.Array:
-        table, rows = arrays
+    def bind(table: jax.Array, rows: jax.Array) -> jax.Array:
         (found,) = _gather_rows(table, rows.reshape(-1), layout=layout)
         return found.reshape(*rows.shape, layout.dim)
 
-    return over_tables(bind, arrays, axes, layout)
+    return over_tables(bind, jax.vmap(gather), arrays, axes)
 
 
 def _plain_jvp(
