@@ -20,6 +20,7 @@ COMMANDS = {
         "The figures by which the package chooses its sweep.",
     ),
     "compare": ("benchmarks.compare:compare", "Two result files, or two commits."),
+    "lookup": ("benchmarks.lookup:lookup", "Bags of ids on a CPU, ours and torch's."),
     "plot": ("benchmarks.figures:plot", "Draw the figures of a folder of results."),
     "report": ("benchmarks.report:report", "Figures, tables and a report of results."),
     "routing": (

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from sparse_adam.embedding.config import TableConfig
 from sparse_adam.embedding.occurrences import Occurrences
 from sparse_adam.embedding.quantization import simulate_quantization
+from sparse_adam.embedding.stored import combined_rows
 from sparse_adam.embedding.stored import rows as stored_rows
+from sparse_adam.ops.combine import Samples, combine_rows
 
 
 def gains(part: Occurrences, combiner: str) -> jax.Array | None:
@@ -21,38 +23,50 @@ def gains(part: Occurrences, combiner: str) -> jax.Array | None:
     That is w, w / sum(w) or w / sqrt(sum(w**2)), the sums over the sample's ids. A sum
     of 0 makes it 0.
     """
-    alone = part.is_sequence or (part.samples is None and part.places == 1)
-    if part.weights is None and (combiner == "sum" or alone):
-        return None
-    weights = part.weights
-    if weights is None:
-        weights = jnp.ones(part.ids.shape, jnp.float32)
-    weights = jnp.where(part.ids >= 0, weights, 0)
-    if combiner == "sum":
-        return weights
-    if combiner == "mean":
-        divisor = part.sum(weights)
-    else:
-        divisor = jnp.sqrt(part.sum(weights**2))
-    is_zero = divisor == 0
-    scale = jnp.where(is_zero, 0, 1 / jnp.where(is_zero, 1, divisor))
-    return weights * scale.at[part.owners()].get(mode="fill", fill_value=0)
+    return _samples(part, combiner).factors()
 
 
 def combine(
     stored: Any, part: Occurrences, config: TableConfig, *, quantize: bool
 ) -> jax.Array:
     """Returns the activations of one feature, `[*part.shape, D]`."""
-    found = stored_rows(stored, part.ids)
-    rows = found.astype(jnp.float32)
+    samples = _samples(part, config.combiner)
+    size, ascending = part.num_samples, part.ascending
     if quantize and config.quantization_config is not None:
-        rows = simulate_quantization(rows, config.quantization_config)
-    factors = gains(part, config.combiner)
-    if factors is not None:
-        rows = factors[:, None] * rows
-    # A select, since a row that is not asked for may hold anything.
-    rows = jnp.where(part.ids[:, None] >= 0, rows, 0)
-    return part.sum(rows).astype(found.dtype).reshape(*part.shape, config.dim)
+        found = stored_rows(stored, part.ids)
+        rows = simulate_quantization(
+            found.astype(jnp.float32), config.quantization_config
+        )
+        combined = combine_rows(rows, samples, size, ascending=ascending)
+        combined = combined.astype(found.dtype)
+    else:
+        combined = combined_rows(stored, samples, size, ascending=ascending)
+    return combined.reshape(*part.shape, config.dim)
+
+
+def _samples(part: Occurrences, combiner: str) -> Samples:
+    """Returns the ids with their weights as gains, and the combiner as scales.
+
+    A scale is 1, 1 / sum(w) or 1 / sqrt(sum(w**2)); a sum of 0 makes it 0.
+    """
+    there = part.ids >= 0
+    weights = part.weights
+    if weights is not None:
+        weights = jnp.where(there, weights, 0)
+    samples = Samples(part.ids, part.samples, weights, None)
+    alone = part.is_sequence or (part.samples is None and part.places == 1)
+    if combiner == "sum" or (weights is None and alone):
+        return samples
+    if weights is None:
+        weights = there.astype(jnp.float32)
+    if combiner == "mean":
+        divisor = part.sum(weights)
+    else:
+        divisor = jnp.sqrt(part.sum(weights**2))
+    is_zero = divisor == 0
+    return samples._replace(
+        scales=jnp.where(is_zero, 0, 1 / jnp.where(is_zero, 1, divisor))
+    )
 
 
 class Batch(NamedTuple):

@@ -16,6 +16,7 @@ from sparse_adam.embedding.inputs import (
     is_bcoo,
 )
 from sparse_adam.embedding.layout import Feature
+from sparse_adam.ops.combine import sum_over_samples
 from sparse_adam.ops.integers import integers
 from sparse_adam.ops.plan import indices_or
 
@@ -44,10 +45,8 @@ class Occurrences(NamedTuple):
 
     def sum(self, x: jax.Array) -> jax.Array:
         """Returns `[S, ...]`: the sums of `x`, `[N, ...]`, over each sample."""
-        if self.samples is None:
-            return x.reshape(self.num_samples, self.places, *x.shape[1:]).sum(1)
-        return jax.ops.segment_sum(
-            x, self.samples, self.num_samples, indices_are_sorted=self.ascending
+        return sum_over_samples(
+            x, self.samples, self.num_samples, ascending=self.ascending
         )
 
 

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_adam.embedding.layout import Table
+from sparse_adam.kernels.layout import PlainLayout
+from sparse_adam.ops.combine import Samples, combine
 from sparse_adam.ops.lookup import lookup_plain
 from sparse_adam.ops.packed import PackedTable, check_lines
 from sparse_adam.ops.validate import STORED_DTYPES
@@ -162,6 +164,18 @@ def rows(stored: Any, ids: jax.Array) -> jax.Array:
     if isinstance(stored, PackedTable):
         return stored.lookup(ids)
     return lookup_plain(jnp.asarray(stored[0]), ids)
+
+
+def combined_rows(
+    stored: Any, samples: Samples, num_samples: int, *, ascending: bool
+) -> jax.Array:
+    """Returns the combined rows of each sample: `[S, D]`; see `Samples`."""
+    if isinstance(stored, PackedTable):
+        array, layout = stored.lines, stored.layout
+    else:
+        array = jnp.asarray(stored[0])
+        layout = PlainLayout.of_weights(array)
+    return combine(array, samples, num_samples, layout=layout, ascending=ascending)
 
 
 def arrays(stored: Any) -> tuple[jax.Array, ...]:

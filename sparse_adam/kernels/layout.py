@@ -146,6 +146,12 @@ class PlainLayout:
     rows_per_group = 1
     lines_per_group = 1
 
+    @classmethod
+    def of_weights(cls, table: jax.Array) -> "PlainLayout":
+        """Returns the layout of a table `[V, D]` without slots."""
+        num_rows, dim = table.shape
+        return cls(num_rows, dim, (np.dtype(table.dtype),), (False,))
+
     @property
     def stride(self) -> int:
         """Returns D: a row stands alone."""
@@ -185,12 +191,9 @@ class PlainLayout:
     @property
     def shapes(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Returns the arrays: `[V, D]` each, or `[V]`."""
-        return tuple(
-            jax.ShapeDtypeStruct(
-                (self.num_rows,) if p else (self.num_rows, self.dim), d
-            )
-            for d, p in zip(self.dtypes, self.per_row, strict=True)
-        )
+        whole, alone = (self.num_rows, self.dim), (self.num_rows,)
+        pairs = zip(self.dtypes, self.per_row, strict=True)
+        return tuple(jax.ShapeDtypeStruct(alone if p else whole, d) for d, p in pairs)
 
     def with_rows(self, num_rows: int) -> "PlainLayout":
         """Returns the layout of a table with other rows of the same kind."""
@@ -377,7 +380,7 @@ class PackedLayout:
             *low, high = arrays  # a lower half without an array is 0
             noise = None if noises is None else noises[high]
             if self.dtypes[high] == FLOAT32:
-                word = _as_words(values[high])
+                word = lax.bitcast_convert_type(values[high], jnp.int32)
             elif round_pair is not None and noise is None:
                 zero = jnp.zeros_like(values[high])
                 word = round_pair(values[low[0]] if low else zero, values[high])
@@ -393,7 +396,3 @@ class PackedLayout:
 
 def _as_float(words: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(words, jnp.float32)
-
-
-def _as_words(values: jax.Array) -> jax.Array:
-    return lax.bitcast_convert_type(values, jnp.int32)

@@ -91,9 +91,23 @@ def is_partitioned(context: Any, platform: str | None) -> bool:
     return True
 
 
+def is_cut_by_xla(context: Any) -> bool:
+    """Returns whether XLA divides an operation that is lowered between devices."""
+    axes = context.module_context.axis_context
+    if hasattr(axes, "num_devices"):
+        return axes.num_devices > 1
+    return bool(_left_automatic(axes))
+
+
+def _left_automatic(axes: Any) -> list[str]:
+    """Returns the axes of more than one device that a `jax.shard_map` is not over."""
+    names = (x for x in axes.mesh.axis_names if x not in axes.manual_axes)
+    return [x for x in names if axes.mesh.shape[x] > 1]
+
+
 def _check_all_manual(axes: Any) -> None:
-    left = [x for x in axes.mesh.axis_names if x not in axes.manual_axes]
-    if any(axes.mesh.shape[axis] > 1 for axis in left):
+    left = _left_automatic(axes)
+    if left:
         raise ValueError(
             f"within jax.shard_map over axis_names={set(axes.manual_axes)} the axes "
             f"{left} of the mesh are automatic, and a table would be gathered over "

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from sparse_adam.kernels.spec import UpdateSpec
 from sparse_adam.ops import dispatch
 from sparse_adam.ops.packed import PackedTable
 from sparse_adam.ops.sparse_adam import packed_adam_update, sparse_adam_update
@@ -18,7 +19,8 @@ def explain(*args: Any, **kwargs: Any) -> str:
     Takes the arguments of `sparse_adam_update`, `packed_adam_update` or
     `sparse_update`, as arrays or as `jax.ShapeDtypeStruct`s, traces the call and runs
     nothing. The platform of the mesh in scope, or JAX's default one, leads. Of a table
-    that is spread over devices it tells what one of them does.
+    that is spread over devices it tells what one of them does, and how many ids arrive
+    there if the batch is routed (docs/routing.md).
 
     Raises:
         TypeError: as the update would.
@@ -53,8 +55,9 @@ def explain(*args: Any, **kwargs: Any) -> str:
     device = jax.sharding.get_abstract_mesh().abstract_device
     here = device.platform if device is not None else jax.default_backend()
     said = [
-        dispatch.explain(eqn.params["spec"], eqn.params["chosen"], here)
-        for eqn in _updates_in(jaxpr.jaxpr)
+        line
+        for eqn, routed in _updates_in(jaxpr.jaxpr)
+        for line in _lines(eqn.params["spec"], eqn.params["chosen"], here, routed)
     ]
     return "\n".join(said) or "nothing to do: there are no ids, and the update is lazy"
 
@@ -67,12 +70,28 @@ def _function_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return packed_adam_update if isinstance(first, PackedTable) else sparse_adam_update
 
 
-def _updates_in(jaxpr: Any) -> Iterator[Any]:
-    """Yields the updates of a program, those in its loops and functions included."""
+def _lines(
+    spec: UpdateSpec, chosen: dispatch.Choices, here: str, routed: bool
+) -> Iterator[str]:
+    """Yields what is to be said of an update."""
+    yield dispatch.explain(spec, chosen, here)
+    if routed:
+        yield (
+            "  the batch is routed: ids and summed gradients travel to the owners of "
+            f"the rows, in rounds of up to {spec.num_ids:,} to each"
+        )
+
+
+def _updates_in(jaxpr: Any, routed: bool = False) -> Iterator[tuple[Any, bool]]:
+    """Yields the updates of a program, and whether their batches are routed.
+
+    Those in its loops and functions are included.
+    """
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "sparse_update":
-            yield eqn
+            yield eqn, routed
+        within = routed or eqn.params.get("name") == "run_routed_update"
         for inner in jax.tree.leaves(list(eqn.params.values())):
             inner = getattr(inner, "jaxpr", inner)
             if hasattr(inner, "eqns"):
-                yield from _updates_in(inner)
+                yield from _updates_in(inner, within)

@@ -26,8 +26,8 @@ def late_primitive(
     run: Callable[..., Sequence[jax.Array]],
     results: Callable[..., Sequence[Any]],
     over_tables: Callable[..., tuple[Sequence[jax.Array], Sequence[int]]],
-    over_devices: automatic.Partition,
-    no_gradient: str,
+    jvp: Callable[..., tuple[Sequence[Any], Sequence[Any]]],
+    over_devices: automatic.Partition | None = None,
 ) -> Callable[..., list[jax.Array]]:
     """Makes a primitive of a function that depends on the platform.
 
@@ -40,8 +40,10 @@ def late_primitive(
             outside of any mesh, in 32 bits.
         results: `results(*types, **static)`: the types of what it returns.
         over_tables: `over_tables(arrays, axes, **static)`: its rule for `jax.vmap`.
-        over_devices: how it is cut between devices, where XLA does that.
-        no_gradient: what to say when the primitive is differentiated.
+        jvp: `jvp(primals, tangents, **static)`: its rule for derivatives, such as
+            `no_gradient(why)`.
+        over_devices: how it is cut between devices, where XLA does that. None: XLA cuts
+            what `run` does where it is told of no platform.
     """
     primitive = jex.core.Primitive(name)
     primitive.multiple_results = True
@@ -52,24 +54,32 @@ def late_primitive(
 
     primitive.def_abstract_eval(_without_place(results))
     primitive.def_impl(functools.partial(_run_eagerly, primitive))
-    for platform in (*PLATFORMS, None):
-        lower = mlir.lower_fun(
+    lowers = {
+        platform: mlir.lower_fun(
             in_32_bits(functools.partial(_outside_of_meshes, run, platform)),
             multiple_results=True,
         )
+        for platform in (*PLATFORMS, None)
+    }
+    for platform in lowers:
         mlir.register_lowering(
             primitive,
-            functools.partial(_lower, platform, lower, bind, over_devices),
+            functools.partial(_lower, platform, lowers, bind, over_devices),
             platform=platform,
         )
     batching.primitive_batchers[primitive] = _without_place(over_tables)
+    ad.primitive_jvps[primitive] = _without_place(jvp)
+    return bind
+
+
+def no_gradient(why: str) -> Callable[..., Any]:
+    """Returns the rule of a primitive that cannot be differentiated, which says why."""
 
     def refuse(primals: Any, tangents: Any, **static: Any) -> Any:
         del primals, tangents, static
-        raise TypeError(no_gradient)
+        raise TypeError(why)
 
-    ad.primitive_jvps[primitive] = refuse
-    return bind
+    return refuse
 
 
 def _without_place(rule: Callable[..., Any]) -> Callable[..., Any]:
@@ -101,9 +111,9 @@ def _run_eagerly(
 
 def _lower(
     platform: str | None,
-    lower: Callable[..., Any],
+    lowers: dict[str | None, Callable[..., Any]],
     bind: Callable[..., Any],
-    over_devices: automatic.Partition,
+    over_devices: automatic.Partition | None,
     context: Any,
     *args: Any,
     needs: Any,
@@ -119,8 +129,11 @@ def _lower(
     device = _device() or device
     types = [ShapedArray(x.shape, x.dtype) for x in context.avals_in]
     context = context.replace(avals_in=types)
+    if over_devices is None:
+        told = None if automatic.is_cut_by_xla(context) else platform
+        return lowers[told](context, *args, device=device, **static)
     if not automatic.is_partitioned(context, platform):
-        return lower(context, *args, device=device, **static)
+        return lowers[platform](context, *args, device=device, **static)
     scope = functools.partial(_outside, device)
     cut = automatic.partitioned(bind, over_devices, types, static, scope)
     return mlir.lower_fun(cut, multiple_results=True)(context, *args)

@@ -1,24 +1,19 @@
 """Looking up rows of plain and of packed tables."""
 
 import functools
-from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from sparse_adam._types import Indices
-from sparse_adam.kernels import lookup as kernel
-from sparse_adam.kernels.layout import PackedLayout
-from sparse_adam.ops.automatic import Cut, Partition
+from sparse_adam.kernels.layout import Layout, PackedLayout
 from sparse_adam.ops.integers import check_rows, in_32_bits, integers, to_array
-from sparse_adam.ops.late import late_primitive
-from sparse_adam.ops.plan import indices_or
-from sparse_adam.ops.rows import PackedRows
+from sparse_adam.ops.plan import indices_or, inside_or
+from sparse_adam.ops.reading import packed_rows, plain_rows
+from sparse_adam.ops.routed import Routed
 from sparse_adam.ops.shards import Shards, everywhere, like, vary_alike
 
 
@@ -94,11 +89,16 @@ def lookup_packed(
     check_rows(layout.num_rows)
     ids = to_array("ids", ids)
     shape = integers("ids", ids)
-    rows = indices_or(everywhere(ids), layout.num_rows, fill=-1)
     shards = Shards.of("packed.lines", lines, sharding)
+    routed = Routed.of(shards, ids, layout.num_rows)
+    if routed is not None:
+        rows = inside_or(ids, layout.num_rows, fill=-1)
+        own = layout.divided(routed.shards.count)
+        return _from_owners(lines, rows, routed=routed, layout=own)
+    rows = indices_or(everywhere(ids), layout.num_rows, fill=-1)
     if shards is None:
         lines, rows = vary_alike((lines, rows))
-        return _lookup(lines, rows, layout=layout).reshape(*shape, layout.dim)
+        return packed_rows(lines, rows, layout=layout).reshape(*shape, layout.dim)
     own = layout.divided(shards.count)
     found = _add_up(lines, rows.reshape(shape), shards=shards, layout=own)
     return like(ids, found)
@@ -116,18 +116,22 @@ def lookup_plain(
     check_rows(table.shape[0])
     ids = to_array("ids", ids)
     shape = integers("ids", ids)
-    rows = indices_or(everywhere(ids), table.shape[0], fill=-1).reshape(shape)
     shards = Shards.of("table", table, sharding)
+    routed = Routed.of(shards, ids, table.shape[0])
+    if routed is not None:
+        rows = inside_or(ids, table.shape[0], fill=-1)
+        return _from_owners(table, rows, routed=routed, layout=None)
+    rows = indices_or(everywhere(ids), table.shape[0], fill=-1).reshape(shape)
     if shards is None:
-        return _gather(table, rows)
+        return plain_rows(table, rows)
     return like(ids, _add_up(table, rows, shards=shards, layout=None))
 
 
-def _gather(table: jax.Array, rows: jax.Array) -> jax.Array:
-    """Gathers rows; -1 gives zeros."""
-    found = table.at[jnp.maximum(rows, 0)].get(mode="promise_in_bounds")
-    # A select, since row 0 may hold a NaN.
-    return jnp.where((rows >= 0)[..., None], found, jnp.zeros_like(found))
+def lookup_stored(stored: jax.Array, ids: ArrayLike, layout: Layout) -> jax.Array:
+    """Returns rows of a table of either layout, as the two functions above."""
+    if isinstance(layout, PackedLayout):
+        return lookup_packed(stored, ids, layout)
+    return lookup_plain(stored, ids)
 
 
 @in_32_bits
@@ -147,123 +151,51 @@ def _add_up(
     def lookup_own(stored: jax.Array, rows: jax.Array) -> jax.Array:
         if layout is not None:
             mine = shards.own(rows.reshape(-1), layout.num_rows)
-            found = _lookup(stored, mine, layout=layout)
+            found = packed_rows(stored, mine, layout=layout)
             return found.reshape(*rows.shape, layout.dim)
-        return _gather(stored, shards.own(rows, stored.shape[0]))
+        return plain_rows(stored, shards.own(rows, stored.shape[0]))
 
     return shards.sum_of_each(lookup_own, stored, rows)
 
 
 @in_32_bits
-@functools.partial(jax.jit, static_argnames="layout")
-def _lookup(lines: jax.Array, rows: Indices, *, layout: PackedLayout) -> jax.Array:
-    if rows.size == 0:
-        return jnp.zeros((0, layout.dim), layout.dtypes[0])
-    return _lookup_rows(lines, rows, layout=layout)[0]
+@functools.partial(jax.jit, static_argnames=("routed", "layout"))
+def _from_owners(
+    stored: jax.Array, rows: jax.Array, *, routed: Routed, layout: PackedLayout | None
+) -> jax.Array:
+    """Looks up each row on the device that has it, for the one that asks.
 
-
-def by_gather(lines: jax.Array, rows: Indices, *, layout: PackedLayout) -> jax.Array:
-    """Looks up rows by XLA's gather; a row of -1 gives zeros."""
-    words = PackedRows(layout).plane((lines,), rows, layout.weight_plane)
-    return jnp.where((rows >= 0)[:, None], layout.weights(words), 0)
-
-
-def _run(
-    platform: str | None, lines: jax.Array, rows: Indices, *, layout: PackedLayout
-) -> tuple[jax.Array]:
-    """Looks up by the kernel on a TPU, by XLA elsewhere.
-
-    Lines `[T, lines, 128]` and rows `[T, N]` are those of T tables, looked up as of one
-    tall table.
+    The arguments are those of `_add_up`, but that the rows stay where they are.
     """
-    shape = rows.shape
-    if len(shape) == 2:
-        number = lax.broadcasted_iota(jnp.int32, shape, 0)
-        rows = jnp.where(rows < 0, -1, rows + number * layout.room).reshape(-1)
-        layout = layout.with_rows(shape[0] * layout.room)
-        lines = lines.reshape(layout.shape)
-    if platform == "tpu":
-        found = kernel.lookup(lines, rows, layout)
-    else:
-        found = by_gather(lines, rows, layout=layout)
-    return (found.reshape(*shape, layout.dim),)
+    if layout is None:
+        return _plain_from_owners(routed, stored, rows)
+    return routed.look_up(functools.partial(packed_rows, layout=layout), stored, rows)
 
 
-def _results(lines: Any, rows: Any, *, layout: PackedLayout) -> list[Any]:
-    """Returns the type of the weights, which vary as the ids do."""
-    del lines
-    return [rows.update(shape=(*rows.shape, layout.dim), dtype=layout.dtypes[0])]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _plain_from_owners(routed: Routed, table: jax.Array, rows: jax.Array) -> jax.Array:
+    """Looks up rows of a plain table. A loop makes the rounds: JAX has no way back."""
+    return routed.look_up(plain_rows, table, rows)
 
 
-def _over_tables(
-    arrays: Any, axes: Any, *, layout: PackedLayout
-) -> tuple[list[jax.Array], list[int]]:
-    """Looks up T batches under `jax.vmap` at once, be it in one table or in T."""
-    (lines, rows), (table_axis, batch_axis) = arrays, axes
-    if table_axis is None:
-        # Batches for one table, or for each of some: one longer batch.
-        axis = lines.ndim - 2
-        rows = jnp.moveaxis(rows, batch_axis, axis)
-        shape = rows.shape
-        rows = rows.reshape(*shape[:axis], -1)
-    else:
-        lines, axis = jnp.moveaxis(lines, table_axis, 0), 0
-        if batch_axis is None:
-            rows = jnp.broadcast_to(rows, (lines.shape[0], *rows.shape))
-        else:
-            rows = jnp.moveaxis(rows, batch_axis, 0)
-        shape = rows.shape
-        lines = lines.reshape(-1, *lines.shape[-2:])
-        rows = rows.reshape(-1, rows.shape[-1])
-    (found,) = _lookup_rows(lines, rows, layout=layout)
-    return [found.reshape(*shape, layout.dim)], [axis]
+def _forward(
+    routed: Routed, table: jax.Array, rows: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    return _plain_from_owners(routed, table, rows), rows
 
 
-def _rule(lines: Any, rows: Any, *, layout: PackedLayout) -> tuple[str, dict[str, int]]:
-    """Says that what is looked up is spread as the ids are."""
-    del rows, layout
-    tables = "tables " * (lines.ndim - 2)
-    return f"{tables}rows lane, {tables}ids -> {tables}ids dim", {}
+def _backward(
+    routed: Routed, rows: jax.Array, grads: jax.Array
+) -> tuple[jax.Array, None]:
+    """Adds up the gradient of each row at its owner, in float32."""
+
+    def add(sums: jax.Array, rows: jax.Array, grads: jax.Array) -> jax.Array:
+        rows = jnp.where(rows < 0, sums.shape[0], rows)
+        return sums.at[rows].add(grads, mode="drop")
+
+    zeros = routed.zeros(grads.shape[-1])
+    sums = routed.update(add, zeros, rows, routed.spread(grads))
+    return sums.astype(grads.dtype), None
 
 
-def _cut(mesh: Any, specs: Sequence[PartitionSpec], *, layout: PackedLayout) -> Cut:
-    """Looks up on each device what it has, zeros for all else, and adds that up.
-
-    Ids that are spread along other axes than the rows stay so.
-    """
-    *tables, rows, lanes = specs[0]
-    shards = Shards.by("packed.lines", mesh, PartitionSpec(rows, lanes))
-    own = layout.divided(shards.count)
-
-    def look_up_own(lines: jax.Array, rows: Indices) -> jax.Array:
-        return shards.sum(_lookup(lines, shards.own(rows, own.num_rows), layout=own))
-
-    look_up = jax.vmap(look_up_own) if tables else look_up_own
-    used = {*shards.axes, *_axes(*tables)}
-    ids = tuple(x for x in _axes(specs[1][-1]) if x not in used)
-    batch = PartitionSpec(*tables, ids or None)
-    operands = (PartitionSpec(*tables, *shards.rows), batch)
-    return Cut(lambda *arrays: (look_up(*arrays),), operands, (batch,))
-
-
-def _axes(*parts: Any) -> tuple[str, ...]:
-    """Returns the axes of a mesh that parts of a `PartitionSpec` name."""
-    return tuple(
-        axis
-        for part in parts
-        for axis in (part if isinstance(part, tuple) else (part,))
-        if axis is not None
-    )
-
-
-_lookup_rows = late_primitive(
-    "sparse_lookup",
-    _run,
-    _results,
-    _over_tables,
-    Partition(_rule, _cut),
-    no_gradient=(
-        "a lookup in a packed table cannot be differentiated by its lines, which are "
-        "no numbers: differentiate the loss by the rows that it returns"
-    ),
-)
+_plain_from_owners.defvjp(_forward, _backward)

@@ -13,7 +13,7 @@ from sparse_adam.kernels.layout import PackedLayout, PlainLayout
 from sparse_adam.kernels.spec import State
 from sparse_adam.ops.automatic import Cut, Partition
 from sparse_adam.ops.integers import in_32_bits
-from sparse_adam.ops.late import late_primitive
+from sparse_adam.ops.late import late_primitive, no_gradient
 from sparse_adam.ops.rows import PackedRows, PlainRows
 from sparse_adam.ops.shards import Shards, vary_alike
 
@@ -182,10 +182,10 @@ _pack_p = late_primitive(
     _run_pack,
     _lines_type,
     lambda *args, **static: _over_tables(_pack_p, *args, **static),
-    Partition(
+    over_devices=Partition(
         functools.partial(_spread_alike, True), functools.partial(_cut, _run_pack)
     ),
-    no_gradient=(
+    jvp=no_gradient(
         "packing a table cannot be differentiated, since its lines are no numbers: "
         "differentiate the loss by the rows that `lookup` returns"
     ),
@@ -196,10 +196,10 @@ _unpack_p = late_primitive(
     _run_unpack,
     _array_types,
     lambda *args, **static: _over_tables(_unpack_p, *args, **static),
-    Partition(
+    over_devices=Partition(
         functools.partial(_spread_alike, False), functools.partial(_cut, _run_unpack)
     ),
-    no_gradient=(
+    jvp=no_gradient(
         "unpacking a table cannot be differentiated by its lines, which are no "
         "numbers: differentiate the loss by the rows that `lookup` returns"
     ),

@@ -140,8 +140,13 @@ def indices_or(indices: Any, bound: int, *, fill: int) -> Indices:
     The test is made in the indices' own dtype: a 64-bit id must not wrap into the
     table on its way to int32, not even where JAX would narrow a NumPy array silently.
     """
+    return jnp.asarray(inside_or(indices, bound, fill=fill).reshape(-1))
+
+
+def inside_or(indices: Any, bound: int, *, fill: int) -> Any:
+    """Does what `indices_or` does in the shape at hand, of NumPy's arrays in NumPy."""
     xp = jnp if isinstance(indices, jax.Array) else np
-    indices = xp.asarray(indices).reshape(-1)
+    indices = xp.asarray(indices)
     largest = min(bound - 1, int(np.iinfo(indices.dtype).max))
     inside = (indices >= 0) & (indices <= largest)
-    return jnp.asarray(xp.where(inside, indices.astype(xp.int32), xp.int32(fill)))
+    return xp.where(inside, indices.astype(xp.int32), xp.int32(fill))

@@ -23,9 +23,10 @@ from sparse_adam.kernels.spec import SortedBatch, State, StepScalars, UpdateSpec
 from sparse_adam.ops.automatic import Cut, Partition
 from sparse_adam.ops.dispatch import Choice, Choices
 from sparse_adam.ops.integers import in_32_bits
-from sparse_adam.ops.late import late_primitive
+from sparse_adam.ops.late import late_primitive, no_gradient
 from sparse_adam.ops.options import UpdateInputs
-from sparse_adam.ops.plan import check_plan, indices_or, plan_update
+from sparse_adam.ops.plan import check_plan, indices_or, inside_or, plan_update
+from sparse_adam.ops.routed import Routed
 from sparse_adam.ops.shards import Shards, check_alike, everywhere
 
 
@@ -58,6 +59,17 @@ def canonicalize(inputs: UpdateInputs, spec: UpdateSpec) -> FlatBatch:
     if grads.dtype == np.float64:
         grads = grads.astype(jnp.float32)
     return FlatBatch(ids, order, grads, sample_ids, gains)
+
+
+def canonicalize_spread(inputs: UpdateInputs, spec: UpdateSpec) -> FlatBatch:
+    """Returns a batch that is to be routed, 32 bits wide, in the shapes it came in."""
+    ids = inside_or(inputs.ids, spec.num_rows, fill=spec.num_rows)
+    grads, gains = jnp.asarray(inputs.grads), inputs.gains
+    if grads.dtype == np.float64:
+        grads = grads.astype(jnp.float32)
+    if gains is not None:
+        gains = jnp.asarray(gains, jnp.float32)
+    return FlatBatch(ids, None, grads, None, gains)
 
 
 @in_32_bits
@@ -98,11 +110,53 @@ def _update_own(
 ) -> State:
     """Updates the rows that one device has."""
     batch = _own(batch, shards, spec.num_rows)
+    return _bind(state, batch, _own_scalars(scalars, shards), spec, chosen)
+
+
+def _own_scalars(scalars: StepScalars, shards: Shards) -> StepScalars:
+    """Returns the traced numbers as a device sees them: with noise of its own."""
     seeds = scalars.seeds
     if seeds is not None and shards.axes:
         # Rows of one number on several devices must not share their noise.
         seeds = noise(seeds, lax.axis_index(shards.axes)[None])
-    return _bind(state, batch, scalars._replace(seeds=seeds), spec, chosen)
+    return scalars._replace(seeds=seeds)
+
+
+@in_32_bits
+@functools.partial(jax.jit, static_argnames=("spec", "chosen", "routed"))
+def run_routed_update(
+    state: State,
+    batch: FlatBatch,
+    scalars: StepScalars,
+    *,
+    spec: UpdateSpec,
+    chosen: Choices,
+    routed: Routed,
+) -> State:
+    """Updates the rows of a state on the devices that have them, in rounds.
+
+    Args:
+        state: the arrays of the layout.
+        batch: from `canonicalize_spread`.
+        scalars: the traced numbers.
+        spec: of the update that one device makes in a round (`Routed.part`).
+        chosen: what runs it.
+        routed: how the batch travels.
+    """
+
+    def update_own(
+        state: State, rows: Indices, grads: Grads, scalars: StepScalars
+    ) -> State:
+        ids = jnp.where(rows < 0, spec.num_rows, rows)
+        own = FlatBatch(ids, None, grads, None, None)
+        scalars = _own_scalars(scalars, routed.shards)
+        return _bind(state, own, scalars, spec, chosen)
+
+    grads = routed.spread(batch.grads)
+    if batch.gains is not None:
+        gains = routed.spread(batch.gains)[..., None]
+        grads = grads.astype(jnp.float32) * gains
+    return routed.update(update_own, state, batch.ids, grads, scalars)
 
 
 def _own(batch: FlatBatch, shards: Shards, num_rows: int) -> FlatBatch:
@@ -332,9 +386,9 @@ _update = late_primitive(
     _run,
     _results,
     _over_tables,
-    Partition(_spread_alike, _cut),
-    no_gradient=(
+    jvp=no_gradient(
         "an update of a table cannot be differentiated: differentiate the loss by the "
         "rows that were looked up, and pass that gradient to the update"
     ),
+    over_devices=Partition(_spread_alike, _cut),
 )

@@ -50,7 +50,7 @@ class Shards:
             TypeError: `told` is no sharding.
             ValueError: columns are spread, or no mesh is in scope for what is told.
         """
-        sharding = _explicit(array)
+        sharding = explicit_sharding(array)
         if sharding is None and told is not None:
             sharding = _of_user(told)
         if sharding is None:
@@ -100,7 +100,8 @@ class Shards:
 
         The results are rows of tables, too.
         """
-        return self._map(function, tables, others, self.rows)
+        operands = self.rows, *_whole(others)
+        return self.map(function, operands, self.rows)(tables, *others)
 
     def sum_of_each(
         self, function: Callable[..., jax.Array], tables: Any, *others: Any
@@ -110,27 +111,32 @@ class Shards:
         def part(tables: Any, *others: Any) -> jax.Array:
             return self.sum(function(tables, *others))
 
-        return self._map(part, tables, others, PartitionSpec())
+        operands = self.rows, *_whole(others)
+        return self.map(part, operands, PartitionSpec())(tables, *others)
 
     def sum(self, found: jax.Array) -> jax.Array:
         """The sum over the devices of what each of them found."""
         return lax.psum(found, self.axes) if self.axes else found
 
-    def _map(
+    def map(
         self,
         function: Callable[..., Any],
-        tables: Any,
-        others: tuple[Any, ...],
+        operands: tuple[PartitionSpec, ...],
         results: PartitionSpec,
-    ) -> Any:
+    ) -> Callable[..., Any]:
+        """The function on every device, of arrays that are spread as `operands` say."""
         return jax.shard_map(
             function,
             mesh=self.mesh,
-            in_specs=(self.rows, *(PartitionSpec() for _ in others)),
+            in_specs=operands,
             out_specs=results,
             # JAX's interpreter of kernels does not know which values vary.
             check_vma=False,
-        )(tables, *others)
+        )
+
+
+def _whole(arrays: tuple[Any, ...]) -> tuple[PartitionSpec, ...]:
+    return (PartitionSpec(),) * len(arrays)
 
 
 def check_alike(names: Sequence[str], shardings: Sequence[Any]) -> None:
@@ -162,7 +168,7 @@ def check_alike(names: Sequence[str], shardings: Sequence[Any]) -> None:
 def known_sharding(x: Any) -> Any:
     """How an array is spread, where its type tells or it is no tracer, else None."""
     if isinstance(x, jax.core.Tracer):
-        return _explicit(x)
+        return explicit_sharding(x)
     sharding = getattr(x, "sharding", None)
     return sharding if isinstance(sharding, NamedSharding) else None
 
@@ -190,7 +196,7 @@ def everywhere(arrays: _Tree) -> _Tree:
     A NumPy array stays what it is: JAX would narrow 64-bit ids, right or wrong.
     """
     leaves, tree = jax.tree.flatten(arrays)
-    shardings = [_explicit(x) for x in leaves]
+    shardings = [explicit_sharding(x) for x in leaves]
     if any(sharding is not None for sharding in shardings):
         # In one program: of two, a CPU's devices may each wait in another one.
         places = tuple(
@@ -208,14 +214,14 @@ def everywhere(arrays: _Tree) -> _Tree:
 
 def like(ids: Any, rows: jax.Array) -> jax.Array:
     """Spreads what was looked up as the ids are, where their type tells."""
-    sharding = _explicit(ids)
+    sharding = explicit_sharding(ids)
     if sharding is None:
         return rows
     place = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec))
     return _spread([rows], (place,))[0]
 
 
-def _explicit(x: Any) -> Any:
+def explicit_sharding(x: Any) -> Any:
     """The sharding that the type of an array tells; None where it tells none."""
     if not isinstance(x, jax.Array):
         return None

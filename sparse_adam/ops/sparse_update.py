@@ -12,7 +12,13 @@ from sparse_adam.ops import dispatch, validate
 from sparse_adam.ops.options import UpdateInputs, UpdateOptions
 from sparse_adam.ops.packed import PackedTable, packed_layout
 from sparse_adam.ops.plan import UpdatePlan
-from sparse_adam.ops.run import canonicalize, run_update
+from sparse_adam.ops.routed import Routed
+from sparse_adam.ops.run import (
+    canonicalize,
+    canonicalize_spread,
+    run_routed_update,
+    run_update,
+)
 from sparse_adam.ops.shards import Shards, check_alike, known_sharding, vary_alike
 from sparse_adam.rules import UpdateRule, check_rule
 
@@ -167,12 +173,22 @@ def update_state(
     spec = validate.update_spec(layout, inputs, rule, options)
     check_alike(spec.array_names, tuple(map(known_sharding, arrays)))
     shards = Shards.of("table", arrays[0], sharding)
+    routed = Routed.of_update(shards, inputs, spec)
     own = spec
-    if shards is not None:
+    if routed is not None:
+        own = routed.part(spec)
+    elif shards is not None:
         own = spec.replace(layout=layout.divided(shards.count))
     chosen = dispatch.choices(own, options.implementation, options.config)
-    if spec.num_ids or not spec.lazy:
-        scalars = options.scalars(layout, stochastic=spec.stochastic)
+    if not spec.num_ids and spec.lazy:
+        return _like(state, arrays)
+    scalars = options.scalars(layout, stochastic=spec.stochastic)
+    if routed is not None:
+        batch = canonicalize_spread(inputs, spec)
+        arrays = run_routed_update(
+            arrays, batch, scalars, spec=own, chosen=chosen, routed=routed
+        )
+    else:
         arrays, batch, scalars = vary_alike(
             (arrays, canonicalize(inputs, spec), scalars)
         )

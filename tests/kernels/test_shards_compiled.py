@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from benchmarks.routing import collectives
 from sparse_adam import (
     AdamState,
     PackedTable,
@@ -15,6 +16,7 @@ from sparse_adam import (
     packed_adam_update,
     sparse_adam_update,
 )
+from sparse_adam.ops.routing import default_quota
 from tests import programs
 from tests.kernels.topology import AXIS, four_chips
 
@@ -84,14 +86,54 @@ def test_a_lookup_sends_rows_only(monkeypatch):
         PackedTable.pack, *(jax.ShapeDtypeStruct((V, 64), jnp.float32),) * 3
     )
     lines, ids = (
-        jax.ShapeDtypeStruct(shape, jnp.int32, sharding=NamedSharding(mesh, ROWS))
-        for shape in (packed.lines.shape, (N,))
+        jax.ShapeDtypeStruct(shape, jnp.int32, sharding=NamedSharding(mesh, spec))
+        for shape, spec in ((packed.lines.shape, ROWS), ((N,), WHOLE))
     )
     lookup = jax.jit(lambda lines, ids: PackedTable(lines, packed.layout).lookup(ids))
     text = programs.text(lookup.lower(lines, ids).compile())
     assert "sparse_adam_lookup" in text
     sent = re.findall(rf"= \w+\[([\d,]*)\]\S* (?:{MOVES})", text)
     assert sent and all(size.split(",")[0] in (f"{N}", f"{N // 4}") for size in sent)
+
+
+@pytest.mark.parametrize(
+    ("slice_", "kernel"), [("v5e:2x2", "tensorcore"), ("v6e:2x2", "sparsecore")]
+)
+def test_a_routed_step_is_in_place_and_sends_what_others_ask_for(
+    slice_, kernel, monkeypatch
+):
+    """A kernel in the loop of rounds aliases its table; no array has all N ids."""
+    mesh, num_ids = four_chips(monkeypatch, slice_, AxisType.Explicit), 512
+
+    def placed(shape, dtype=jnp.int32) -> Any:
+        place = NamedSharding(mesh, ROWS)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+    def step(table: PackedTable, ids, factors):
+        grads = table.lookup(ids) * factors
+        return packed_adam_update(table, ids, grads, implementation=kernel)
+
+    packed = jax.eval_shape(
+        PackedTable.pack, *(jax.ShapeDtypeStruct((V, 64), jnp.float32),) * 3
+    )
+    table = PackedTable(placed(packed.lines.shape), packed.layout)
+    arguments = placed((num_ids,)), placed((num_ids, 1), jnp.float32)
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(step, donate_argnums=0).lower(table, *arguments)
+        compiled = lowered.compile()
+    memory, text = programs.memory(compiled), programs.text(compiled)
+    own = 3 * 4 * V * 64 // 4
+    assert own <= memory.alias_size_in_bytes < 1.01 * own
+    assert memory.temp_size_in_bytes < own // 50
+    assert f"sparse_adam_{kernel}" in text and "sparse_adam_lookup" in text
+    sent = list(collectives(text))
+    names = {"ragged-all-to-all", "all-to-all", "all-reduce"}
+    assert {each.name for each in sent} == names
+    quota = default_quota(num_ids // 4, 4)
+    # Two rows share a line, and the slice of each chip begins with one.
+    lines = {num_ids // 4 // 2 + 4, quota.total // 2 + 4}
+    rows = [each for each in sent if each.name == "ragged-all-to-all"]
+    assert {each.shape[0] for each in rows} == lines
 
 
 def test_automatic_axes_need_to_be_told(monkeypatch):

@@ -42,3 +42,37 @@ def test_what_is_no_table():
         lookup(jnp.zeros(7), IDS)
     with pytest.raises(TypeError, match=r"ids.dtype=float64 must be an integer"):
         lookup(jnp.asarray(TABLE), np.array([1.0]))
+
+
+def test_its_derivatives_are_those_of_a_gather():
+    ids = jnp.array([[1, 1], [-1, 6]])
+    table = jnp.asarray(TABLE)
+
+    def gather(table):
+        return jnp.where((ids >= 0)[..., None], table[ids], 0)
+
+    found = jax.jacfwd(lambda x: lookup(x, ids))(table)
+    np.testing.assert_array_equal(found, jax.jacfwd(gather)(table))
+    square = jax.hessian(lambda x: (lookup(x, ids) ** 3).sum())(table)
+    np.testing.assert_allclose(
+        square, jax.hessian(lambda x: (gather(x) ** 3).sum())(table)
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
+def test_a_table_keeps_its_dtype_and_bits(dtype):
+    table = jnp.asarray(TABLE, dtype)
+    found = jax.jit(lookup)(table, jnp.array([[6, -1], [0, 7]]))
+    assert found.dtype == table.dtype
+    np.testing.assert_array_equal(found, jnp.asarray(EXPECTED[:2], dtype))
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_tables_side_by_side(both):
+    tables = jnp.stack([jnp.asarray(TABLE), 100 + jnp.asarray(TABLE)], axis=1)
+    ids = jnp.array([[6, -1], [0, 7]])
+    found = jax.vmap(lookup, in_axes=(1, 0 if both else None))(
+        tables, ids if both else ids[0]
+    )
+    right = [lookup(tables[:, t], ids[t if both else 0]) for t in range(2)]
+    np.testing.assert_array_equal(found, jnp.stack(right))

@@ -140,12 +140,14 @@ def test_in_a_scan_and_donated():
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
 def test_only_the_batch_is_sent(packed):
+    """A step for each occurrence needs all of it, so it is not routed."""
     state, ids, grads, _ = cases.arrays(Case("", 4096, 128, 24))
 
     def update(state: AdamState, ids, grads):
+        options: Any = {"use_gradient_accumulation": False}
         if not packed:
-            return sparse_adam_update(*state, ids, grads)
-        return packed_adam_update(PackedTable.pack(*state), ids, grads)
+            return sparse_adam_update(*state, ids, grads, **options)
+        return packed_adam_update(PackedTable.pack(*state), ids, grads, **options)
 
     placed = AdamState(*map(spread, state))
     arguments = placed, spread(jnp.asarray(ids)), spread(grads)
@@ -192,7 +194,7 @@ def test_packing_and_lookups():
 @pytest.mark.parametrize("storage", ["plain", "packed"])
 def test_lookups_of_the_first_and_the_last_row_of_each_device(storage):
     weights = np.arange(1, V * 32 + 1, dtype=np.float32).reshape(V, 32)
-    table = spread(weights)
+    table: Any = spread(weights)
     if storage == "packed":
         table = PackedTable.pack(*[table] * 3)
     ids = np.array([0, V // 2 - 1, V // 2, V - 1, -1, V, 0], np.int32)

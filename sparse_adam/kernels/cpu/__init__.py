@@ -39,15 +39,16 @@ when the package is imported.
 """
 
 from sparse_adam.kernels.cpu import library as library
+from sparse_adam.kernels.cpu import lookup as lookup
 from sparse_adam.kernels.cpu.library import warn_of_fallback as warn_of_fallback
-from sparse_adam.kernels.cpu.update import ENCODINGS as ENCODINGS
-from sparse_adam.kernels.cpu.update import MOST_ARRAYS as MOST_ARRAYS
+from sparse_adam.kernels.cpu.places import ENCODINGS as ENCODINGS
+from sparse_adam.kernels.cpu.places import MOST_ARRAYS as MOST_ARRAYS
+from sparse_adam.kernels.cpu.places import packed_places as packed_places
+from sparse_adam.kernels.cpu.places import plain_places as plain_places
 from sparse_adam.kernels.cpu.update import attributes as attributes
 from sparse_adam.kernels.cpu.update import bytes_moved as bytes_moved
 from sparse_adam.kernels.cpu.update import call as call
 from sparse_adam.kernels.cpu.update import cpu_update as cpu_update
-from sparse_adam.kernels.cpu.update import packed_places as packed_places
-from sparse_adam.kernels.cpu.update import plain_places as plain_places
 from sparse_adam.kernels.cpu.update import rule_attributes as rule_attributes
 from sparse_adam.kernels.cpu.update import unsupported as unsupported
 from sparse_adam.kernels.cpu.update import unsupported_rule as unsupported_rule

@@ -1,14 +1,10 @@
 // The XLA custom call: checks what it is given, and runs the update.
 
-#include <functional>
-#include <limits>
-#include <new>
 #include <string>
 #include <string_view>
-#include <utility>
 
 #include "update.h"
-#include "xla/ffi/api/ffi.h"
+#include "xla.h"
 
 namespace sparse_adam {
 namespace {
@@ -47,22 +43,6 @@ XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(
 
 namespace sparse_adam {
 namespace {
-
-class XlaPool : public Pool {
- public:
-  explicit XlaPool(ffi::ThreadPool pool) : pool_(pool) {}
-  int64_t num_threads() const override { return pool_.num_threads(); }
-  void Schedule(std::function<void()> task) override {
-    pool_.Schedule(std::move(task));
-  }
-
- private:
-  ffi::ThreadPool pool_;
-};
-
-ffi::Error Refuse(const std::string& what) {
-  return ffi::Error::InvalidArgument("sparse_adam on a CPU: " + what);
-}
 
 // Whether this can hold numbers of an encoding. In packed storage all are words.
 bool Holds(const ffi::AnyBuffer& x, bool packed, Encoding encoding) {
@@ -176,12 +156,6 @@ ffi::Error TakeSeeds(const Options& options, ffi::BufferR1<ffi::S32> seeds,
   return ffi::Error::Success();
 }
 
-// A buffer of as many numbers as there should be, or null if it is empty.
-template <typename Buffer>
-auto OrNull(const Buffer& x) {
-  return x.element_count() == 0 ? nullptr : x.typed_data();
-}
-
 ffi::Error Handle(ffi::ThreadPool thread_pool, ffi::AnyBuffer grads,
                   ffi::BufferR1<ffi::S32> ids, ffi::BufferR1<ffi::S32> sources,
                   ffi::BufferR1<ffi::F32> gains, ffi::BufferR1<ffi::F32> numbers,
@@ -189,7 +163,6 @@ ffi::Error Handle(ffi::ThreadPool thread_pool, ffi::AnyBuffer grads,
                   ffi::RemainingRets new_state, const Options& options) {
   const auto grads_shape = grads.dimensions();
   const int64_t num_ids = ids.dimensions()[0];
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   if (grads_shape.size() != 2) return Refuse("the gradients must be [B, D]");
   const int64_t dim = grads_shape[1];
   if (dim < 1 || dim > kMost || num_ids > kMost) {
@@ -220,23 +193,13 @@ ffi::Error Handle(ffi::ThreadPool thread_pool, ffi::AnyBuffer grads,
   update.num_grads = grads_shape[0];
   update.lazy = options.lazy;
   update.accumulate = options.accumulate;
-  XlaPool pool(thread_pool);
-  try {
-    Run(update, pool);
-  } catch (const std::bad_alloc&) {
-    return ffi::Error(ffi::ErrorCode::kResourceExhausted,
-                      "sparse_adam on a CPU: no memory to sort the ids");
-  }
-  return ffi::Error::Success();
+  return RunOnXla(update, thread_pool);
 }
 
 }  // namespace
 }  // namespace sparse_adam
 
 namespace ffi = xla::ffi;
-
-// The two names that the library shows.
-#define SHOWN extern "C" __attribute__((visibility("default")))
 
 // The rules that it has loops for: the names of their Python classes, with a space
 // behind each.

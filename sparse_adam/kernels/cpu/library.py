@@ -12,14 +12,17 @@ import jax
 from jaxlib import xla_client
 
 LIBRARY = Path(__file__).with_name("sparse_adam_cpu.so")
-TARGET = "sparse_adam_cpu"
+# The handlers that it has, by the names that XLA knows them by.
+UPDATE = "sparse_adam_cpu"
+LOOKUP = "sparse_adam_cpu_lookup"
+COMBINE = "sparse_adam_cpu_combine"
 # What the note beside it says when nothing could be compiled; as in `hatch_build.py`.
 _NO_COMPILER = "there is no C++ compiler"
 
 
 @functools.cache
 def load() -> frozenset[str] | str:
-    """Loads the library and registers its handler with XLA; starts no backend.
+    """Loads the library and registers its handlers with XLA; starts no backend.
 
     Returns:
         The names of the rules that it has loops for; or why it cannot be used.
@@ -30,7 +33,8 @@ def load() -> frozenset[str] | str:
         library = ctypes.CDLL(str(LIBRARY))
         library.sparse_adam_cpu_rules.restype = ctypes.c_char_p
         names = library.sparse_adam_cpu_rules().decode().split()
-        _register(jax.ffi.pycapsule(library.sparse_adam_cpu))
+        for target in (UPDATE, LOOKUP, COMBINE):
+            _register(target, jax.ffi.pycapsule(getattr(library, target)))
     except Exception as error:  # of the linker, or of another version of XLA
         return (
             f"its C++ library {LIBRARY} does not load: {error}. Build it again for the "
@@ -40,8 +44,14 @@ def load() -> frozenset[str] | str:
     return frozenset(names)
 
 
-def _register(handler: Any) -> None:
-    """Registers the handler with XLA at once.
+def missing() -> str | None:
+    """Says why the library cannot be used, or returns None when it can."""
+    loaded = load()
+    return loaded if isinstance(loaded, str) else None
+
+
+def _register(target: str, handler: Any) -> None:
+    """Registers a handler with XLA at once.
 
     The public function only keeps it until the backend starts. If XLA refused it then,
     the whole backend would not start; so jaxlib is asked directly, where it still has
@@ -54,10 +64,10 @@ def _register(handler: Any) -> None:
         getattr(xla_client, "_xla", None), "register_custom_call_target", None
     )
     if register is None:
-        jax.ffi.register_ffi_target(TARGET, handler, platform="cpu")
+        jax.ffi.register_ffi_target(target, handler, platform="cpu")
     else:
         traits = xla_client.CustomCallTargetTraits.DEFAULT
-        register(TARGET, handler, "cpu", 1, traits)  # 1 is the typed FFI
+        register(target, handler, "cpu", 1, traits)  # 1 is the typed FFI
 
 
 @functools.cache
@@ -67,8 +77,8 @@ def warn_of_fallback() -> None:
     Says nothing where the library is used, and where there was no compiler to make it:
     a pure Python package is then what was installed.
     """
-    reason = load()
-    if isinstance(reason, str) and _was_to_be_there():
+    reason = missing()
+    if reason is not None and _was_to_be_there():
         warnings.warn(
             "sparse_adam updates tables on this CPU by its portable path, which takes "
             f"about ten times as long as its CPU kernel: {reason}",

@@ -11,7 +11,12 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <thread>
 #include <utility>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 namespace sparse_adam {
 
@@ -34,6 +39,37 @@ inline int64_t WorkersFor(int64_t bytes, const Pool& pool) {
 }
 
 namespace internal {
+
+// The processor that the calling thread runs on; -1 where that cannot be known.
+inline int CurrentProcessor() {
+#if defined(__linux__)
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
+// Moves the calling thread to another processor, if it runs on this one and may run
+// elsewhere.
+//
+// On a virtual machine Linux takes a processor that sleeps for one that the host has
+// taken away, and wakes a helper on the processor of its caller: there both would take
+// turns, until the load is balanced some milliseconds later.
+inline void LeaveProcessor(int processor) {
+#if defined(__linux__)
+  if (processor < 0 || sched_getcpu() != processor) return;
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return;
+  cpu_set_t others = allowed;
+  CPU_CLR(processor, &others);
+  if (CPU_COUNT(&others) == 0) return;
+  // It stays there when it may run everywhere again.
+  if (sched_setaffinity(0, sizeof(others), &others) != 0) return;
+  sched_setaffinity(0, sizeof(allowed), &allowed);
+#else
+  (void)processor;
+#endif
+}
 
 struct Loop {
   Loop(int64_t parts, int64_t grain, std::function<void(int64_t, int64_t)> body)
@@ -89,9 +125,15 @@ void ParallelFor(Pool& pool, int64_t workers, int64_t parts, const Body& body) {
   // Eight turns each: enough to balance, few enough not to fight for the counter.
   const int64_t grain = std::max<int64_t>(1, parts / (8 * workers));
   const auto loop = std::make_shared<internal::Loop>(parts, grain, std::cref(body));
+  const int processor = internal::CurrentProcessor();
+  const std::thread::id caller = std::this_thread::get_id();
   try {
     for (int64_t worker = 1; worker < workers; ++worker) {
-      pool.Schedule([loop, worker] { loop->Work(worker); });
+      pool.Schedule([loop, worker, processor, caller] {
+        // A pool may run a task on the thread that schedules it.
+        if (std::this_thread::get_id() != caller) internal::LeaveProcessor(processor);
+        loop->Work(worker);
+      });
     }
   } catch (const std::bad_alloc&) {
     // Fewer helpers will do.

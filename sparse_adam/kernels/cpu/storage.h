@@ -17,17 +17,9 @@ struct Matrix {
   char* At(int64_t place) const { return data + place * ItemSize(encoding); }
 };
 
-constexpr int kMostArrays = 8;  // of a state
-
-// The weights and slots of a table, arrays that may share memory. A row is `dim` items
-// of each; those of row r are at the same place in all of them. Plain arrays are one
-// group; in packed storage (see `kernels/layout.py`) a group is the rows that share
-// lines. Slots of one number for each row stand apart.
-struct Storage {
-  Matrix arrays[kMostArrays];  // the weights first, then the slots
-  int num_arrays;
-  float* row_arrays[kMostArrays];  // [V] each
-  int num_row_arrays;
+// Where the rows of an array stand. Plain arrays are one group; in packed storage (see
+// `kernels/layout.py`) a group is the rows that share lines.
+struct Groups {
   int64_t rows_per_group;  // at least 1
   int64_t stride;          // items from a row of a group to the next one
   int64_t group_stride;    // items from a group to the next one
@@ -42,6 +34,18 @@ struct Storage {
     const int64_t rows = num_rows < rows_per_group ? num_rows : rows_per_group;
     return (groups - 1) * group_stride + (rows - 1) * stride + dim;
   }
+};
+
+constexpr int kMostArrays = 8;  // of a state
+
+// The weights and slots of a table, arrays that may share memory. A row is `dim` items
+// of each; those of row r are at the same place in all of them. Slots of one number for
+// each row stand apart.
+struct Storage : Groups {
+  Matrix arrays[kMostArrays];  // the weights first, then the slots
+  int num_arrays;
+  float* row_arrays[kMostArrays];  // [V] each
+  int num_row_arrays;
 };
 
 }  // namespace sparse_adam

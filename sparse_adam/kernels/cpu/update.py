@@ -1,7 +1,6 @@
 """The update on a CPU: what the C++ library is told, and the call."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,14 +10,9 @@ import numpy as np
 from sparse_adam import rules
 from sparse_adam._types import Gains, Grads, Indices, Seeds
 from sparse_adam.kernels.cpu import library
-from sparse_adam.kernels.layout import PackedLayout
+from sparse_adam.kernels.cpu.places import places_of
 from sparse_adam.kernels.spec import SortedBatch, State, StepScalars, UpdateSpec
-from sparse_adam.kernels.tiles import LANES
 from sparse_adam.rules import Limits, UpdateRule
-
-# As in `loops.h` and `storage.h`.
-MOST_ARRAYS = 8
-ENCODINGS = ("float32", "bfloat16", "widened", "low_half", "high_half")
 
 
 def unsupported(spec: UpdateSpec) -> str | None:
@@ -83,21 +77,14 @@ def call(
         seeds = jnp.zeros((0,), jnp.int32)
     operands = (grads, ids, sources, gains, numbers, seeds)
     aliases = {len(operands) + i: i for i in range(len(state))}
-    run = jax.ffi.ffi_call(library.TARGET, state, input_output_aliases=aliases)
+    run = jax.ffi.ffi_call(library.UPDATE, state, input_output_aliases=aliases)
     return tuple(run(*operands, *state, **attributes))
 
 
 def attributes(spec: UpdateSpec) -> dict[str, Any]:
     """Returns all that the library is told when the call is compiled."""
-    layout = spec.layout
-    if isinstance(layout, PackedLayout):
-        places = packed_places(layout)
-    else:
-        places = plain_places(
-            layout.num_rows, layout.dim, layout.dtypes, layout.per_row
-        )
     return {
-        **places,
+        **places_of(spec.layout),
         **rule_attributes(spec.rule, spec.limits),
         "lazy": spec.lazy,
         "accumulate": spec.accumulate,
@@ -126,53 +113,3 @@ def _constant(value: bool | float | str | None) -> float:
     if isinstance(value, str):
         return 1.0
     return 0.0 if value is None else float(value)
-
-
-def plain_places(
-    num_rows: int,
-    dim: int,
-    dtypes: Sequence[np.dtype],
-    per_row: Sequence[bool] | None = None,
-) -> dict[str, Any]:
-    """Returns where the rows of plain arrays begin: they are one group of V rows."""
-    numbers = [ENCODINGS.index(dtype.name) for dtype in dtypes]
-    per_row = [False] * len(dtypes) if per_row is None else per_row
-    return _places(num_rows, (num_rows, dim, 0), [0] * len(dtypes), numbers, per_row)
-
-
-def packed_places(layout: Any) -> dict[str, Any]:
-    """Returns where the rows begin of each array in lines, and their encodings."""
-    count = len(layout.dtypes)
-    first, numbers = [0] * count, [0] * count
-    for plane, arrays in enumerate(layout.planes):
-        pair = ("low_half", "high_half") if len(arrays) == 2 else ("widened",)
-        for array, encoding in zip(arrays, pair, strict=True):
-            first[array] = layout.line(plane, 0) * LANES
-            if layout.dtypes[array] == jnp.bfloat16:
-                numbers[array] = ENCODINGS.index(encoding)
-    group = layout.rows_per_group, layout.stride, layout.lines_per_group * LANES
-    return _places(layout.num_rows, group, first, numbers, [False] * count)
-
-
-def _places(
-    num_rows: int,
-    group: tuple[int, int, int],
-    first: Sequence[int],
-    encodings: Sequence[int],
-    per_row: Sequence[bool],
-) -> dict[str, Any]:
-    """Returns where rows stand, as attributes.
-
-    Row r stands `r // rows_per_group * group_stride + r % rows_per_group * stride`
-    items behind the first one, and at item r in an array of one number for each row.
-    """
-    rows_per_group, stride, group_stride = group
-    return {
-        "num_rows": np.int32(num_rows),
-        "rows_per_group": np.int32(rows_per_group),
-        "stride": np.int32(stride),
-        "group_stride": np.int32(group_stride),
-        "first": np.array(first, np.int32),
-        "encodings": np.array(encodings, np.int32),
-        "per_row": np.array(per_row, np.int32),
-    }

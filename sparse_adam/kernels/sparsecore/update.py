@@ -1,5 +1,6 @@
 """The update by SparseCores: what it cannot do, what it moves, and the two calls."""
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -100,10 +101,8 @@ def sparsecore_update(
         *(batch.ids, sources, batch.gains, num_rows, config, workers),
         whole_runs=not spec.accumulate,
     )
-    numbers = jnp.pad(scalars.numbers, (0, WINDOW - scalars.numbers.size))
-    seeds = ()
-    if scalars.seeds is not None:
-        seeds = (jnp.pad(scalars.seeds, (0, WINDOW - scalars.seeds.size)),)
+    numbers = _operand(scalars.numbers, batch)
+    seeds = () if scalars.seeds is None else (_operand(scalars.seeds, batch),)
     records = layout_records.records(state)
     records, sums = run(Inputs(work, numbers, seeds, grads), records, name=_NAME)
     if spec.accumulate:
@@ -115,3 +114,13 @@ def sparsecore_update(
         inputs = Inputs(work, numbers, seeds, sums.reshape(-1, layout_records.width))
         records, _ = run(inputs, records, name=_NAME_OF_SECOND_CALL)
     return layout_records.arrays(records)
+
+
+def _operand(numbers: jax.Array, batch: SortedBatch) -> jax.Array:
+    """Returns a few numbers as an operand `[WINDOW]` of the kernel.
+
+    In a loop, libtpu's compiler dies of an operand that is constant, such as a learning
+    rate that is. No id is negative, which it does not know: to it, nothing is constant.
+    """
+    padded = jnp.pad(numbers, (0, WINDOW - numbers.size))
+    return jnp.where(batch.ids[0] < 0, 0, padded)

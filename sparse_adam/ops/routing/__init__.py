@@ -17,6 +17,7 @@ on the number of devices. Temporaries depend on the number of ids a device only.
 """
 
 from sparse_adam.ops.routing.placement import Placement
+from sparse_adam.ops.routing.rounds import Quota, default_quota
 from sparse_adam.ops.routing.route import (
     Route,
     lookup,
@@ -30,7 +31,9 @@ from sparse_adam.ops.routing.unique import sum_equal
 
 __all__ = [
     "Placement",
+    "Quota",
     "Route",
+    "default_quota",
     "lookup",
     "lookup_unique",
     "route",

@@ -12,83 +12,14 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
-#include <memory>
-#include <thread>
-#include <vector>
 
+#include "pools.h"
 #include "update.h"
 
 namespace {
 
-using sparse_adam::Encoding;
-using sparse_adam::kMostArrays;
-using sparse_adam::Loops;
-using sparse_adam::LoopsAt;
-using sparse_adam::Matrix;
-using sparse_adam::Pool;
-using sparse_adam::RegisteredRule;
-using sparse_adam::Run;
-using sparse_adam::Storage;
-using sparse_adam::Update;
-using Task = std::function<void()>;
+using namespace sparse_adam;
 using Bytes = std::vector<char>;
-
-// Threads that take what is scheduled, as soon as they can.
-class Threads : public Pool {
- public:
-  explicit Threads(int count) : count_(count) {
-    for (int i = 1; i < count; ++i) threads_.emplace_back([this] { Work(); });
-  }
-  ~Threads() override {
-    for (size_t i = 0; i < threads_.size(); ++i) Schedule(nullptr);
-    for (auto& thread : threads_) thread.join();
-  }
-  int64_t num_threads() const override { return count_; }
-  void Schedule(Task task) override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    tasks_.push_back(std::move(task));
-    some_.notify_one();
-  }
-
- private:
-  Task Take() {
-    std::unique_lock<std::mutex> lock(mutex_);
-    some_.wait(lock, [this] { return !tasks_.empty(); });
-    Task task = std::move(tasks_.front());
-    tasks_.pop_front();
-    return task;
-  }
-  void Work() {
-    while (const Task task = Take()) task();
-  }
-
-  const int count_;
-  std::mutex mutex_;
-  std::condition_variable some_;
-  std::deque<Task> tasks_;
-  std::vector<std::thread> threads_;
-};
-
-// A pool so busy that it comes to its tasks when the caller has long gone.
-class LatePool : public Pool {
- public:
-  ~LatePool() override {
-    for (const Task& task : tasks_) task();
-  }
-  int64_t num_threads() const override { return 4; }
-  void Schedule(Task task) override { tasks_.push_back(std::move(task)); }
-
- private:
-  std::vector<Task> tasks_;
-};
-
-// What XLA's pool does when it cannot schedule.
-class CallersThread : public Pool {
- public:
-  int64_t num_threads() const override { return 4; }
-  void Schedule(Task task) override { task(); }
-};
 
 [[noreturn]] void Fail(const char* what) {
   std::fprintf(stderr, "%s\n", what);
@@ -164,14 +95,6 @@ Update UpdateOf(const Header& h, Arrays& arrays) {
   return update;
 }
 
-std::vector<std::unique_ptr<Pool>> Pools() {
-  std::vector<std::unique_ptr<Pool>> pools;
-  for (int count : {1, 2, 3, 8}) pools.push_back(std::make_unique<Threads>(count));
-  pools.push_back(std::make_unique<LatePool>());
-  pools.push_back(std::make_unique<CallersThread>());
-  return pools;
-}
-
 void RunUpdate(const Header& header) {
   Arrays given;
   for (int i = 0; i < header.num_arrays; ++i) given.state[i] = Read(header.bytes[i]);
@@ -180,7 +103,7 @@ void RunUpdate(const Header& header) {
   given.sources = Read(header.num_ids * 4);
   given.gains = Read(header.weighted ? header.num_ids * 4 : 0);
   given.seeds = Read(header.stochastic ? header.num_arrays * 4 : 0);
-  const auto pools = Pools();
+  const auto pools = EveryPool();
   Arrays first;
   for (int i = 0; const Loops* loops = LoopsAt(i); ++i) {
     for (const auto& pool : pools) {

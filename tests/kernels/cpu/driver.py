@@ -1,4 +1,4 @@
-"""The CPU kernel without Python and XLA: `driver.cc`, its input and its output."""
+"""The CPU kernels without Python and XLA: the drivers, their input and output."""
 
 import dataclasses
 import struct
@@ -15,6 +15,13 @@ from sparse_adam.kernels.cpu import MOST_ARRAYS
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[2] / hatch_build.SOURCES
 SANITIZERS = ("address,undefined", "thread")
+# All but the handlers, which need XLA.
+LOOKUP_SOURCES = [SOURCES / f"{x}.cc" for x in ("loops", "lookup", "lookup_loops")]
+UPDATE_SOURCES = [
+    x
+    for x in sorted(SOURCES.rglob("*.cc"))
+    if not x.name.startswith("lookup") and x.name != "handler.cc"
+]
 # As `Header` there.
 _HEADER = struct.Struct(f"32s{15 + 4 * MOST_ARRAYS}q16f")
 _BOUNDS = ("gradient_min", "gradient_max", "weight_min", "weight_max")
@@ -27,10 +34,11 @@ class Driver:
     binary: Path
 
     @classmethod
-    def build(cls, folder: Path, sanitizer: str) -> "Driver":
-        """Compiles the kernel's sources, all but its XLA handler, with the driver."""
+    def build(
+        cls, folder: Path, sanitizer: str, main: str, sources: Sequence[Path]
+    ) -> "Driver":
+        """Compiles some of the library's sources with the driver `main`."""
         binary = folder / "driver"
-        sources = [x for x in sorted(SOURCES.rglob("*.cc")) if x.name != "handler.cc"]
         compiler = hatch_build.find_compiler()
         assert compiler is not None
         errors = ""
@@ -38,7 +46,7 @@ class Driver:
             command = [
                 *(*compiler, *hatch_build.FLAGS, *flags),
                 *("-O1", "-g", "-fno-sanitize-recover=all", "-Wall", "-Wextra"),
-                *("-I", str(SOURCES), str(HERE / "driver.cc"), *map(str, sources)),
+                *("-I", str(SOURCES), str(HERE / main), *map(str, sources)),
                 *("-o", str(binary)),
             ]
             done = subprocess.run(command, capture_output=True, text=True)
@@ -50,12 +58,17 @@ class Driver:
             errors += done.stderr
         raise AssertionError(errors)
 
-    def __call__(self, updates: Iterable[bytes]) -> bytes:
-        """Runs updates; returns their states, one after the other."""
-        given = b"".join(updates)
+    def __call__(self, calls: Iterable[bytes]) -> bytes:
+        """Runs calls; returns their results, one after the other."""
+        given = b"".join(calls)
         done = subprocess.run([self.binary], input=given, capture_output=True)
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout
+
+    def run_large(self) -> None:
+        """Runs calls on tables of 2**32 weights."""
+        done = subprocess.run([self.binary, "large"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
 
 
 def driver_input(

@@ -155,8 +155,7 @@ def test_threads_do_not_change_sums_that_are_rounded(driver, dtypes, seeds, pack
 
 
 def test_tables_beyond_32_bits(driver):
-    done = subprocess.run([driver.binary, "large"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    driver.run_large()
 
 
 def test_prefetches_are_there():

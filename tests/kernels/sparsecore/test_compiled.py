@@ -90,13 +90,15 @@ def build_six(rows, dim, ids):
     return updates, arguments * 6, donated
 
 
-def build_scan(rows, dim, ids):
+def build_scan(rows, dim, ids, constant_rate=False):
     """Three batches, one after the other."""
     update, arguments, donated = build(rows, dim, ids)
     state, batch = arguments[:3], arguments[3:]
 
     def updates(*arguments):
         def step(state, batch):
+            if constant_rate:
+                batch = (*batch[:-1], 0.5)
             return tuple(update(*state, *batch)), None
 
         return lax.scan(step, arguments[:3], arguments[3:])[0]
@@ -115,6 +117,7 @@ def program(name, build):
 one = program("one", build)
 six = program("six tables", build_six)
 scan = program("scan", build_scan)
+constant = program("constant", functools.partial(build_scan, constant_rate=True))
 named = program("named", functools.partial(build, implementation="sparsecore"))
 all_options = program(
     "all options",
@@ -169,8 +172,10 @@ def test_six_tables():
     assert_in_place(report, tables=18)
 
 
-def test_scan():
-    (report,) = reports("scan", "v6e", (V, 256, 1000))
+@pytest.mark.parametrize("name", ["scan", "constant"])
+def test_scan(name):
+    """Of a constant operand in a loop the compiler dies."""
+    (report,) = reports(name, "v6e", (V, 256, 1000))
     assert_in_place(report, tables=3)
     assert report.counted
 
