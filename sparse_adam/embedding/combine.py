@@ -69,7 +69,7 @@ def _samples(part: Occurrences, combiner: str) -> Samples:
     )
 
 
-class Batch(NamedTuple):
+class TableBatch(NamedTuple):
     """What one update of one table takes, from all of its features."""
 
     ids: jax.Array  # [N]
@@ -82,7 +82,7 @@ def gather_batch(
     parts: Sequence[Occurrences],
     gradients: Sequence[jax.Array | None],
     config: TableConfig,
-) -> Batch:
+) -> TableBatch:
     """Puts the features of one table behind one another: their ids and their samples.
 
     A gradient that is None is one of zeros; its ids get a sample that does not exist.
@@ -105,7 +105,7 @@ def gather_batch(
         )
     one_each = all(part.samples is None and part.places == 1 for part in parts)
     if one_each and ids.size and all(gradient is not None for gradient in gradients):
-        return Batch(ids, grads, None, joined_gains)
+        return TableBatch(ids, grads, None, joined_gains)
     sample_ids, start = [], 0
     for part, gradient in zip(parts, gradients, strict=True):
         if gradient is None:
@@ -113,7 +113,7 @@ def gather_batch(
         else:
             sample_ids.append(part.owners() + start)
             start += part.num_samples
-    return Batch(ids, grads, _join(sample_ids), joined_gains)
+    return TableBatch(ids, grads, _join(sample_ids), joined_gains)
 
 
 def _join(arrays: Sequence[jax.Array]) -> jax.Array:

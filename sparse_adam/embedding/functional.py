@@ -22,10 +22,10 @@ from jax.typing import ArrayLike
 
 from sparse_adam.embedding.combine import combine, gather_batch
 from sparse_adam.embedding.gradients import check_gradients, warn_of_missing_gradients
-from sparse_adam.embedding.layout import Feature, Layout, make_layout
 from sparse_adam.embedding.occurrences import Occurrences, occurrences
 from sparse_adam.embedding.optimizer import Optimizer, is_traced, rates_now
 from sparse_adam.embedding.stored import checked
+from sparse_adam.embedding.tables import EmbeddingLayout, Feature, make_layout
 
 
 @functools.partial(
@@ -45,7 +45,7 @@ class EmbeddingState:
     """
 
     tables: dict[str, Any]
-    layout: Layout
+    layout: EmbeddingLayout
 
 
 def init(
@@ -294,7 +294,7 @@ def current_learning_rates(state: EmbeddingState) -> dict[str, Any]:
 
 
 def _parts(
-    layout: Layout, features: Any, weights: Any
+    layout: EmbeddingLayout, features: Any, weights: Any
 ) -> list[tuple[Feature, Occurrences]]:
     ids = layout.leaves("features", features)
     weights = (
@@ -307,7 +307,7 @@ def _parts(
 
 
 def activation_shapes(
-    layout: Layout, features: Any, weights: Any
+    layout: EmbeddingLayout, features: Any, weights: Any
 ) -> list[tuple[int, ...]]:
     """Returns the shape of each feature's activations; refuses what `lookup` would."""
     return [

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_adam.embedding.inputs import as_array
-from sparse_adam.embedding.layout import Layout
+from sparse_adam.embedding.tables import EmbeddingLayout
 
 
 def check_gradients(
-    layout: Layout, gradients: Any, shapes: Sequence[tuple[int, ...]]
+    layout: EmbeddingLayout, gradients: Any, shapes: Sequence[tuple[int, ...]]
 ) -> list[Any]:
     """Returns the gradient of each feature, or None, of the shapes of its activations.
 
@@ -52,7 +52,7 @@ def check_gradients(
 
 
 def warn_of_missing_gradients(
-    layout: Layout, gradients: Any, *, stacklevel: int
+    layout: EmbeddingLayout, gradients: Any, *, stacklevel: int
 ) -> None:
     """Warns of each feature without a gradient."""
     leaves = layout.leaves("activation_gradients", gradients)

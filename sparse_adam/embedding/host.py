@@ -14,7 +14,7 @@ from sparse_adam.embedding.inputs import (
     check_splits,
     is_bcoo,
 )
-from sparse_adam.embedding.layout import Layout
+from sparse_adam.embedding.tables import EmbeddingLayout
 from sparse_adam.ops.integers import integers
 
 
@@ -31,7 +31,9 @@ def num_samples(ids: Any) -> int:
     return int(np.prod(shape[:-1])) if len(shape) > 1 else int(np.prod(shape))
 
 
-def ready_for_jit(layout: Layout, features: Any, weights: Any) -> tuple[Any, Any]:
+def ready_for_jit(
+    layout: EmbeddingLayout, features: Any, weights: Any
+) -> tuple[Any, Any]:
     """Returns ids, of 32 bits, and weights, checked for what compiled code can not see.
 
     `jit` would let 64-bit NumPy integers wrap around. What does not fit becomes -1: no

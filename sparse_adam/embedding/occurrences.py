@@ -15,7 +15,7 @@ from sparse_adam.embedding.inputs import (
     check_splits,
     is_bcoo,
 )
-from sparse_adam.embedding.layout import Feature
+from sparse_adam.embedding.tables import Feature
 from sparse_adam.ops.combine import sum_over_samples
 from sparse_adam.ops.integers import integers
 from sparse_adam.ops.plan import indices_or

@@ -10,8 +10,8 @@ import numpy as np
 
 from sparse_adam.embedding import functional
 from sparse_adam.embedding.functional import EmbeddingState
-from sparse_adam.embedding.layout import Layout
 from sparse_adam.embedding.serving import serving_embedding_lookup
+from sparse_adam.embedding.tables import EmbeddingLayout
 
 lookup = jax.jit(functional.lookup)
 serve = jax.jit(serving_embedding_lookup)
@@ -42,7 +42,7 @@ def update(
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
+class QueuedBatch:
     """What was enqueued."""
 
     features: Any
@@ -74,7 +74,7 @@ class Checks:
     What is refused is refused when it is given, not when it is computed with.
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: EmbeddingLayout) -> None:
         self._layout = layout
         self._shapes_of: dict[Hashable, list[tuple[int, ...]]] = {}  # batches seen
         self._updates_seen: set[Hashable] = set()

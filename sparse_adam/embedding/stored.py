@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_adam.embedding.layout import Table
+from sparse_adam.embedding.tables import Table
 from sparse_adam.kernels.layout import PlainLayout
 from sparse_adam.ops.combine import Samples, combine
 from sparse_adam.ops.lookup import lookup_plain

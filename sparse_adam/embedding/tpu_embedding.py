@@ -19,11 +19,11 @@ from sparse_adam.embedding.exclusive import exclusive
 from sparse_adam.embedding.functional import EmbeddingState
 from sparse_adam.embedding.gradients import check_gradients, warn_of_missing_gradients
 from sparse_adam.embedding.host import num_samples, ready_for_jit, some_ready_for_jit
-from sparse_adam.embedding.layout import Layout, make_layout
 from sparse_adam.embedding.logical import loaded, logical_arrays
 from sparse_adam.embedding.optimizer import Optimizer
-from sparse_adam.embedding.steps import Batch, Update
+from sparse_adam.embedding.steps import QueuedBatch, Update
 from sparse_adam.embedding.stored import owned, weights
+from sparse_adam.embedding.tables import EmbeddingLayout, make_layout
 from sparse_adam.ops import dispatch
 from sparse_adam.rules import numbers
 
@@ -128,8 +128,8 @@ class TPUEmbedding:
         )
         self._num_updates = 0
         self._state: EmbeddingState | None = None
-        self._enqueued: collections.deque[Batch] = collections.deque()
-        self._looked_up: Batch | None = None  # its gradients are awaited
+        self._enqueued: collections.deque[QueuedBatch] = collections.deque()
+        self._looked_up: QueuedBatch | None = None  # its gradients are awaited
         self._under_way: Update | None = None  # only if pipelined
         self._checks = steps.Checks(self._layout)
         self._lock = threading.RLock()
@@ -249,7 +249,7 @@ class TPUEmbedding:
                         f"they must be batch_size={self._batch_size}"
                     )
         shapes = self._checks.activation_shapes(features, weights)
-        self._enqueued.append(Batch(features, weights, bool(training), shapes))
+        self._enqueued.append(QueuedBatch(features, weights, bool(training), shapes))
 
     @exclusive
     def dequeue(self, name: str | None = None) -> Any:
@@ -385,7 +385,9 @@ class TPUEmbedding:
 class _ByTable(dict):
     """Arrays by table name, which a `TableConfig` object finds too."""
 
-    def __init__(self, layout: Layout, arrays: Mapping[str, jax.Array]) -> None:
+    def __init__(
+        self, layout: EmbeddingLayout, arrays: Mapping[str, jax.Array]
+    ) -> None:
         super().__init__(arrays)
         self._names = {id(table.config): table.name for table in layout.tables}
 

@@ -10,8 +10,8 @@ import pytest
 
 from sparse_adam import embedding
 from sparse_adam.embedding import Adam, init
-from sparse_adam.embedding.layout import make_layout
 from sparse_adam.embedding.stored import arrays
+from sparse_adam.embedding.tables import make_layout
 
 # Many tests give them what their types do not allow.
 FeatureConfig: Any = embedding.FeatureConfig

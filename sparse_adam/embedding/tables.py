@@ -1,7 +1,7 @@
 """The static half of an embedding: which features there are, and which tables.
 
-A `Layout` is made from a user's nested `feature_config` once. It is hashable, so it
-rides on the state as the static part of a pytree, and `jax.jit` keys on it.
+An `EmbeddingLayout` is made from a user's nested `feature_config` once. It is hashable,
+so it rides on the state as the static part of a pytree, and `jax.jit` keys on it.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ class Feature:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Layout:
+class EmbeddingLayout:
     """The features in the order of the flattened structure, and their tables.
 
     Attributes:
@@ -64,7 +64,7 @@ class Layout:
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
-        return isinstance(other, Layout) and self._key == other._key
+        return isinstance(other, EmbeddingLayout) and self._key == other._key
 
     def __hash__(self) -> int:
         return self._hash
@@ -80,7 +80,7 @@ class Layout:
     def __repr__(self) -> str:
         features = [feature.name for feature in self.features]
         tables = [table.name for table in self.tables]
-        return f"Layout({features=}, {tables=})"
+        return f"EmbeddingLayout({features=}, {tables=})"
 
     def leaves(self, what: str, tree: Any) -> list[Any]:
         """Returns what `tree` holds for each feature.
@@ -112,7 +112,7 @@ class Layout:
         return f"it is {type(tree).__name__}"
 
 
-def make_layout(feature_config: Any, optimizer: Optimizer | None) -> Layout:
+def make_layout(feature_config: Any, optimizer: Optimizer | None) -> EmbeddingLayout:
     """Settles names, sharing and optimizers.
 
     Features that hold the same `TableConfig` object share a table.
@@ -159,4 +159,4 @@ def make_layout(feature_config: Any, optimizer: Optimizer | None) -> Layout:
         name = config.name or where or "feature"
         path_name = jax.tree_util.keystr(path)
         features.append(Feature(name, path_name, config, numbers[id(table)]))
-    return Layout(structure, tuple(features), tuple(tables.values()))
+    return EmbeddingLayout(structure, tuple(features), tuple(tables.values()))
