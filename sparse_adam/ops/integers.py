@@ -54,6 +54,10 @@ def to_array(name: str, value: Any) -> Any:
 def integers(name: str, array: Any) -> tuple[int, ...]:
     """Returns the shape of an array of any integer dtype.
 
+    Args:
+        name: for messages: of an argument, such as `ids`, or words in the plural.
+        array: to be checked.
+
     Raises:
         TypeError: it is of another dtype.
     """
@@ -62,6 +66,10 @@ def integers(name: str, array: Any) -> tuple[int, ...]:
     dtype = getattr(array, "dtype", None) or np.asarray(array).dtype
     if not jnp.issubdtype(dtype, jnp.integer):
         way = "astype(jnp.int32)"
+        if " " in name:
+            raise TypeError(
+                f"{name} have dtype={dtype}; it must be an integer dtype: pass .{way}"
+            )
         way = f"{name}.{way}" if hasattr(array, way[:6]) else f"np.array({name}).{way}"
         raise TypeError(f"{name}.dtype={dtype} must be an integer dtype: pass {way}")
     return np.shape(array)

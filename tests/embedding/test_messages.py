@@ -125,11 +125,11 @@ def test_named(use, error, text):
             r"'seen' have dtype=object; .*Ragged.from_rows\(rows\)",
         ),
         (object(), TypeError, "'seen' have dtype=object; they must be an array of num"),
-        (np.ones(2), TypeError, "'seen'.dtype=float64 must be an integer dtype"),
+        (np.ones(2), TypeError, "'seen' have dtype=float64; it must be an integer"),
         (
             Ragged(np.ones(2), np.array([0, 1, 2])),
             TypeError,
-            "'seen'.*dtype=float64 must be an integer dtype",
+            "'seen'.* have dtype=float64; it must be an integer dtype",
         ),
     ],
 )
