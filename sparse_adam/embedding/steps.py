@@ -43,7 +43,7 @@ def update(
 
 @dataclasses.dataclass(frozen=True)
 class QueuedBatch:
-    """What was enqueued."""
+    """A batch that waits for its lookup, and in training for its gradients."""
 
     features: Any
     weights: Any

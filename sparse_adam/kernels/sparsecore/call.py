@@ -40,7 +40,7 @@ class SubcoreKernel:
     cost: pl.CostEstimate
 
     def _body(self, on: Native | Interpreted, operands: Operands, scratch: Any) -> None:
-        """The program of one subcore."""
+        """Runs one subcore's pipeline: a step for each row, or each occurrence."""
         kind = Accumulate if self.spec.accumulate else EachOccurrence
         kind(on, operands, scratch, self.records, self.spec, self.config).run()
 

@@ -20,7 +20,7 @@ from sparse_adam.kernels.sparsecore.work import SubcoreWork
 
 
 class Operands(NamedTuple):
-    """Refs in HBM."""
+    """Arrays in HBM, as refs: all subcores read them, and each updates its own rows."""
 
     work: SubcoreWork
     numbers: Operand  # [WINDOW]: `StepScalars.numbers` to the front
@@ -87,32 +87,32 @@ class WordOffsets:
 
     @property
     def sources(self) -> int:
-        """C records of gradients."""
+        """Returns where the numbers of the C records of gradients to fetch begin."""
         return self.chunk + 2 * MARGIN
 
     @property
     def fetched(self) -> int:
-        """C records of the state to fetch."""
+        """Returns where the numbers of the C records of the state to fetch begin."""
         return self.sources + self.chunk
 
     @property
     def second(self) -> int:
-        """C more: what goes with each of those, as the kind of kernel says."""
+        """Returns where C more begin: one for each of those, as each pipeline says."""
         return self.fetched + self.chunk
 
     @property
     def count(self) -> int:
-        """WINDOW words, all the same: how many of them there are."""
+        """Returns where WINDOW equal words begin: how many records are listed."""
         return self.second + self.chunk
 
     @property
     def size(self) -> int:
-        """Of a slot."""
+        """Returns the words of a slot."""
         return self.count + WINDOW
 
 
 class Share(NamedTuple):
-    """What this worker has to do."""
+    """The range of sorted occurrences that one worker handles, and its chunks of it."""
 
     worker: jax.Array
     begin: jax.Array  # its first occurrence

@@ -40,7 +40,7 @@ class EachOccurrence(Pipeline):
                 words[pl.ds(unit.words + begin + place, window)] = listed
 
     def compute(self, unit: Unit, share: Share) -> None:
-        """Steps."""
+        """Makes a step of its row for each occurrence of the unit, in their order."""
         del share
         for slices in self.parts(FEW):
             self._step(unit, slices)

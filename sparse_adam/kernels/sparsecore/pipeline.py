@@ -52,35 +52,35 @@ class Pipeline(abc.ABC):
 
     @abc.abstractmethod
     def list_rows(self, unit: Unit, share: Share) -> None:
-        """The words are there: lists the records to fetch and to write."""
+        """Lists the records to fetch and to write, from words that have arrived."""
 
     @abc.abstractmethod
     def compute(self, unit: Unit, share: Share) -> None:
-        """The rows are there."""
+        """Updates the rows of a unit, which have arrived, where they are."""
 
     @abc.abstractmethod
     def lists(self) -> tuple[int, int]:
-        """Where in a slot of words the lists stand: to fetch, to write."""
+        """Returns where in a slot of words the lists begin: to fetch, and to write."""
 
     @property
     def at(self) -> WordOffsets:
-        """Of a slot of words."""
+        """Returns where each kind of word stands in a slot."""
         return WordOffsets(self.config.chunk)
 
     @property
     def window(self) -> int:
-        """Words of the vectors that scalars are read with."""
+        """Returns the length of the vectors by which scalars are read."""
         return min(self.config.lanes, self.config.chunk, WINDOW)
 
     @property
     def slices(self) -> list[pl.Slice]:
-        """The vectors of a record; what lies behind a narrow row is left alone."""
+        """Returns the vectors of a record, but for what lies behind a narrow row."""
         lanes = min(self.config.lanes, self.records.width)
         used = min(self.spec.dim, self.records.width)
         return [pl.Slice(lane, lanes) for lane in range(0, used, lanes)]
 
     def parts(self, size: int) -> list[list[pl.Slice]]:
-        """The vectors, so many to each loop over rows."""
+        """Returns the vectors in groups of `size`: one for each loop over rows."""
         starts = range(0, len(self.slices), size)
         return [self.slices[at : at + size] for at in starts]
 
@@ -111,12 +111,12 @@ class Pipeline(abc.ABC):
         lax.fori_loop(0, jnp.where(units > 0, units + 4, 0), step, None)
 
     def announce(self, unit: Unit, share: Share) -> None:
-        """The words begin to arrive."""
+        """Starts the copies of a unit's words: ids, sources and gains."""
         for copy in self._words(unit, share):
             copy.start()
 
     def fetch(self, unit: Unit, share: Share) -> None:
-        """The words are there; the rows begin to arrive."""
+        """Waits for the words, lists the rows they name, and starts to fetch these."""
         for copy in self._words(unit, share):
             copy.wait()
         self.list_rows(unit, share)
@@ -125,7 +125,7 @@ class Pipeline(abc.ABC):
             copy.start()
 
     def finish(self, unit: Unit, share: Share) -> None:
-        """The rows are there, are computed, and begin to leave."""
+        """Waits for the rows, updates them, and starts to write them back."""
         for copy in self._arriving(unit):
             copy.wait()
         self.compute(unit, share)
@@ -133,7 +133,7 @@ class Pipeline(abc.ABC):
             copy.start()
 
     def leave(self, unit: Unit, share: Share) -> None:
-        """The rows have left."""
+        """Waits until the rows are written, so that their slot can be filled again."""
         del share
         for copy in self._leaving(unit):
             copy.wait()
@@ -244,18 +244,18 @@ class Pipeline(abc.ABC):
         return [pl.Slice(first + s.start, s.size) for s in slices]
 
     def vector(self, ref: Ref, at: Index) -> jax.Array:
-        """What begins with the scalar that is wanted."""
+        """Returns a vector whose first element is the scalar that is wanted."""
         return ref[pl.ds(at, self.window)]
 
     def same_as_previous(self, unit: Unit, i: Index) -> jax.Array:
-        """Whether occurrence i has the id of the one before it."""
+        """Returns whether occurrence i has the id of the one before it."""
         at = unit.words + self.at.ids + MARGIN + i
         words = self.scratch.words
         same = self.vector(words, at) == self.vector(words, at - 1)
         return same.astype(jnp.int32)[0] != 0
 
     def gradient(self, unit: Unit, i: jax.Array, lanes: pl.Slice) -> jax.Array:
-        """Of occurrence i, weighed."""
+        """Returns some lanes of occurrence i's gradient, times its gain if any."""
         gradient = self.scratch.grads[unit.row + i, lanes]
         if not self.operands.work.gains:
             return gradient
@@ -265,13 +265,13 @@ class Pipeline(abc.ABC):
         return jnp.where(source != NONE, gain * gradient, 0.0)
 
     def stored(self, row: Index, lanes: pl.Slice) -> Values:
-        """What the buffers hold: float32 `w`, `m`, `v`."""
+        """Returns some lanes of a row in the buffers: float32, one for each array."""
         return self.records.values(tuple(x[row, lanes] for x in self.scratch.state))
 
     def store(
         self, row: Index, lanes: pl.Slice, values: Values, noises: Noises
     ) -> None:
-        """Rounds and puts back."""
+        """Rounds some lanes of a row and puts them back into the buffers."""
         words = self.records.words(values, noises, self.on.pack)
         for x, word in zip(self.scratch.state, words, strict=True):
             x[row, lanes] = word
