@@ -12,6 +12,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from sparse_adam.embedding.stacks import Stack
 from sparse_adam.kernels.layout import PlainLayout
@@ -202,7 +203,7 @@ def _cut(array: Any, start: int, size: int, step: int = 1) -> Any:
     shards = Shards.of("table", array)
     if shards is not None and size % (shards.count * step):
         array = everywhere(array)
-    return array[start : start + size]
+    return lax.slice_in_dim(jnp.asarray(array), start, start + size)
 
 
 def stacked(stack: Stack, parts: Sequence[Any]) -> Any:
@@ -213,14 +214,18 @@ def stacked(stack: Stack, parts: Sequence[Any]) -> Any:
     """
     if len(parts) == 1:
         return parts[0]
-    leaves = [jax.tree.leaves(part) for part in parts]
-    kinds = [[(x.dtype, _spread_over(x)) for x in own] for own in leaves]
-    if any(kind != kinds[0] for kind in kinds):
-        raise ValueError(
-            f"{stack.title} would share one array, but their dtypes and the axes that "
-            f"their rows are spread over are {kinds}: make them alike, or call "
-            "init(..., stack=False)"
-        )
+    kinds = [
+        [(x.dtype.name, _spread_over(x)) for x in jax.tree.leaves(part)]
+        for part in parts
+    ]
+    for table, kind in zip(stack.tables, kinds, strict=True):
+        if kind != kinds[0]:
+            raise ValueError(
+                f"tables {stack.tables[0].name!r} and {table.name!r} would share one "
+                "array, but the dtypes of their arrays and the axes that rows are "
+                f"spread over are {kinds[0]} and {kind}: make them alike, or call "
+                "init(..., stack=False)"
+            )
     if not isinstance(parts[0], PackedTable):
         columns = zip(*parts, strict=True)
         return stack.optimizer.state_of(
