@@ -101,9 +101,10 @@ def activations_of(
 
 def _kind(part: Part, number: int, quantize: bool) -> Hashable:
     """Returns a value that is equal for features that can be looked up together."""
-    if explicit_sharding(part.samples.ids) is not None:
-        return number  # joined, ids that are spread would have to be sent
     samples, ids = part.samples, part.occurrences
+    sharding = explicit_sharding(samples.ids)
+    if sharding is not None and any(axis is not None for axis in sharding.spec):
+        return number  # joined, ids that are spread would have to be sent
     config = part.feature.config.table
     return (
         part.stack,
@@ -111,6 +112,7 @@ def _kind(part: Part, number: int, quantize: bool) -> Hashable:
         ids.places if samples.owners is None else ("owners", ids.ascending),
         samples.gains is None,
         samples.scales is None,
+        sharding,
     )
 
 

@@ -171,7 +171,7 @@ def _from_ragged(
     place = lax.iota(jnp.int32, shape[0])
     # Where rows begin is counted at S + 1 places; sums of that replace N searches.
     begins = jnp.zeros(shape, jnp.int32).at[splits].add(1, mode="drop")
-    samples = jnp.cumsum(begins) - 1
+    samples = lax.cumsum(begins) - 1
     inside = (samples >= 0) & (samples < num_samples)
     return _Bags(
         ids=jnp.where(inside, indices_or(ids.values, num_rows, fill=-1), -1),
