@@ -20,7 +20,7 @@ from sparse_adam.check.shrink import shrink, ways_around
 from sparse_adam.check.times import timings
 from sparse_adam.ops import dispatch
 
-SHRINK_SECONDS = {True: 10.0, False: 60.0}  # by --quick
+SHRINK_SECONDS = {True: 20.0, False: 60.0}  # by --quick
 MOST_IDS = 16  # that are printed
 
 

@@ -21,12 +21,15 @@ def shrink(failed: Outcome, seconds: float) -> Outcome:
     fails, until none is left or the time is up.
     """
     deadline = time.monotonic() + seconds
-    smallest, progress = failed, True
+    smallest, progress, seen = failed, True, {failed.case}
     while progress:
         progress = False
         for simpler in simplifications(smallest.case):
             if time.monotonic() > deadline:
                 return smallest
+            if simpler in seen:
+                continue
+            seen.add(simpler)
             tried = run(simpler)
             if tried.status == failed.status:
                 smallest, progress = tried, True
@@ -43,16 +46,19 @@ def simplifications(case: Case) -> Iterator[Case]:
     if case.kind == "update":
         yield from _simpler_calls(case)
     if case.kind == "mean":  # a mean needs many numbers, and every row in the batch
-        yield from _smaller(case, "dim", LANES)
+        yield from _smaller(case, "dim")
         return
     for kind in ("distinct", "hot"):
         if case.ids not in ("distinct", kind):
             yield case.but(ids=kind)
-    for name, least in (("num_ids", 1), ("num_rows", 1), ("dim", 1)):
-        yield from _smaller(case, name, least)
+    for name in ("num_ids", "num_rows", "dim"):
+        yield from _smaller(case, name)
 
 
 def _simpler_calls(case: Case) -> Iterator[Case]:
+    plain = case.but(options=(), rule=AdamRule(), weighted=False, planned=False)
+    if plain != case:
+        yield plain
     for option in case.options:
         yield case.but(options=tuple(o for o in case.options if o != option))
     if case.rule != AdamRule():
@@ -67,13 +73,13 @@ def _simpler_calls(case: Case) -> Iterator[Case]:
         yield case.but(dtypes=FLOAT32)
 
 
-def _smaller(case: Case, name: str, least: int) -> Iterator[Case]:
+def _smaller(case: Case, name: str) -> Iterator[Case]:
     """Yields a case with less of one size: by a factor, then by a half, then by one."""
     size, devices = getattr(case, name), case.devices
-    sizes = [least, 2, 3, 8, 16, LANES, size // 2, size - 1]
-    if name == "dim":  # each width compiles
-        sizes = [8, LANES, size // 2]
-    for smaller in sorted({s * devices for s in sizes if least <= s * devices < size}):
+    sizes = [1, 2, 3, 8, 16, LANES, size // 2, size - 1]
+    if name == "dim":  # each width compiles, and below 8 none is simpler
+        sizes, devices = [8, LANES], 1
+    for smaller in sorted({s * devices for s in sizes if 0 < s * devices < size}):
         yield case.but(**{name: smaller})
 
 
