@@ -1,11 +1,11 @@
 # Two commands for a fresh machine with Python and make:
 #   make demo   train embeddings on real text, then a short benchmark table
-#   make test   lint, type-check and test everything
+#   make test   lint, type-check and test everything; then the kernels on a TPU, if any
 # And make bench: every benchmark, with figures and a report, in runs/bench; QUICK=1 for
 # a minute of it.
 # PYTHON picks the interpreter (3.11 to 3.13); VENV the environment it makes.
-# On a host with a TPU, `demo` and `bench` run on the TPU. JAX_PLATFORMS=cpu keeps them
-# off it.
+# On a host with a TPU, `demo`, `bench` and the last part of `test` run on the TPU.
+# JAX_PLATFORMS=cpu keeps them off it.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -19,20 +19,20 @@ TPU_NODES := $(wildcard /dev/accel[0-9]* /dev/vfio/[0-9]*)
 TPU := $(and $(GOOGLE_PCI),$(TPU_NODES))
 # The tests compile for TPUs by libtpu and run on the CPU: they must look for no TPU.
 check static: export JAX_PLATFORMS ?= cpu
-demo bench: export JAX_PLATFORMS ?= $(if $(TPU),tpu$(comma)cpu,cpu)
+demo bench chip: export JAX_PLATFORMS ?= $(if $(TPU),tpu$(comma)cpu,cpu)
 
 # An editable package is compiled when it is installed.
 COMPILED := pyproject.toml hatch_build.py \
     $(foreach kind,cc h inc,$(wildcard sparse_adam/kernels/cpu/*.$(kind))) \
     $(wildcard sparse_adam/kernels/cpu/rules/*.cc)
 
-.PHONY: demo test lint types check bench static clean
+.PHONY: demo test lint types check chip bench static clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/train_word2vec.py
 	$(BIN)/python -m benchmarks update --quick
 
-test: lint types check
+test: lint types check $(if $(TPU),chip)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -43,6 +43,11 @@ types: $(VENV)/.test
 
 check: $(VENV)/.test
 	$(BIN)/pytest -n 2 --dist worksteal
+
+# Every implementation that runs here, against the reference.
+chip: $(VENV)/.test
+	mkdir -p runs
+	$(BIN)/python -m sparse_adam.check --report runs/sparse_adam_check.txt
 
 # Rows that share lines when packed, beside XLA's programs for plain arrays of them.
 NARROW := --dim 16 --dim 32 --dim 64 --program packed_sparsecore \

@@ -15,6 +15,10 @@ except ModuleNotFoundError:
 
 # Name of the subcommand: where its click command stands, and its line of help.
 COMMANDS = {
+    "bounds": (
+        "benchmarks.static.bounds:bounds",
+        "The least times that sparse_adam.check shows.",
+    ),
     "bundles": (
         "benchmarks.static.cost:bundles",
         "The figures by which the package chooses its sweep.",

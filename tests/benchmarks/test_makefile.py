@@ -38,7 +38,7 @@ def platforms(folder, target, *variables, **environment):
     return {line.removeprefix("platforms=") for line in lines}
 
 
-@pytest.mark.parametrize("target", ["demo", "bench"])
+@pytest.mark.parametrize("target", ["demo", "bench", "chip"])
 def test_a_tpu_is_used_where_there_is_one(target, tmp_path):
     assert platforms(tmp_path, target, *TPU) == {"tpu,cpu"}
     assert platforms(tmp_path, target, "GOOGLE_PCI=", "TPU_NODES=") == {"cpu"}
@@ -52,7 +52,11 @@ def test_it_takes_the_vendor_and_the_device_node(tmp_path):
 @pytest.mark.parametrize("target", ["check", "static"])
 def test_the_tests_look_for_no_tpu(target, tmp_path):
     assert platforms(tmp_path, target, *TPU) == {"cpu"}
-    assert platforms(tmp_path, "test", *TPU) <= {"cpu", ""}
+    assert platforms(tmp_path, "test", "TPU_NODES=") <= {"cpu", ""}
+
+
+def test_the_kernels_are_checked_on_a_tpu_after_the_tests(tmp_path):
+    assert platforms(tmp_path, "test", *TPU) - {""} == {"cpu", "tpu,cpu"}
 
 
 @pytest.mark.parametrize("target", ["demo", "bench", "check", "static"])

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sparse_adam.check import compare
 from sparse_adam.reference import (
     RowStep,
     adagrad,
@@ -33,7 +34,7 @@ from sparse_adam.rules import (
     check_rule,
 )
 
-ULP = 2.0**-23  # of a float32 of about 1
+ULP = compare.ULP
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -94,40 +95,13 @@ class Pair:
             return self.expected(state, gradient, rate)
 
         _, bounds = self.roundings(update, state, gradient, rate)
-        return tuple(4 * bound for bound in bounds)
+        return tuple(compare.ROUNDINGS * bound for bound in bounds)
 
     def roundings(
         self, update: Callable[[Any, Any], Any], state: Any, gradient: Any, rate: float
     ) -> tuple[Any, list[np.ndarray]]:
-        """Returns what `update(state, gradient)` gives, and how far roundings move it.
-
-        That is how much the float64 update moves where its arguments move by a unit in
-        the last place, in random directions, and a unit of what it is made of.
-        """
-        new = update(state, gradient)
-        rng = np.random.default_rng(0)
-
-        def nearby(x: Any) -> np.ndarray:
-            return x * (1 + ULP * rng.choice([-1.0, 1.0], np.shape(x)))
-
-        moved = [update(tuple(map(nearby, state)), nearby(gradient)) for _ in range(5)]
-        bounds = []
-        for index, value in enumerate(new):
-            distance = np.max([np.abs(x[index] - value) for x in moved], axis=0)
-            size = np.abs(value) + np.abs(state[index])
-            bounds.append(distance + ULP * size)
-        for index, slot in enumerate(self.rule.slots, start=1):
-            if slot.name == "steps":  # a count is exact
-                bounds[index] = np.zeros_like(new[index])
-        if isinstance(self.rule, FTRLRule):
-            # The powers of old and new sums are rounded before they are subtracted.
-            power = new[1] ** -self.rule.learning_rate_power
-            lost = 2 * ULP * power * np.abs(state[0])
-            if not self.rule.multiply_linear_by_learning_rate:
-                lost = lost / rate
-            bounds[2] = bounds[2] + lost
-            bounds[0] = bounds[0] + 2 * ULP * (np.abs(state[0]) + np.abs(new[0]))
-        return new, bounds
+        """Returns what `update` gives, and how far roundings move it."""
+        return compare.roundings(self.rule, update, state, gradient, rate)
 
 
 def _pair(name: str, rule: Any, step: Any, **numbers: Any) -> Pair:

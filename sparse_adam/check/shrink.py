@@ -1,0 +1,126 @@
+"""Making a failing case smaller, and finding what avoids it."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+
+from sparse_adam.check.case import Case
+from sparse_adam.check.run import Outcome, run
+from sparse_adam.kernels import sparsecore, sweep, tensorcore
+from sparse_adam.kernels.tiles import LANES
+from sparse_adam.ops import dispatch
+from sparse_adam.rules import AdamRule
+
+FLOAT32 = ("float32", "float32", "float32")
+
+
+def shrink(failed: Outcome, seconds: float) -> Outcome:
+    """Returns the outcome of a smaller case that fails in the same way.
+
+    Tries one simplification after the other and keeps those after which the case still
+    fails, until none is left or the time is up.
+    """
+    deadline = time.monotonic() + seconds
+    smallest, progress, seen = failed, True, {failed.case}
+    while progress:
+        progress = False
+        for simpler in simplifications(smallest.case):
+            if time.monotonic() > deadline:
+                return smallest
+            if simpler in seen:
+                continue
+            seen.add(simpler)
+            tried = run(simpler)
+            if tried.status == failed.status:
+                smallest, progress = tried, True
+                break
+    return smallest
+
+
+def simplifications(case: Case) -> Iterator[Case]:
+    """Yields cases that are a little simpler, those that simplify most first."""
+    if case.steps > 1:
+        yield case.but(steps=1)
+    if case.devices > 1:
+        yield case.but(devices=1, spread=False)
+    if case.kind == "update":
+        yield from _simpler_calls(case)
+    if case.kind == "mean":  # a mean needs many numbers, and every row in the batch
+        yield from _smaller(case, "dim")
+        return
+    for kind in ("distinct", "hot"):
+        if case.ids not in ("distinct", kind):
+            yield case.but(ids=kind)
+    for name in ("num_ids", "num_rows", "dim"):
+        yield from _smaller(case, name)
+
+
+def _simpler_calls(case: Case) -> Iterator[Case]:
+    plain = case.but(options=(), rule=AdamRule(), weighted=False, planned=False)
+    if plain != case:
+        yield plain
+    for option in case.options:
+        yield case.but(options=tuple(o for o in case.options if o != option))
+    if case.rule != AdamRule():
+        yield case.but(rule=AdamRule())
+    if case.weighted:
+        yield case.but(weighted=False)
+    if case.planned:
+        yield case.but(planned=False)
+    if case.spread:
+        yield case.but(spread=False)
+    if case.dtypes != FLOAT32:
+        yield case.but(dtypes=FLOAT32)
+
+
+def _smaller(case: Case, name: str) -> Iterator[Case]:
+    """Yields a case with less of one size: by a factor, then by a half, then by one."""
+    size, devices = getattr(case, name), case.devices
+    sizes = [1, 2, 3, 8, 16, LANES, size // 2, size - 1]
+    if name == "dim":  # each width compiles, and below 8 none is simpler
+        sizes, devices = [8, LANES], 1
+    for smaller in sorted({s * devices for s in sizes if 0 < s * devices < size}):
+        yield case.but(**{name: smaller})
+
+
+def ways_around(case: Case) -> list[str]:
+    """Returns what to pass to avoid a failure: a config and an implementation.
+
+    Each was tried on the very case. Empty where nothing helps, or nothing is to be
+    chosen.
+    """
+    if case.kind == "lookup":
+        return []
+    found = []
+    platform_ways: list[tuple[str, Callable[[], Iterator[Case]]]] = [
+        ("config", lambda: other_configs(case)),
+        ("implementation", lambda: other_implementations(case)),
+    ]
+    for name, others in platform_ways:
+        for other in others():
+            if run(other).status == "ok":
+                found.append(f"{name}={getattr(other, name)!r}")
+                break
+    return found
+
+
+def other_configs(case: Case) -> Iterator[Case]:
+    """Yields the case with the smallest blocks that its kernel can be given."""
+    if case.implementation == "tensorcore":
+        yield case.but(config=tensorcore.Config(rows_per_chunk=8, dma_unroll=1))
+    elif case.implementation == "sweep":
+        yield case.but(config=sweep.Config(16, 16, 1))
+    elif case.implementation == "sparsecore":
+        chosen = sparsecore.Config.interpreted(case.num_ids)
+        if sparsecore.absent() is None:
+            chosen = sparsecore.Config.choose(case.spec())
+        yield case.but(config=dataclasses.replace(chosen, chunk=16, streams=1))
+
+
+def other_implementations(case: Case) -> Iterator[Case]:
+    """Yields the case on what else is compiled here."""
+    import jax
+
+    for one in dispatch.IMPLEMENTATIONS:
+        if one.name != case.implementation and one.compiled_on(jax.default_backend()):
+            yield case.but(implementation=one.name, config=None)
