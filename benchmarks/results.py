@@ -87,8 +87,8 @@ class Results:
             return cls(**found, rows=rows)
         except (TypeError, KeyError) as error:
             raise WrongFileError(
-                f"{path} was written by `update`, `scale` or `step` of another version: "
-                f"{error}"
+                f"{path} was written by `update`, `scale` or `step` of another "
+                f"version: {error}"
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks step`: whole training steps, timed here or compiled for TPUs."""
+"""`python -m benchmarks step`: whole training steps, timed, or compiled for TPUs."""
 
 import gc
 from collections.abc import Callable, Sequence
@@ -108,7 +108,9 @@ def step(
     if static:
         from benchmarks.steps import summing
 
-        summing.run(chosen, chips or (("v6e",) if quick else tuple(CHIPS)), timeout, out)
+        summing.run(
+            chosen, chips or (("v6e",) if quick else tuple(CHIPS)), timeout, out
+        )
         return
     rounds = rounds or (QUICK_ROUNDS if quick else ROUNDS)
     if any(

@@ -79,7 +79,7 @@ def compile_all(
     """Yields each case with what was found, and the folder of the compiler's dumps.
 
     A record with an "error" has no others. The program is the file `hlo.FILE` of the
-    folder, which is kept until the next case is asked for, or for good where `keep_dumps` is given.
+    folder. It is kept until the next case is asked for, with `keep_dumps` for good.
     """
     waiting = list(enumerate(cases))
     with TemporaryDirectory() as scratch:
@@ -230,6 +230,7 @@ def _reused(
 
 
 def kernels_in(dumps: Path, chip: AnalyzedChip) -> Iterator[BundledKernel]:
+    """Yields the kernels that the compiler dumped into a folder."""
     for path in sorted(dumps.iterdir()):
         if found := _TENSORCORE_DUMP.match(path.name):
             # Some dumps share the suffix and hold a summary instead.

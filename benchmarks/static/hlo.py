@@ -25,7 +25,7 @@ _DONATED = re.compile(r"input_output_alias=\{(.*?)\}, [a-z_]+=")
 _IDLE = frozenset(
     (
         *("parameter", "constant", "bitcast", "tuple", "get-tuple-element"),
-        *("after-all", "copy-done", "call-done", "async-done", "opt-barrier"),
+        *("after-all", "opt-barrier"),
     )
 )
 
@@ -86,7 +86,8 @@ class Module:
         """
         name = computation or self.entry
         for each in self.computations[name].values():
-            if each.opcode in _IDLE or each.target.startswith("PrepareAsync"):
+            ended = each.opcode.endswith("-done")
+            if ended or each.opcode in _IDLE or each.target.startswith("PrepareAsync"):
                 continue
             if each.opcode in ("while", "call"):
                 for called in each.called * each.trips:
@@ -130,9 +131,12 @@ class Module:
         for each in self.inside(instruction):
             if each.estimate is not None:
                 return each.estimate
-        out = list(instruction.results)
-        if instruction.opcode == "copy-start":
-            out = out[:1]  # the others are its operand again and a semaphore
+        if instruction.opcode in ("copy-start", "slice-start"):
+            # Source and target, in some order; only as much as the smaller one moves.
+            ends = instruction.results[:2]
+            least = min(array.bytes for array in ends)
+            return least * sum(array.in_hbm for array in ends)
+        out = instruction.results
         written = sum(array.bytes for array in out if array.in_hbm)
         most = None
         parts = {each.opcode for each in self.inside(instruction)}
@@ -186,7 +190,7 @@ class Module:
     def _near(
         instruction: Instruction, next_to: Mapping[str, list[Instruction]]
     ) -> str:
-        """Returns the first scope on the way from an instruction over those next to it."""
+        """Returns the first scope that is found, going from neighbour to neighbour."""
         seen, waiting = {instruction.name}, [instruction]
         while waiting:
             for each in next_to.get(waiting.pop(0).name, ()):
@@ -250,7 +254,7 @@ def _instruction(name: str, text: str) -> Instruction:
         trips=int(trips[1]) if trips else 1,
         estimate=int(bytes_moved[1]) if bytes_moved else None,
         on_sparsecore='async_execution_thread="sparsecore"' in rest,
-        text=text[:opcode.end()] + inside + ")" + rest[:400],
+        text=text[: opcode.end()] + inside + ")" + rest[:400],
     )
 
 

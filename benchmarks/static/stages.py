@@ -151,9 +151,7 @@ def _cycles(
     return rules.cache[key]
 
 
-def _count(
-    kernel: BundledKernel, ids: int, chip: AnalyzedChip, rules: Rules
-) -> Cycles:
+def _count(kernel: BundledKernel, ids: int, chip: AnalyzedChip, rules: Rules) -> Cycles:
     """Counts a kernel by the rules that know most of its loops."""
     sharers = chip.subcores if kernel.engine == "subcore" else 1
     best: tuple[int, Cycles] | None = None

@@ -25,9 +25,7 @@ from sparse_adam.embedding import (
 )
 
 BATCHES = 4  # different ones, in turn
-JAX = Functions(
-    jax.nn.relu, jax.nn.softplus, jax.nn.log_softmax, jnp.concatenate, jnp.diagonal
-)
+JAX = Functions(jax.nn.relu, jax.nn.softplus, jax.nn.logsumexp, jnp.concatenate)
 OPTIMIZER = optax.adam(RATE, eps=EPSILON)  # of dense weights
 
 
@@ -199,9 +197,7 @@ class TorchSteps:
     def __init__(self, model: Model) -> None:
         self._torch = torch = import_torch()
         self._nn = nn = importlib.import_module("torch.nn.functional")
-        self._functions = Functions(
-            nn.relu, nn.softplus, nn.log_softmax, torch.cat, torch.diagonal
-        )
+        self._functions = Functions(nn.relu, nn.softplus, torch.logsumexp, torch.cat)
         self._model = model
 
         def parameter(array: np.ndarray) -> Any:

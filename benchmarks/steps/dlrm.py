@@ -62,11 +62,12 @@ def dlrm(
         cap: the most rows of a table.
         dim: D of all tables.
         batch: samples of a batch.
-        places: ids of a sample, by table: `ONE_HOT` or `MULTI_HOT`.
+        places: ids of a sample, by table: `ONE_HOT` or `MULTI_HOT`. Fewer of them are
+            for the first tables alone.
         dense: a name of `DENSE`.
     """
     sizes = DENSE[dense]
-    names = [f"table_{at:02}" for at in range(len(ROWS))]
+    names = [f"table_{at:02}" for at in range(len(places))]
     width = (1 + len(names)) * dim
     weights = layers("bottom", (NUMBERS, *sizes.bottom, dim))
     for at in range(sizes.crosses):
@@ -75,7 +76,7 @@ def dlrm(
     return Model(
         tables={
             name: Table(min(rows, cap), dim)
-            for name, rows in zip(names, ROWS, strict=True)
+            for name, rows in zip(names, ROWS, strict=False)
         },
         features={
             name: Feature(name, (batch,), count)

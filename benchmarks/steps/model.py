@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod, sqrt
 from typing import Any, NamedTuple
 
@@ -14,14 +15,13 @@ BLOCK = 4099  # rows that are drawn; a larger table repeats them
 class Functions(NamedTuple):
     """What a loss may call besides the operators and methods of its arrays.
 
-    They are those of `jax.nn` or of `torch.nn.functional`.
+    They are those of `jax.nn` and `jax.numpy`, or of torch.
     """
 
     relu: Callable[[Any], Any]
     softplus: Callable[[Any], Any]
-    log_softmax: Callable[[Any, int], Any]  # of an array, along an axis
+    logsumexp: Callable[[Any, int], Any]  # of an array, along an axis
     concatenate: Callable[[list[Any], int], Any]  # of arrays, along an axis
-    diagonal: Callable[[Any], Any]
 
 
 Arrays = Mapping[str, Any]
@@ -121,7 +121,7 @@ def log_uniform(
 def layers(name: str, widths: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of a network of these widths, the first that of its input."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for at, (width, following) in enumerate(zip(widths, widths[1:], strict=False)):
+    for at, (width, following) in enumerate(pairwise(widths)):
         shapes[f"{name}_{at}"] = (width, following)
         shapes[f"{name}_{at}_bias"] = (following,)
     return shapes
