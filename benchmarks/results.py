@@ -105,6 +105,11 @@ def read_records(path: Path) -> dict[str, Any]:
     return found
 
 
+def read_steps(path: Path) -> dict[str, Any]:
+    """Reads a result file of `step --static`; anything else is a `WrongFileError`."""
+    return _read(path, "records", "step --static")
+
+
 def _read(path: Path, rows: str, commands: str) -> dict[str, Any]:
     """Reads a JSON file with a schema and with a list under the name `rows`."""
     try:

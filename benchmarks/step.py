@@ -178,7 +178,6 @@ def measure(
     blank = _blank(case, model)
     rows: dict[str, Row] = {}
     entries: dict[str, Turns] = {}
-    compile_seconds: dict[str, float] = {}
     right: list[float] | None = None
     for impl in impls:
         progress(f"{case.name}: {impl}")
@@ -196,7 +195,6 @@ def measure(
             rows[impl] = _failed(rows[impl], error)
         else:
             entries[impl] = Turns(running, min(FEW, rounds) if slow else rounds)
-            compile_seconds[impl] = running.compile_seconds
     broken = take_turns(
         entries, rounds, progress=lambda doing: progress(f"{case.name}: {doing}")
     )
@@ -205,7 +203,7 @@ def measure(
         del entries[impl]
     base = entries.get(next(iter(CONTENDERS)))
     for impl, entry in entries.items():
-        rows[impl] = _timed(rows[impl], entry, base, compile_seconds[impl])
+        rows[impl] = _timed(rows[impl], entry, base)
     entries.clear()
     gc.collect()  # the tables of a case, before those of the next
     return list(rows.values())
@@ -233,11 +231,11 @@ def _compare(losses: Sequence[float], right: Sequence[float]) -> None:
             )
 
 
-def _timed(row: Row, entry: Turns, base: Turns | None, compile_s: float) -> Row:
+def _timed(row: Row, entry: Turns, base: Turns | None) -> Row:
     middle = statistics.spread(entry.times)
     row = replace(
         row,
-        compile_s=round(compile_s, 3),
+        compile_s=round(entry.running.compile_seconds, 3),
         ms=tuple(round(1e3 * t, 4) for t in entry.times),
         p20_ms=round(1e3 * middle.p20, 4),
         p50_ms=round(1e3 * middle.p50, 4),

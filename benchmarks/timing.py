@@ -11,7 +11,7 @@ import jax
 from benchmarks import statistics
 from benchmarks.cases import Case
 from benchmarks.check import check
-from benchmarks.contenders import COPY, OURS, Contender, Running
+from benchmarks.contenders import COPY, OURS, Contender
 from benchmarks.results import Row
 from benchmarks.workload import Workload
 
@@ -31,6 +31,8 @@ def wall_clock(call: Callable[[], object]) -> float:
 class Steps(Protocol):
     """Anything that has a call for each turn."""
 
+    compile_seconds: float
+
     def step(self, turn: int) -> Callable[[], object]:
         """Gets ready for the turn; what it returns is timed."""
         ...
@@ -49,7 +51,6 @@ class Turns:
 class Entry(Turns):
     """A contender at work in a case."""
 
-    running: Running
     contender: Contender = field(kw_only=True)
 
 

@@ -27,6 +27,9 @@ from sparse_adam.embedding import (
 BATCHES = 4  # different ones, in turn
 JAX = Functions(jax.nn.relu, jax.nn.softplus, jax.nn.logsumexp, jnp.concatenate)
 OPTIMIZER = optax.adam(RATE, eps=EPSILON)  # of dense weights
+# Torch's formula, so that both learn the same: epsilon stands beside the root. The rate
+# that is passed in has the bias correction.
+AS_TORCH = Adam(RATE, epsilon=EPSILON, sum_inside_sqrt=False)
 
 
 class Running(Protocol):
@@ -48,18 +51,9 @@ class Training(NamedTuple):
 
 
 def first_embedding(
-    model: Model, table_of: Callable[[str], Any] | None = None
+    model: Model, adam: Adam, make: Callable[[str], jax.Array]
 ) -> EmbeddingState:
-    """Returns the tables of our embedding API.
-
-    Torch's formula, so that both learn the same: epsilon beside the root, and a rate
-    with the bias correction of all rows at once.
-
-    Args:
-        model: whose tables.
-        table_of: the first weights by name; None for those of `model.first_table`.
-    """
-    make = table_of or (lambda name: jnp.asarray(model.first_table(name)))
+    """Returns our tables; `make` gives the first weights of one, by its name."""
 
     def config(name: str) -> TableConfig:
         rows, dim = model.tables[name]
@@ -75,7 +69,6 @@ def first_embedding(
         name: FeatureConfig(tables[feature.table])
         for name, feature in model.features.items()
     }
-    adam = Adam(RATE, epsilon=EPSILON, sum_inside_sqrt=False)
     return init(features, adam, jax.random.key(0))
 
 
@@ -172,7 +165,10 @@ class JaxSteps:
 def ours(model: Model) -> JaxSteps:
     """Our embedding API."""
     weights = jax.tree.map(jnp.asarray, model.first_weights())
-    training = Training(first_embedding(model), weights, OPTIMIZER.init(weights))
+    embedding = first_embedding(
+        model, AS_TORCH, lambda name: jnp.asarray(model.first_table(name))
+    )
+    training = Training(embedding, weights, OPTIMIZER.init(weights))
     return JaxSteps(model, training, our_step)
 
 

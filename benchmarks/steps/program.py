@@ -7,6 +7,8 @@ from benchmarks.static.program import Built, Program
 from benchmarks.steps.cases import COMPILED, COMPILED_QUICK, StepCase
 from benchmarks.steps.contenders import OPTIMIZER, Training, first_embedding, our_step
 from benchmarks.steps.model import Batch
+from benchmarks.workload import RATE
+from sparse_adam.embedding import Adam
 
 CASES = {case.name: case for case in (*COMPILED, *COMPILED_QUICK)}
 
@@ -25,7 +27,7 @@ def build(case: StepCase, cap: int, dim: int, batch: int) -> Built:
     def start() -> Training:
         tables = {name: jnp.zeros(table) for name, table in model.tables.items()}
         weights = {name: jnp.zeros(shape) for name, shape in model.weights.items()}
-        embedding = first_embedding(model, tables.__getitem__)
+        embedding = first_embedding(model, Adam(RATE), tables.__getitem__)
         return Training(embedding, weights, OPTIMIZER.init(weights))
 
     training = jax.eval_shape(start)

@@ -22,6 +22,7 @@ from benchmarks.static.hlo import FILE, parse
 from benchmarks.static.programs import PROGRAMS
 from benchmarks.static.stages import EMBEDDING, STAGES, Rules, Stage, sum_stages
 from benchmarks.steps.cases import StepCase
+from benchmarks.steps.tables import ns_an_id
 
 LEGEND = (
     "ns is for one id of the batch: of each operation the larger of bundles over the "
@@ -110,12 +111,6 @@ def _rounded(stage: Stage) -> dict[str, float]:
     return {name: round(value, 1) for name, value in asdict(stage).items()}
 
 
-def embedding_ns(record: dict[str, Any], kind: str = "ns") -> float:
-    """Returns the nanoseconds an id of all stages but the dense part."""
-    stages = record["stages"]
-    return sum(stages[name][kind] for name in EMBEDDING) / record["ids"]
-
-
 def _print(console: Console, record: dict[str, Any]) -> None:
     title = (
         f"{record['case']} on {record['chip']}: {record['tables']} tables, D = "
@@ -138,8 +133,8 @@ def _print(console: Console, record: dict[str, Any]) -> None:
     uncounted = sum(stage["uncounted"] for stage in record["stages"].values())
     console.print(
         wrapped(
-            f"embedding {embedding_ns(record):.2f} ns an id, "
-            f"{embedding_ns(record, 'distinct_ns'):.2f} if ids were distinct; "
+            f"embedding {ns_an_id(record, EMBEDDING):.2f} ns an id, "
+            f"{ns_an_id(record, EMBEDDING, 'distinct_ns'):.2f} if ids were distinct; "
             f"traced in {record['trace_seconds']:.1f} s, compiled in "
             f"{record['compile_processor_seconds']:.0f} processor seconds; {unknown} "
             f"loops unknown, {uncounted} operations without a dump",
