@@ -7,6 +7,7 @@ from math import isclose
 from pathlib import Path
 
 import click
+import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Column, Table
@@ -18,7 +19,7 @@ from benchmarks.results import Results, Row
 from benchmarks.static.chips import CHIPS
 from benchmarks.steps import cases as named
 from benchmarks.steps.cases import StepCase
-from benchmarks.steps.contenders import BATCHES, CONTENDERS, Running
+from benchmarks.steps.contenders import BATCHES, CONTENDERS, HOST_ONLY, Running
 from benchmarks.steps.model import Model, draw_batch
 from benchmarks.timing import FEW, PATIENCE, Turns, take_turns, wall_clock
 
@@ -183,6 +184,10 @@ def measure(
         progress(f"{case.name}: {impl}")
         title, start = CONTENDERS[impl]
         rows[impl] = replace(blank, impl=impl, title=title)
+        if impl in HOST_ONLY and jax.default_backend() != "cpu":
+            reason = "runs on the CPU, and the tables are elsewhere"
+            rows[impl] = replace(rows[impl], status="skipped", reason=reason)
+            continue
         try:
             running = start(model)
             losses, slow = _first_losses(running)

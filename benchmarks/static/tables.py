@@ -43,11 +43,14 @@ def bounds_table(found: Record) -> Table:
     """The same, without the forms that differ little."""
     brief = [r for r in found["records"] if r["program"] not in _ALIKE]
     header, lines = roofline_table({"records": brief})
-    return header, [*lines, *_repeated(records_of(found))]
+    repeated = _repeated(records_of(found))
+    return header, [
+        row for line in lines for row in (line, repeated.get(line[0])) if row
+    ]
 
 
-def _repeated(records: Records) -> list[list[str]]:
-    """The least times of our row kernels where every chunk of ids has a repeat."""
+def _repeated(records: Records) -> dict[str, list[str]]:
+    """The lines, by title, of our kernels where every chunk of ids has a repeat."""
     repeated = {}
     for (program, chip), record in records.items():
         if program in TITLES and record["repeats"] and not record["error"]:
@@ -59,7 +62,7 @@ def _repeated(records: Records) -> list[list[str]]:
             bound = {"bound_ns": max(issue, hbm), "limit": limit}
             repeated[program, chip] = record | {"roofline": bound}
     _, lines = _by_program(repeated, lambda r: _bound(r["roofline"]))
-    return [[f"{title}, ids repeat", *cells] for title, *cells in lines]
+    return {title: [f"{title}, ids repeat", *cells] for title, *cells in lines}
 
 
 def _bound(roofline: Record) -> str:

@@ -247,3 +247,4 @@ CONTENDERS: dict[str, tuple[str, Callable[[Model], Running]]] = {
     "plain": ("plain JAX, optax.adam", plain_jax),
     "torch": ("torch, SparseAdam", TorchSteps),
 }
+HOST_ONLY = ("torch",)  # run on the CPU, whatever accelerator there is

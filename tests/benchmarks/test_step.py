@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import jax
@@ -10,16 +11,19 @@ from click.testing import CliRunner
 
 from benchmarks import step
 from benchmarks.__main__ import main
+from benchmarks.results import COMMITTED, read_records
 from benchmarks.static.bundles import BundledKernel, Counts, Loop
 from benchmarks.static.chips import CHIPS
 from benchmarks.static.hlo import parse
 from benchmarks.static.programs import PROGRAMS
-from benchmarks.static.stages import Rules, stage_of, sum_stages
+from benchmarks.static.stages import STAGES, Rules, Stage, stage_of, sum_stages
+from benchmarks.static.tables import bounds_table
 from benchmarks.steps.cases import COMPILED, QUICK, TIMED, StepCase
 from benchmarks.steps.contenders import BATCHES, CONTENDERS
 from benchmarks.steps.dlrm import MULTI_HOT, ROWS, dlrm
 from benchmarks.steps.model import draw_batch
 from benchmarks.steps.program import build
+from benchmarks.steps.tables import stages_table, sums_table
 from benchmarks.steps.two_tower import two_tower
 from benchmarks.steps.word2vec import word2vec
 
@@ -204,3 +208,45 @@ def _loop(index, parent, bundles, trips):
         counts=Counts(),
         source="",
     )
+
+
+def test_tables_show_the_stages_of_an_id():
+    record = _record("one_table", "v6e", plan=100.0, lookup=30.0, update=200.0)
+    failed = {"case": "dlrm", "chip": "v4", "ids": 5, "error": "TypeError: no"}
+    found = {"records": [record, failed]}
+    header, lines = sums_table(found)
+    assert header == ["", "v6e"]
+    values = dict(lines)
+    assert values["plan: the sort"] == "10.00"
+    assert values["the update with all around it"] == "30.00"
+    assert values["**sum**"] == "**33.00**"
+    assert values["if ids were distinct"] == "16.50"
+    assert values["launches"] == "2"
+    header, lines = stages_table(found)
+    cells = dict(zip(header, lines[0], strict=True))
+    assert (cells["**sum**"], cells["dense"]) == ("**33.00**", "0.00")
+    assert cells["the update in all"] == "30.00" and cells["sorts"] == "0"
+    assert lines[1][:4] == ["`dlrm`", "v4", "5", "TypeError"]
+    assert len(lines[1]) == len(header)
+
+
+def _record(case, chip, **ns):
+    stages = {
+        name: asdict(Stage(ns=ns.get(name, 0.0), distinct_ns=ns.get(name, 0.0) / 2))
+        for name in STAGES
+    }
+    stages["update"]["launches"] = 2
+    times = ("trace_seconds", "compile_processor_seconds")
+    known = {"case": case, "chip": chip, "ids": 10, "error": None, "stages": stages}
+    return known | dict.fromkeys(times, 1.0)
+
+
+def test_kernels_have_a_line_for_repeated_ids():
+    header, lines = bounds_table(read_records(COMMITTED / "static.json"))
+    titles = [title for title, *_ in lines]
+    at = titles.index("sparse_adam, TensorCore")
+    assert titles[at + 1] == "sparse_adam, TensorCore, ids repeat"
+    for distinct, repeated in zip(lines[at][1:], lines[at + 1][1:], strict=True):
+        assert float(repeated.split()[0]) > 1.2 * float(distinct.split()[0])
+    assert len(header) == len(lines[at + 1])
+    assert "sparse_adam, sweep of all rows, ids repeat" not in titles
