@@ -36,6 +36,10 @@ COMMANDS = {
         "benchmarks.static.report:main",
         "Compiled TPU programs; no TPU needed.",
     ),
+    "step": (
+        "benchmarks.step:step",
+        "Whole training steps: wall clock, or TPU stages summed.",
+    ),
     "update": ("benchmarks.update:update", "Wall clock of every contender here."),
 }
 

@@ -15,8 +15,16 @@ import click
 
 from benchmarks import figures
 from benchmarks.contenders import OURS
-from benchmarks.results import COMMITTED, ROOT, Results, Row, read_records
+from benchmarks.results import (
+    COMMITTED,
+    ROOT,
+    Results,
+    Row,
+    read_records,
+    read_steps,
+)
 from benchmarks.static import cost, tables
+from benchmarks.steps import tables as steps
 from benchmarks.update import headline_cases
 
 PAGES = tuple(
@@ -229,6 +237,14 @@ def _bundles(table: Callable[[dict[str, Any]], tables.Table]) -> Callable[[Path]
     return lambda path: markdown(*table(cost.read(path)))
 
 
+def _timed_steps(path: Path) -> str:
+    return markdown(*steps.timed_table(Results.read(path)))
+
+
+def _compiled_steps(table: Callable[[dict[str, Any]], tables.Table]) -> Any:
+    return lambda path: markdown(*table(read_steps(path)))
+
+
 # Name: the file that it is made of, in the folder of the results or anywhere.
 TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "headline": ("update.json", headline_table),
@@ -237,6 +253,9 @@ TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "machine": ("update.json", machine_table),
     "missing": ("update.json", missing_table),
     "scale": ("scale.json", scale_table),
+    "steps": ("step.json", _timed_steps),
+    "sums": ("step_static.json", _compiled_steps(steps.sums_table)),
+    "stages": ("step_static.json", _compiled_steps(steps.stages_table)),
     "jte": ("static_jte.json", _static(tables.roofline_table)),
     "bounds": ("static.json", _static(tables.bounds_table)),
     "roofline": ("static.json", _static(tables.roofline_table)),
@@ -261,6 +280,8 @@ SECTIONS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
         ("least_times",),
     ),
     ("The same of narrow rows: least ns, limit; bundles", ("narrow",), ()),
+    ("Whole training steps", ("steps",), ()),
+    ("Stages of compiled steps: ns an id, bounds", ("stages",), ()),
     ("Left out, and why", ("missing",), ()),
     ("The machine", ("machine",), ()),
 )

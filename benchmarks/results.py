@@ -53,6 +53,7 @@ class Row:
     gb_per_s: float = 0.0  # those bytes by the median
     share_of_copy: float | None = None  # of the machine's own copy, round by round
     ratio: float | None = None  # to the first of ours, round by round
+    ratio_bounds: Sequence[float] | None = None  # that hold it nine times in ten
     predicted_ms: float | None = None  # the static lower bound, where there is one
 
 
@@ -77,7 +78,7 @@ class Results:
     @classmethod
     def read(cls, path: Path) -> "Results":
         """Reads what `write` wrote; anything else is a `WrongFileError`."""
-        found = _read(path, "rows", "update` or `scale")
+        found = _read(path, "rows", "update`, `scale` or `step")
         try:
             rows = tuple(
                 Row(**row | {"dtypes": tuple(row["dtypes"]), "ms": tuple(row["ms"])})
@@ -86,7 +87,8 @@ class Results:
             return cls(**found, rows=rows)
         except (TypeError, KeyError) as error:
             raise WrongFileError(
-                f"{path} was written by `update` or `scale` of another version: {error}"
+                f"{path} was written by `update`, `scale` or `step` of another "
+                f"version: {error}"
             ) from error
 
 
@@ -101,6 +103,11 @@ def read_records(path: Path) -> dict[str, Any]:
                 f"records must have {', '.join(keys)}"
             )
     return found
+
+
+def read_steps(path: Path) -> dict[str, Any]:
+    """Reads a result file of `step --static`; anything else is a `WrongFileError`."""
+    return _read(path, "records", "step --static")
 
 
 def _read(path: Path, rows: str, commands: str) -> dict[str, Any]:

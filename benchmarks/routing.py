@@ -15,6 +15,7 @@ from rich.table import Table
 from benchmarks import results
 from benchmarks.options import out_option
 from benchmarks.routed_batches import DISTRIBUTIONS, Traffic, table_rows, traffic
+from benchmarks.static.hlo import arrays_of
 from sparse_adam.ops import routing as ops
 from sparse_adam.ops.routing import Placement
 from sparse_adam.ops.routing.rounds import default_quota
@@ -39,7 +40,6 @@ _COLLECTIVE = re.compile(
     r" = (?P<type>\(.*?\)|\S+) (?P<name>ragged-all-to-all|all-to-all|all-gather"
     r"|all-reduce|collective-permute|reduce-scatter)(?:-start)?\("
 )
-_ARRAY = re.compile(r"\w(?P<bits>\d+)\[(?P<shape>[\d,]*)\](?:\{(?P<layout>[^}]*)\})?")
 
 
 @dataclass(frozen=True)
@@ -126,28 +126,13 @@ def collectives(text: str) -> Iterator[Collective]:
     for line in text.splitlines():
         if found := _COLLECTIVE.search(line):
             # Of an asynchronous one, the last array is the result.
-            array = list(_ARRAY.finditer(found["type"]))[-1]
-            shape = tuple(int(size) for size in array["shape"].split(",") if size)
+            array = arrays_of(found["type"])[-1]
             yield Collective(
                 found["name"],
-                shape,
-                _padded(shape, array["layout"] or "") * int(array["bits"]) // 8,
+                array.shape,
+                array.bytes,
                 "further_round" in line or "search_of_cut" in line,
             )
-
-
-def _padded(shape: tuple[int, ...], layout: str) -> int:
-    """Returns how many elements an array has with the padding to its tiles."""
-    order, _, rest = layout.partition(":")
-    minor = [int(axis) for axis in order.split(",") if axis]
-    tile = re.match(r"T\(([\d,]+)\)", rest)
-    sizes = [shape[axis] for axis in minor]  # from minor to major
-    for i, size in enumerate(reversed(tile[1].split(",") if tile else [])):
-        sizes[i] = -(-sizes[i] // int(size)) * int(size)
-    total = 1
-    for size in sizes:
-        total *= size
-    return total
 
 
 def simulate(

@@ -2,15 +2,16 @@
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import jax
 
 from benchmarks import statistics
 from benchmarks.cases import Case
 from benchmarks.check import check
-from benchmarks.contenders import COPY, OURS, Contender, Running
+from benchmarks.contenders import COPY, OURS, Contender
 from benchmarks.results import Row
 from benchmarks.workload import Workload
 
@@ -27,14 +28,30 @@ def wall_clock(call: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-@dataclass
-class Entry:
-    """A contender at work in a case."""
+class Steps(Protocol):
+    """Anything that has a call for each turn."""
 
-    contender: Contender
-    running: Running
+    compile_seconds: float
+
+    def step(self, turn: int) -> Callable[[], object]:
+        """Gets ready for the turn; what it returns is timed."""
+        ...
+
+
+@dataclass
+class Turns:
+    """Something that takes turns, and the times of its calls."""
+
+    running: Steps
     rounds: int
     times: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Entry(Turns):
+    """A contender at work in a case."""
+
+    contender: Contender = field(kw_only=True)
 
 
 def measure(
@@ -61,26 +78,23 @@ def measure(
             running = contender.start(workload)
             check(contender, running, workload)
             slow = clock(running.step(1)) > PATIENCE
-            entry = Entry(contender, running, min(FEW, rounds) if slow else rounds)
+            turns = min(FEW, rounds) if slow else rounds
+            entry = Entry(running, turns, contender=contender)
             entries[contender.name] = entry
         except ModuleNotFoundError as error:
             reason = f"{error.name} is not installed"
             rows[contender.name] = replace(blank, status="skipped", reason=reason)
         except Exception as error:
             rows[contender.name] = _failed(blank, error)
-    for turn in range(rounds):
-        progress(f"{case.name}: round {turn + 1} of {rounds}")
-        for name, entry in list(entries.items()):
-            if turn >= entry.rounds:
-                continue
-            try:
-                time.sleep(rest)
-                # The first call wakes threads and caches its code; with other rows.
-                entry.running.step(2 * turn)()
-                entry.times.append(clock(entry.running.step(2 * turn + 1)))
-            except Exception as error:
-                del entries[name]
-                rows[name] = _failed(_blank(workload, entry.contender), error)
+    broken = take_turns(
+        entries,
+        rounds,
+        clock=clock,
+        rest=rest,
+        progress=lambda doing: progress(f"{case.name}: {doing}"),
+    )
+    for name, error in broken.items():
+        rows[name] = _failed(_blank(workload, entries.pop(name).contender), error)
     base = next((entries[name] for name in OURS if name in entries), None)
     for name, entry in entries.items():
         rows[name] = _timed(workload, entry, base, entries.get(COPY))
@@ -88,6 +102,31 @@ def measure(
     workload.shared.clear()
     gc.collect()  # the tables of a case, before those of the next
     return [rows[contender.name] for contender in contenders]
+
+
+def take_turns(
+    entries: Mapping[str, Turns],
+    rounds: int,
+    *,
+    clock: Clock = wall_clock,
+    rest: float = REST,
+    progress: Callable[[str], object] = lambda doing: None,
+) -> dict[str, Exception]:
+    """Times all in turn, round by round; returns what broke, and why."""
+    broken: dict[str, Exception] = {}
+    for turn in range(rounds):
+        progress(f"round {turn + 1} of {rounds}")
+        for name, entry in entries.items():
+            if turn >= entry.rounds or name in broken:
+                continue
+            try:
+                time.sleep(rest)
+                # The first call wakes threads and caches its code; with other rows.
+                entry.running.step(2 * turn)()
+                entry.times.append(clock(entry.running.step(2 * turn + 1)))
+            except Exception as error:
+                broken[name] = error
+    return broken
 
 
 def _objection(contender: Contender, case: Case) -> str | None:

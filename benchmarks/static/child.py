@@ -21,6 +21,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.static.chips import CHIPS
+from benchmarks.static.hlo import FILE as HLO
 from benchmarks.static.programs import find
 
 
@@ -33,7 +34,8 @@ def main(live: Path, cased: Path) -> None:
         started = time.perf_counter()
         record: dict[str, Any]
         try:
-            record = _compile(**case)
+            record, hlo = _compile(**case)
+            (live / HLO).write_text(hlo)
         except Exception as error:
             words = " ".join(str(error).split())
             record = {"error": f"{type(error).__name__}: {words}"[:500]}
@@ -43,7 +45,9 @@ def main(live: Path, cased: Path) -> None:
         print(json.dumps([number, record]), file=results, flush=True)
 
 
-def _compile(program: str, chip: str, rows: int, dim: int, ids: int) -> dict[str, Any]:
+def _compile(
+    program: str, chip: str, rows: int, dim: int, ids: int
+) -> tuple[dict[str, Any], str]:
     chosen = find(program)
     topology = topologies.get_topology_desc(CHIPS[chip].topology, platform="tpu")
     mesh = Mesh(np.array(topology.devices[:1]), ("device",))
@@ -54,13 +58,18 @@ def _compile(program: str, chip: str, rows: int, dim: int, ids: int) -> dict[str
         placed = [
             jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in arguments
         ]
+        began = time.perf_counter()
         lowered = jax.jit(function, donate_argnums=donated).lower(*placed)
+        traced, processor = time.perf_counter(), time.process_time()
         compiled = lowered.compile(compiler_options=dict(chosen.compiler_options))
     memory = compiled.memory_analysis()
     hlo = compiled.as_text() or ""
     tables = [arguments[at] for at in donated]
     sizes = [math.prod(table.shape) * table.dtype.itemsize for table in tables]
-    return {
+    record = {
+        "trace_seconds": round(traced - began, 2),
+        "compile_seconds": round(time.perf_counter() - traced, 2),
+        "compile_processor_seconds": round(time.process_time() - processor, 2),
         "memory": {
             name: getattr(memory, f"{name}_size_in_bytes")
             for name in ("argument", "output", "alias", "temp")
@@ -74,6 +83,7 @@ def _compile(program: str, chip: str, rows: int, dim: int, ids: int) -> dict[str
             re.MULTILINE,
         ),
     }
+    return record, hlo
 
 
 def _vmem(hlo: str) -> dict[str, int]:

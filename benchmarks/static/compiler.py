@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -66,6 +67,20 @@ def count_all(
     kills the compiler, or takes longer than `timeout` seconds, is an error; those after
     it go on in a new process. `keep_dumps`, a folder to be made, keeps the dumps.
     """
+    for case, record, dumps in compile_all(
+        cases, timeout=timeout, keep_dumps=keep_dumps
+    ):
+        yield _report(case, record, dumps)
+
+
+def compile_all(
+    cases: Sequence[StaticCase], *, timeout: float, keep_dumps: Path | None = None
+) -> Iterator[tuple[StaticCase, dict[str, Any], Path]]:
+    """Yields each case with what was found, and the folder of the compiler's dumps.
+
+    A record with an "error" has no others. The program is the file `hlo.FILE` of the
+    folder. It is kept until the next case is asked for, with `keep_dumps` for good.
+    """
     waiting = list(enumerate(cases))
     with TemporaryDirectory() as scratch:
         cased = (keep_dumps or Path(scratch, "cases")).absolute()
@@ -76,7 +91,10 @@ def count_all(
             live.mkdir()
             for number, record in _run(tuple(waiting), live, cased, timeout):
                 del waiting[0]
-                yield _report(cases[number], record, cased / f"case_{number}")
+                dumps = cased / f"case_{number}"
+                yield cases[number], record, dumps
+                if keep_dumps is None and dumps.exists():
+                    shutil.rmtree(dumps)
 
 
 def _run(
@@ -179,7 +197,7 @@ def _kernel_reports(
     case: StaticCase, dumps: Path, record: Mapping[str, Any]
 ) -> Iterator[KernelReport]:
     program, chip = find(case.program), CHIPS[case.chip]
-    kernels = list(_kernels(dumps, chip))
+    kernels = list(kernels_in(dumps, chip))
     for kernel in [*kernels, *_reused(kernels, record["instructions"])]:
         # The subcores of a chip share the rows.
         sharers = chip.subcores if kernel.engine == "subcore" else 1
@@ -211,7 +229,8 @@ def _reused(
             yield replace(shortest, name=f"{name} as {shortest.name}")
 
 
-def _kernels(dumps: Path, chip: AnalyzedChip) -> Iterator[BundledKernel]:
+def kernels_in(dumps: Path, chip: AnalyzedChip) -> Iterator[BundledKernel]:
+    """Yields the kernels that the compiler dumped into a folder."""
     for path in sorted(dumps.iterdir()):
         if found := _TENSORCORE_DUMP.match(path.name):
             # Some dumps share the suffix and hold a summary instead.

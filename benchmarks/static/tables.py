@@ -36,17 +36,37 @@ def records_of(found: Record) -> Records:
 def roofline_table(found: Record) -> Table:
     """Least nanoseconds of a row, and what sets them."""
 
-    def cell(record: Record) -> str:
-        roofline = record["roofline"]
-        return f"{roofline['bound_ns']:.2f} {roofline['limit']}"
-
-    return _by_program(records_of(found), cell)
+    return _by_program(records_of(found), lambda record: _bound(record["roofline"]))
 
 
 def bounds_table(found: Record) -> Table:
     """The same, without the forms that differ little."""
     brief = [r for r in found["records"] if r["program"] not in _ALIKE]
-    return roofline_table({"records": brief})
+    header, lines = roofline_table({"records": brief})
+    repeated = _repeated(records_of(found))
+    return header, [
+        row for line in lines for row in (line, repeated.get(line[0])) if row
+    ]
+
+
+def _repeated(records: Records) -> dict[str, list[str]]:
+    """The lines, by title, of our kernels where every chunk of ids has a repeat."""
+    repeated = {}
+    for (program, chip), record in records.items():
+        if program in TITLES and record["repeats"] and not record["error"]:
+            roofline, of = record["roofline"], CHIPS[chip]
+            shares = {"tensorcore": 1, "subcore": max(1, of.subcores)}
+            cycles = sum(n / shares[at] for at, n in record["engines"].items())
+            issue, hbm = cycles / of.clock, roofline["hbm_ns"]
+            limit = "hbm" if hbm >= issue else "issue"
+            bound = {"bound_ns": max(issue, hbm), "limit": limit}
+            repeated[program, chip] = record | {"roofline": bound}
+    _, lines = _by_program(repeated, lambda r: _bound(r["roofline"]))
+    return {title: [f"{title}, ids repeat", *cells] for title, *cells in lines}
+
+
+def _bound(roofline: Record) -> str:
+    return f"{roofline['bound_ns']:.2f} {roofline['limit']}"
 
 
 def narrow_table(found: Record) -> Table:

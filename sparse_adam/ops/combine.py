@@ -50,6 +50,7 @@ def sum_over_samples(
     return jax.ops.segment_sum(x, owners, num_samples, indices_are_sorted=ascending)
 
 
+@jax.named_scope("combine")  # `benchmarks step --static` sums by it
 def combine_rows(
     rows: jax.Array, samples: Samples, num_samples: int, *, ascending: bool = False
 ) -> jax.Array:

@@ -55,6 +55,7 @@ class UpdatePlan:
         return jnp.all(rows[self.order] == self.ids)
 
 
+@jax.named_scope("plan")  # `benchmarks step --static` sums by it
 def plan_update(ids: ArrayLike, num_rows: int) -> UpdatePlan:
     """Sorts a batch of ids for updates of a table of `num_rows` rows.
 

@@ -23,7 +23,7 @@ def test_what_is_written_is_read(tmp_path):
     ("text", "words"),
     [
         ('{"schema": 0, "rows": []}', "is a result file of schema 0, and must be one"),
-        ("[]", "is not a result file of `update` or `scale`"),
+        ("[]", "is not a result file of `update`, `scale` or `step`"),
         ('{"schema": 1, "records": []}', "it has no list 'rows'"),
         ("V,D,N", "is not a result file: Expecting value"),
         ('{"schema": 1, "rows": [{}]}', "of another version: 'dtypes'"),

@@ -93,9 +93,15 @@ def sparsecore_update(
         config = Config.interpreted(spec.num_ids) if interpret else Config.choose(spec)
     num_rows, num_ids, workers = spec.num_rows, spec.num_ids, config.workers
     layout_records = records_of(spec.layout)
-    cost = cost_estimate(spec, num_ids, bytes_moved(num_ids, num_ids, spec))
-    kernel = SubcoreKernel(layout_records, spec, config, cost)
-    run = kernel.interpreted if interpret else kernel.compiled
+
+    def run(
+        inputs: Inputs, records: State, count: int, name: str
+    ) -> tuple[State, jax.Array]:
+        cost = cost_estimate(spec, count, bytes_moved(count, count, spec))
+        kernel = SubcoreKernel(layout_records, spec, config, cost)
+        call = kernel.interpreted if interpret else kernel.compiled
+        return call(inputs, records, name=name)
+
     grads, sources = layout_records.lay_out(batch.grads, batch.sources)
     work = share_out(
         *(batch.ids, sources, batch.gains, num_rows, config, workers),
@@ -104,7 +110,8 @@ def sparsecore_update(
     numbers = _operand(scalars.numbers, batch)
     seeds = () if scalars.seeds is None else (_operand(scalars.seeds, batch),)
     records = layout_records.records(state)
-    records, sums = run(Inputs(work, numbers, seeds, grads), records, name=_NAME)
+    inputs = Inputs(work, numbers, seeds, grads)
+    records, sums = run(inputs, records, num_ids, _NAME)
     if spec.accumulate:
         # The runs that were split: those that exist to the front, still ascending.
         split_ids = split_runs(work, num_rows, workers)
@@ -112,7 +119,7 @@ def sparsecore_update(
         split_ids, places = lax.sort((split_ids, places), num_keys=2, is_stable=False)
         work = share_out(split_ids, places, None, num_rows, config, workers=1)
         inputs = Inputs(work, numbers, seeds, sums.reshape(-1, layout_records.width))
-        records, _ = run(inputs, records, name=_NAME_OF_SECOND_CALL)
+        records, _ = run(inputs, records, split_ids.size, _NAME_OF_SECOND_CALL)
     return layout_records.arrays(records)
 
 
