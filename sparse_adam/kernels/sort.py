@@ -15,6 +15,7 @@ Limits: equal keys lose payload, so keys must be distinct.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -35,13 +36,19 @@ _SIGN = np.int32(-(2**31))
 Words = tuple[jax.Array, ...]
 
 
-def unsupported(words: Sequence[jax.Array]) -> str | None:
-    """Says why this kernel does not sort words, or returns None when it does."""
-    size = words[0].shape[-1]
+def unsupported(shape: Sequence[int], num_words: int) -> str | None:
+    """Says why this kernel does not sort words, or returns None when it does.
+
+    Args:
+        shape: of each word, `[..., N]`.
+        num_words: the keys and the payload.
+    """
+    *leading, size = shape
     if size <= _TILE:
         return f"{size} words fill no more than one vector register"
-    buffers = 2 if words[0].size == size else 4  # each row's words, in and out
-    num_bytes = 4 * len(words) * buffers * _padded(size)
+    # In and out; and of several rows, the next one in and the last one out.
+    buffers = 2 if math.prod(leading) == 1 else 4
+    num_bytes = 4 * num_words * buffers * _padded(size)
     if num_bytes > VMEM_BUDGET:
         return f"the words take {num_bytes} bytes of vector memory"
     return None
@@ -158,10 +165,10 @@ def _sort_blocks(
 
 
 def _place() -> jax.Array:
-    """Returns the upper part of each index: the lane, then the sublane."""
-    shape = (SUBLANES, LANES)
-    lane = lax.broadcasted_iota(jnp.int32, shape, 1)
-    return lane * SUBLANES + lax.broadcasted_iota(jnp.int32, shape, 0)
+    """Returns the upper part of each index, `[1, 8, 128]`: the lane, the sublane."""
+    shape = (1, SUBLANES, LANES)
+    lane = lax.broadcasted_iota(jnp.int32, shape, 2)
+    return lane * SUBLANES + lax.broadcasted_iota(jnp.int32, shape, 1)
 
 
 def _exchange(
@@ -173,7 +180,7 @@ def _exchange(
     second = tuple(x.reshape(shape)[:, 1] for x in words)
     wrong = _less(second[:num_keys], first[:num_keys])
     if descending is not None:
-        wrong ^= descending
+        wrong ^= descending[None]
     return tuple(
         jnp.stack((jnp.where(wrong, y, x), jnp.where(wrong, x, y)), axis=1).reshape(
             -1, SUBLANES, LANES

@@ -72,8 +72,8 @@ def _sort(words: tuple[jax.Array, ...], num_keys: int) -> tuple[jax.Array, ...]:
 def _run(platform: str | None, *words: jax.Array, num_keys: int) -> Sequence[jax.Array]:
     """Sorts words `[..., N]` along their last axis."""
     *leading, size = words[0].shape
-    short = len(words) == 1 and size <= _SHORT
-    if platform != "tpu" or short or kernel.unsupported(words):
+    short = len(words) == 1 and words[0].size <= _SHORT
+    if platform != "tpu" or short or kernel.unsupported(words[0].shape, len(words)):
         return lax.sort(words, num_keys=num_keys, is_stable=False)
     found = kernel.sort([x.reshape(-1, size) for x in words], num_keys)
     return [x.reshape(*leading, size) for x in found]
