@@ -1,5 +1,7 @@
 """Sorting by the TensorCore's kernel, interpreted."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,20 +10,17 @@ import pytest
 from sparse_adam.kernels.sort import sort, unsupported
 from sparse_adam.ops.sorting import in_order
 
+# Fusions of so many comparisons take XLA a minute on a CPU.
+QUICKLY: dict[str, Any] = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_disable_hlo_passes": "cpu-instruction-fusion",
+}
+
 
 def interpreted(words, num_keys):
-    lowered = jax.jit(lambda *words: sort(words, num_keys, interpret=True)).lower(
-        *words
-    )
-    # Fusions of so many comparisons take XLA a minute on a CPU.
-    compiled = lowered.compile(
-        compiler_options={
-            "xla_backend_optimization_level": 0,
-            "xla_llvm_disable_expensive_passes": True,
-            "xla_disable_hlo_passes": "cpu-instruction-fusion",
-        }
-    )
-    return compiled(*words)
+    run = jax.jit(lambda *words: sort(words, num_keys, interpret=True))
+    return run.lower(*words).compile(compiler_options=QUICKLY)(*words)
 
 
 def test_pairs_and_their_payload_where_registers_take_two_passes(monkeypatch):

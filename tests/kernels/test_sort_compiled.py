@@ -24,7 +24,8 @@ def test_an_update_gathers_no_scalars(monkeypatch, planned):
     def update(lines, ids, grads, sample_ids, gains, plan):
         return packed_adam_update(
             PackedTable(lines, packed.layout),
-            *(ids, grads),
+            ids,
+            grads,
             sample_ids=sample_ids,
             gains=gains,
             plan=UpdatePlan(*plan, rows) if planned else None,
