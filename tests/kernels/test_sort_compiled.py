@@ -28,7 +28,7 @@ def test_an_update_gathers_no_scalars(monkeypatch, planned):
             grads,
             sample_ids=sample_ids,
             gains=gains,
-            plan=UpdatePlan(*plan, rows) if planned else None,
+            plan=UpdatePlan(plan[0], plan[1], rows) if planned else None,
             implementation="sparsecore",
         ).lines
 
