@@ -23,7 +23,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 
@@ -126,17 +125,19 @@ def combine_rows(
     shape = room * records.blocks, records.width
     if owners is None:
         places = ids.size // num_samples
-        owners = lax.iota(jnp.int32, ids.size) // places
-        sums = lax.empty(shape, records.dtype)  # each is written
+        owners = lax.div(lax.iota(jnp.int32, ids.size), jnp.int32(places))
+        sums = lax.empty(shape, jnp.float32)  # each is written
     else:
-        places = 0
-        sums = jnp.zeros(shape, records.dtype)
+        places = None
+        sums = jnp.zeros(shape, jnp.float32)
     owned = (owners >= 0) & (owners < num_samples)
     samples = jnp.where(owned, records.numbers(owners, num_samples), room)
     work = share_out(
-        *(samples, ids, gains, room, config, config.workers), whole_runs=True
+        *(samples, ids, gains, room, config, config.workers),
+        whole_runs=True,
+        run_length=places,
     )
-    copies = places == 1 and gains is None and layout.dtypes[0] == np.float32
+    copies = places == 1 and gains is None and layout.storage == "plain"
     program = _program(layout, config, ids.size, num_samples, room, copies)
     inputs = _never_constant(work, ids), records.records((stored,))
     (sums,) = program.run(inputs, (sums,), name=_NAME, interpret=interpret)

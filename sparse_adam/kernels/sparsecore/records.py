@@ -128,12 +128,6 @@ class RowRecords(abc.ABC):
     def weights(self, words: jax.Array) -> jax.Array:
         """Reads the weights alone from the words of their plane: float32."""
 
-    def word(self, values: jax.Array) -> jax.Array:
-        """Returns float32 values as words of a record, bit for bit."""
-        if self.dtype == jnp.float32:
-            return values
-        return lax.bitcast_convert_type(values, self.dtype)
-
     def lay_out(self, grads: Grads, sources: Indices) -> tuple[jax.Array, Indices]:
         """Returns gradients as records, and which of them each occurrence adds.
 
@@ -169,15 +163,14 @@ class RowRecords(abc.ABC):
         return self._lines(count) * (LANES // self.width)
 
     def take_back(self, records: jax.Array, count: int) -> jax.Array:
-        """Returns float32 `[count, D]` of words that `numbers` has given places.
+        """Returns `[count, D]` of float32 records that `numbers` has given places.
 
         The way back of `lay_out`: narrow rows become columns by one transposition.
         """
-        values = lax.bitcast_convert_type(records, jnp.float32)
         if self.width == LANES:
-            rows = self.grads.back(values)
+            rows = self.grads.back(records)
         else:
-            columns = lax.optimization_barrier(values.reshape(-1, LANES)).T
+            columns = lax.optimization_barrier(records.reshape(-1, LANES)).T
             places = LANES // self.width
             rows = jnp.concatenate(jnp.split(columns, places), axis=1).T
         return rows[:count, : self.layout.dim]
