@@ -43,8 +43,7 @@ class LookupScratch(NamedTuple):
     gains: Operand  # [WORD_SLOTS * C + WINDOW] float32
     shares: Operand  # [3 * share_words] int32
     opened: Operand  # [blocks * width] float32: the sum with which the last chunk ended
-    rows: Operand  # [SLOTS * C, width]: words arrive
-    sums: tuple[Operand, ...]  # the same in float32: sums leave; (): in place of rows
+    rows: Operand  # [SLOTS * C, width]: rows arrive, and leave as sums
     words_arrived: Operand  # DMA semaphores, one a slot
     rows_arrived: Operand
     rows_left: Operand
@@ -54,14 +53,12 @@ class LookupScratch(NamedTuple):
         """Returns what to allocate."""
         words = WORD_SLOTS * WordOffsets(config.chunk).size
         rows = SLOTS * config.chunk, records.width
-        in_place = records.dtype == jnp.float32
         return cls(
             words=pltpu.VMEM((words,), jnp.int32),
             gains=pltpu.VMEM((WORD_SLOTS * config.chunk + WINDOW,), jnp.float32),
             shares=pltpu.VMEM((3 * config.share_words,), jnp.int32),
             opened=pltpu.VMEM((records.blocks * records.width,), jnp.float32),
-            rows=pltpu.VMEM(rows, records.dtype),
-            sums=() if in_place else (pltpu.VMEM(rows, jnp.float32),),
+            rows=pltpu.VMEM(rows, records.looked_up),
             words_arrived=pltpu.SemaphoreType.DMA((WORD_SLOTS,)),
             rows_arrived=pltpu.SemaphoreType.DMA((SLOTS,)),
             rows_left=pltpu.SemaphoreType.DMA((SLOTS,)),
@@ -131,16 +128,17 @@ class Combine(Pipeline):
         plane = self.records.layout.weight_plane
         table = self.records.plane_refs(self.operands.table)[plane]
         for here, fetched, _, _ in self.streams(unit):
-            tile = scratch.rows.at[here]
+            tile = self.on.seen_as(scratch.rows.at[here], self.records.dtype)
             copies += self.on.gather([table], fetched, [tile], arrived)
         return copies
 
     def leaving(self, unit: Unit) -> list[Any]:
         """Returns the scatters of sums."""
-        combined, sums, copies = self.operands.combined, self._sums, []
-        left = self.scratch.rows_left.at[unit.row_slot]
+        scratch, copies = self.scratch, []
+        left = scratch.rows_left.at[unit.row_slot]
         for here, _, written, _ in self.streams(unit):
-            copies += self.on.scatter([sums.at[here]], [combined], written, left)
+            tile = scratch.rows.at[here]
+            copies += self.on.scatter([tile], [self.operands.combined], written, left)
         return copies
 
     def compute(self, unit: Unit, share: Share) -> None:
@@ -153,12 +151,8 @@ class Combine(Pipeline):
         missing = self.vector(self.scratch.words, unit.words + self.at.count)[0]
         pl.when(missing > 0)(add_up)
 
-    @property
-    def _sums(self) -> Operand:
-        return self.scratch.sums[0] if self.scratch.sums else self.scratch.rows
-
     def _add_up(self, unit: Unit) -> None:
-        scratch, put = self.scratch, self._sums
+        scratch = self.scratch
         gains = unit.word_slot * self.config.chunk
 
         def add(i: jax.Array, sums: tuple) -> tuple:
@@ -174,7 +168,7 @@ class Combine(Pipeline):
                 # Selects: what was not fetched may be NaN, and so may other samples.
                 value = jnp.where(there, value, 0.0)
                 total = jnp.where(goes_on, total + value, value)
-                put[unit.row + i, lanes] = total
+                scratch.rows[unit.row + i, lanes] = self.records.words_of_sums(total)
                 new.append(total)
             return tuple(new)
 

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
-import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -64,9 +63,8 @@ class Config:
         return self._bytes(records, 1 + records.planes, opened)
 
     def lookup_bytes(self, layout: Layout) -> int:
-        """What a lookup keeps there: rows, and sums where they cannot replace them."""
-        records = records_of(layout)
-        return self._bytes(records, 1 if records.dtype == jnp.float32 else 2, 1)
+        """What a lookup keeps there: the rows of one plane."""
+        return self._bytes(records_of(layout), 1, 1)
 
     def _bytes(self, records: RowRecords, tiles: int, opened: int) -> int:
         """Counts the tiles of rows, the words, and the rows of an open run."""
@@ -93,7 +91,7 @@ class Config:
 
     @classmethod
     def for_lookup(cls, num_ids: int, layout: Layout) -> "Config":
-        """The same for a lookup: of rows of 128 words 128, or 80 of packed on v6e."""
+        """The same for a lookup, whose chunk is 128."""
         return cls._longest(num_ids, lambda config: config.lookup_bytes(layout))
 
     @classmethod

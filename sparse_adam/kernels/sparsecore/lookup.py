@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 
@@ -38,6 +39,7 @@ from sparse_adam.kernels.sparsecore.config import Config, absent, unsupported_la
 from sparse_adam.kernels.sparsecore.records import records_of
 from sparse_adam.kernels.sparsecore.shim import Interpreted, Native
 from sparse_adam.kernels.sparsecore.work import SubcoreWork, share_out
+from sparse_adam.kernels.tiles import LANES
 
 _NAME = "sparse_adam_combine"
 
@@ -126,10 +128,10 @@ def combine_rows(
     if owners is None:
         places = ids.size // num_samples
         owners = lax.div(lax.iota(jnp.int32, ids.size), jnp.int32(places))
-        sums = lax.empty(shape, jnp.float32)  # each is written
+        sums = lax.empty(shape, records.looked_up)  # each is written
     else:
         places = None
-        sums = jnp.zeros(shape, jnp.float32)
+        sums = jnp.zeros(shape, records.looked_up)
     owned = (owners >= 0) & (owners < num_samples)
     samples = jnp.where(owned, records.numbers(owners, num_samples), room)
     work = share_out(
@@ -137,9 +139,12 @@ def combine_rows(
         whole_runs=True,
         run_length=places,
     )
-    copies = places == 1 and gains is None and layout.storage == "plain"
+    copies = places == 1 and gains is None and layout.dtypes[0] == np.float32
     program = _program(layout, config, ids.size, num_samples, room, copies)
-    inputs = _never_constant(work, ids), records.records((stored,))
+    (table,) = records.records((stored,))
+    if interpret and table.dtype != sums.dtype:  # see `Interpreted.seen_as`
+        table = lax.bitcast_convert_type(table, sums.dtype)
+    inputs = _never_constant(work, ids), (table,)
     (sums,) = program.run(inputs, (sums,), name=_NAME, interpret=interpret)
     return records.take_back(sums, num_samples)
 
@@ -162,7 +167,7 @@ def _program(
         body,
         LookupScratch.types(config, records),
         config,
-        records.keeps_tiles,
+        records.width == LANES,
         pl.CostEstimate(
             flops=0 if copies else 2 * num_ids * layout.dim,
             transcendentals=0,

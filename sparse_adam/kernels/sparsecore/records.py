@@ -124,9 +124,22 @@ class RowRecords(abc.ABC):
     ) -> PlaneWords:
         """Writes planes, rounding as the dtypes and the noise say."""
 
+    @property
+    def looked_up(self) -> Any:
+        """Returns the dtype of rows that are looked up, and of their sums.
+
+        The words of narrow rows stay int32: what lays them out anew reads them as
+        floats for nothing, while wide ones would be copied for that alone.
+        """
+        return jnp.float32 if self.width == LANES else self.dtype
+
     @abc.abstractmethod
     def weights(self, words: jax.Array) -> jax.Array:
-        """Reads the weights alone from the words of their plane: float32."""
+        """Reads the weights alone from words that are looked up: float32."""
+
+    def words_of_sums(self, sums: jax.Array) -> jax.Array:
+        """Returns float32 sums as they leave."""
+        return _seen_as(sums, self.looked_up)
 
     def lay_out(self, grads: Grads, sources: Indices) -> tuple[jax.Array, Indices]:
         """Returns gradients as records, and which of them each occurrence adds.
@@ -163,7 +176,7 @@ class RowRecords(abc.ABC):
         return self._lines(count) * (LANES // self.width)
 
     def take_back(self, records: jax.Array, count: int) -> jax.Array:
-        """Returns `[count, D]` of float32 records that `numbers` has given places.
+        """Returns float32 `[count, D]` of records that `numbers` has given places.
 
         The way back of `lay_out`: narrow rows become columns by one transposition.
         """
@@ -173,7 +186,7 @@ class RowRecords(abc.ABC):
             columns = lax.optimization_barrier(records.reshape(-1, LANES)).T
             places = LANES // self.width
             rows = jnp.concatenate(jnp.split(columns, places), axis=1).T
-        return rows[:count, : self.layout.dim]
+        return _seen_as(rows[:count, : self.layout.dim], jnp.float32)
 
     def _lines(self, count: int) -> int:
         """The lines of narrow rows: whole tiles of them, when they are transposed."""
@@ -263,13 +276,21 @@ class PackedRecords(RowRecords):
 
     def weights(self, words: jax.Array) -> jax.Array:
         """Reads the plane of the weights."""
-        return self.layout.weights(words, jnp.float32)
+        if self.layout.dtypes[0] == jnp.float32:
+            return _seen_as(words, jnp.float32)
+        return self.layout.weights(_seen_as(words, self.dtype), jnp.float32)
 
     def words(
         self, values: Values, noises: Noises, round_pair: RoundPair
     ) -> PlaneWords:
         """Writes planes."""
         return self.layout.words(values, noises, round_pair)
+
+
+def _seen_as(words: jax.Array, dtype: Any) -> jax.Array:
+    if words.dtype == dtype:
+        return words
+    return lax.bitcast_convert_type(words, dtype)
 
 
 def records_of(layout: Layout) -> RowRecords:
