@@ -49,7 +49,7 @@ def unsupported(layout: Layout) -> str | None:
     return unsupported_layout(layout, ("table", *("slot" for _ in layout.dtypes[1:])))
 
 
-def compiled(layout: Layout) -> bool:
+def is_compiled(layout: Layout) -> bool:
     """Tells whether the TPU in scope looks up rows of this layout on SparseCores."""
     return unsupported(layout) is None and absent() is None
 
