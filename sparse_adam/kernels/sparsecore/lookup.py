@@ -38,7 +38,7 @@ from sparse_adam.kernels.sparsecore.combining import (
 from sparse_adam.kernels.sparsecore.config import Config, absent, unsupported_layout
 from sparse_adam.kernels.sparsecore.records import records_of
 from sparse_adam.kernels.sparsecore.shim import Interpreted, Native
-from sparse_adam.kernels.sparsecore.work import SubcoreWork, share_out
+from sparse_adam.kernels.sparsecore.work import share_out
 from sparse_adam.kernels.tiles import LANES
 
 _NAME = "sparse_adam_combine"
@@ -144,8 +144,7 @@ def combine_rows(
     (table,) = records.records((stored,))
     if interpret and table.dtype != sums.dtype:  # see `Interpreted.seen_as`
         table = lax.bitcast_convert_type(table, sums.dtype)
-    inputs = _never_constant(work, ids), (table,)
-    (sums,) = program.run(inputs, (sums,), name=_NAME, interpret=interpret)
+    (sums,) = program.run(*((work, (table,)), (sums,)), name=_NAME, interpret=interpret)
     return records.take_back(sums, num_samples)
 
 
@@ -174,11 +173,3 @@ def _program(
             bytes_accessed=bytes_moved(num_ids, num_samples, layout),
         ),
     )
-
-
-def _never_constant(work: SubcoreWork, ids: Indices) -> SubcoreWork:
-    """Returns the same words, of which the compiler cannot tell that they are constant.
-
-    In a loop, libtpu dies of an operand that is. No row is below -1.
-    """
-    return jax.tree.map(lambda x: jnp.where(ids[0] < -1, jnp.zeros_like(x), x), work)

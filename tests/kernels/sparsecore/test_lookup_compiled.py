@@ -26,11 +26,14 @@ COUNTS = {
 
 
 def build_scan(rows, dim, ids):
-    """Three batches, one after the other, with samples that no batch changes."""
-    run, (stored, batch, owners, gains), _ = combined(rows, dim, ids, places=3)
+    """Three batches, one after the other, of constant samples and gains."""
+    run, (stored, batch, owners, gains), _ = combined(
+        rows, dim, ids, places=3, weighted=True
+    )
 
     def looked_up(stored, batches, owners, gains):
         def step(total, ids):
+            gains = jnp.full(ids.shape, 0.5)
             return total + run(stored, ids, owners, gains).sum(), None
 
         return lax.scan(step, jnp.float32(0), batches)[0]
@@ -73,6 +76,5 @@ OTHERS = (
 
 
 def test_other_batches_and_a_loop():
-    """Of a constant operand in a loop the compiler dies."""
     for report in reports("v6e", *OTHERS):
         assert report.counted
