@@ -34,7 +34,7 @@ class Program:
     kernels: str = r"^(?!TLP$|<)"
     phases: Mapping[str, RowRule] = field(default_factory=dict)
     tables: int = 3
-    streamed_rows: int = 0
+    streamed_rows: float = 0
     passes: int = 0
     block_bytes: int = 0  # 0: no such DMAs
     repeats: tuple[str, ...] = ()

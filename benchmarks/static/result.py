@@ -149,7 +149,7 @@ class StaticReport:
     table_bytes: int = 0  # of the smallest array that is updated in place
     table_copies: tuple[str, ...] = ()
     kernels: tuple[KernelReport, ...] = ()
-    streamed_rows: int = 0  # that SparseCore streams move for each row; no dump tells
+    streamed_rows: float = 0  # that SparseCore streams move for each row; no dump tells
     passes: int = 0  # over arrays of the table's size, by pipelines; no dump tells
     repeats: tuple[str, ...] = ()  # phases that are for ids that occur again
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -47,7 +47,7 @@ def unsupported(spec: UpdateSpec) -> str | None:
             "its rule has a slot per row, which this kernel steps once a row; "
             "use_gradient_accumulation=False steps each occurrence"
         )
-    reason = unsupported_rows(spec)
+    reason = unsupported_rows(spec.layout, spec.array_names)
     if reason is not None:
         return reason
     if Config(SUBLANES).vmem_bytes(spec) > VMEM_BUDGET:
