@@ -4,7 +4,6 @@ from sparse_adam.embedding.adam import Adam as Adam
 from sparse_adam.embedding.config import FeatureConfig as FeatureConfig
 from sparse_adam.embedding.config import QuantizationConfig as QuantizationConfig
 from sparse_adam.embedding.config import TableConfig as TableConfig
-from sparse_adam.embedding.functional import EmbeddingState as EmbeddingState
 from sparse_adam.embedding.functional import apply_gradients as apply_gradients
 from sparse_adam.embedding.functional import (
     current_learning_rates as current_learning_rates,
@@ -13,8 +12,9 @@ from sparse_adam.embedding.functional import init as init
 from sparse_adam.embedding.functional import lookup as lookup
 from sparse_adam.embedding.inputs import Ragged as Ragged
 from sparse_adam.embedding.inputs import Sparse as Sparse
-from sparse_adam.embedding.logical import logical_arrays as logical_arrays
+from sparse_adam.embedding.logical import from_logical as from_logical
 from sparse_adam.embedding.logical import map_arrays as map_arrays
+from sparse_adam.embedding.logical import to_logical as to_logical
 from sparse_adam.embedding.optimizer import Optimizer as Optimizer
 from sparse_adam.embedding.optimizers import FTRL as FTRL
 from sparse_adam.embedding.optimizers import SGD as SGD
@@ -25,4 +25,5 @@ from sparse_adam.embedding.optimizers import RuleOptimizer as RuleOptimizer
 from sparse_adam.embedding.serving import (
     serving_embedding_lookup as serving_embedding_lookup,
 )
+from sparse_adam.embedding.state import EmbeddingState as EmbeddingState
 from sparse_adam.embedding.tpu_embedding import TPUEmbedding as TPUEmbedding

@@ -1,47 +1,48 @@
 """Between ids and rows: how a sample's rows are combined, and gradients handed back.
 
-Both directions share one factor for each id, its gain.
+Features of one stack are joined. Those that are combined alike have one lookup, and
+those of one rate have one update. A combiner's divisor belongs to a sample and not to
+an id: the lookup multiplies the sums of a sample by it, and the update the gradient of
+a sample.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from sparse_adam.embedding.config import TableConfig
+from sparse_adam.embedding.config import QuantizationConfig
 from sparse_adam.embedding.occurrences import Occurrences
 from sparse_adam.embedding.quantization import simulate_quantization
 from sparse_adam.embedding.stored import combined_rows
 from sparse_adam.embedding.stored import rows as stored_rows
+from sparse_adam.embedding.tables import EmbeddingLayout, Feature
 from sparse_adam.ops.combine import Samples, combine_rows
+from sparse_adam.ops.shards import explicit_sharding
 
 
-def gains(part: Occurrences, combiner: str) -> jax.Array | None:
-    """Returns float32 `[N]`: the factor of each id's row; None for 1 throughout.
+class Part(NamedTuple):
+    """The ids of one feature, as rows of its stack, and what becomes of them."""
 
-    That is w, w / sum(w) or w / sqrt(sum(w**2)), the sums over the sample's ids. A sum
-    of 0 makes it 0.
-    """
-    return _samples(part, combiner).factors()
+    feature: Feature
+    stack: int  # its number
+    occurrences: Occurrences
+    samples: Samples
 
+    @classmethod
+    def of(cls, layout: EmbeddingLayout, feature: Feature, ids: Occurrences) -> "Part":
+        """Raises the ids of a feature, which are rows of its table, by its offset."""
+        table = layout.tables[feature.table]
+        number, place = layout.place(table.name)
+        ids = ids.raised(layout.stacks[number].offsets[place])
+        return cls(feature, number, ids, _samples(ids, table.config.combiner))
 
-def combine(
-    stored: Any, part: Occurrences, config: TableConfig, *, quantize: bool
-) -> jax.Array:
-    """Returns the activations of one feature, `[*part.shape, D]`."""
-    samples = _samples(part, config.combiner)
-    size, ascending = part.num_samples, part.ascending
-    if quantize and config.quantization_config is not None:
-        found = stored_rows(stored, part.ids)
-        rows = simulate_quantization(
-            found.astype(jnp.float32), config.quantization_config
-        )
-        combined = combine_rows(rows, samples, size, ascending=ascending)
-        combined = combined.astype(found.dtype)
-    else:
-        combined = combined_rows(stored, samples, size, ascending=ascending)
-    return combined.reshape(*part.shape, config.dim)
+    @property
+    def activations(self) -> tuple[int, ...]:
+        """Returns the shape of its activations."""
+        return (*self.occurrences.shape, self.feature.config.table.dim)
 
 
 def _samples(part: Occurrences, combiner: str) -> Samples:
@@ -69,8 +70,84 @@ def _samples(part: Occurrences, combiner: str) -> Samples:
     )
 
 
-class TableBatch(NamedTuple):
-    """What one update of one table takes, from all of its features."""
+def activations_of(
+    stacks: Sequence[Any], parts: Sequence[Part], *, quantize: bool
+) -> list[jax.Array]:
+    """Returns the activations of each feature.
+
+    Features of one stack that are combined alike are looked up together.
+
+    Args:
+        stacks: of a state, as they are stored.
+        parts: the features.
+        quantize: True simulates the quantization of tables that ask for it.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for number, part in enumerate(parts):
+        groups.setdefault(_kind(part, number, quantize), []).append(number)
+    found: list[Any] = [None] * len(parts)
+    for numbers in groups.values():
+        own = [parts[number] for number in numbers]
+        quantization = own[0].feature.config.table.quantization_config
+        combined = _combine(
+            stacks[own[0].stack], own, quantization if quantize else None
+        )
+        sizes = [part.occurrences.num_samples for part in own]
+        rows = lax.split(combined, sizes) if len(own) > 1 else [combined]
+        for number, part, activations in zip(numbers, own, rows, strict=True):
+            found[number] = activations.reshape(part.activations)
+    return found
+
+
+def _kind(part: Part, number: int, quantize: bool) -> Hashable:
+    """Returns a value that is equal for features that can be looked up together."""
+    samples, ids = part.samples, part.occurrences
+    sharding = explicit_sharding(samples.ids)
+    if sharding is not None and any(axis is not None for axis in sharding.spec):
+        return number  # joined, ids that are spread would have to be sent
+    config = part.feature.config.table
+    return (
+        part.stack,
+        config.quantization_config if quantize else None,
+        ids.places if samples.owners is None else ("owners", ids.ascending),
+        samples.gains is None,
+        samples.scales is None,
+        sharding,
+    )
+
+
+def _combine(
+    stored: Any, parts: Sequence[Part], quantization: QuantizationConfig | None
+) -> jax.Array:
+    """Returns the combined rows of all samples of features of one kind, `[S, D]`."""
+    samples = _joined(parts)
+    size = sum(part.occurrences.num_samples for part in parts)
+    ascending = parts[0].occurrences.ascending
+    if quantization is None:
+        return combined_rows(stored, samples, size, ascending=ascending)
+    found = stored_rows(stored, samples.ids)
+    rows = simulate_quantization(found.astype(jnp.float32), quantization)
+    combined = combine_rows(rows, samples, size, ascending=ascending)
+    return combined.astype(found.dtype)
+
+
+def _joined(parts: Sequence[Part]) -> Samples:
+    """Returns the samples of features of one kind, one feature behind the other.
+
+    An id without an owner is -1, so it may be given a sample of the next feature.
+    """
+    start, raised = 0, []
+    for part in parts:
+        own = part.samples
+        if own.owners is not None and start:
+            own = own._replace(owners=own.owners + start)
+        raised.append(own)
+        start += part.occurrences.num_samples
+    return jax.tree.map(lambda *arrays: _join(arrays), *raised)
+
+
+class UpdateBatch(NamedTuple):
+    """What one update of a stack takes, from all features that are in it."""
 
     ids: jax.Array  # [N]
     grads: jax.Array  # [B, D]
@@ -79,42 +156,54 @@ class TableBatch(NamedTuple):
 
 
 def gather_batch(
-    parts: Sequence[Occurrences],
-    gradients: Sequence[jax.Array | None],
-    config: TableConfig,
-) -> TableBatch:
-    """Puts the features of one table behind one another: their ids and their samples.
+    parts: Sequence[Part], gradients: Sequence[jax.Array | None]
+) -> UpdateBatch:
+    """Puts features of one stack behind one another: their ids and their samples.
 
     A gradient that is None is one of zeros; its ids get a sample that does not exist.
     """
-    given = [g.reshape(-1, config.dim) for g in gradients if g is not None]
+    given = [
+        _by_sample(part, gradient)
+        for part, gradient in zip(parts, gradients, strict=True)
+        if gradient is not None
+    ]
     if len({g.dtype for g in given}) > 1:
         given = [g.astype(jnp.float32) for g in given]
     if not sum(g.shape[0] for g in given):
-        given = [jnp.zeros((1, config.dim), jnp.float32)]
+        given = [jnp.zeros((1, parts[0].activations[-1]), jnp.float32)]
     grads = _join(given)
-    ids = _join([part.ids for part in parts])
-    factors = [gains(part, config.combiner) for part in parts]
-    joined_gains = None
+    ids = _join([part.samples.ids for part in parts])
+    factors = [part.samples.gains for part in parts]
+    gains = None
     if any(factor is not None for factor in factors):
-        joined_gains = _join(
+        gains = _join(
             [
-                jnp.ones(part.ids.shape, jnp.float32) if factor is None else factor
-                for part, factor in zip(parts, factors, strict=True)
+                jnp.ones(part.samples.ids.shape, jnp.float32) if own is None else own
+                for part, own in zip(parts, factors, strict=True)
             ]
         )
-    one_each = all(part.samples is None and part.places == 1 for part in parts)
+    one_each = all(
+        part.samples.owners is None and part.occurrences.places == 1 for part in parts
+    )
     if one_each and ids.size and all(gradient is not None for gradient in gradients):
-        return TableBatch(ids, grads, None, joined_gains)
+        return UpdateBatch(ids, grads, None, gains)
     sample_ids, start = [], 0
     for part, gradient in zip(parts, gradients, strict=True):
         if gradient is None:
-            sample_ids.append(jnp.full_like(part.ids, -1))
+            sample_ids.append(jnp.full_like(part.samples.ids, -1))
         else:
-            sample_ids.append(part.owners() + start)
-            start += part.num_samples
-    return TableBatch(ids, grads, _join(sample_ids), joined_gains)
+            sample_ids.append(part.occurrences.owners() + start)
+            start += part.occurrences.num_samples
+    return UpdateBatch(ids, grads, _join(sample_ids), gains)
 
 
-def _join(arrays: Sequence[jax.Array]) -> jax.Array:
+def _by_sample(part: Part, gradient: jax.Array) -> jax.Array:
+    """Returns the gradient of each sample's sum of rows, `[S, D]`."""
+    gradient = gradient.reshape(-1, part.activations[-1])
+    if part.samples.scales is None:
+        return gradient
+    return part.samples.scales[:, None] * gradient.astype(jnp.float32)
+
+
+def _join(arrays: Sequence[Any]) -> jax.Array:
     return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays)

@@ -11,41 +11,26 @@ and they go to the optimizer as `[samples, D]` with each id's sample and factor,
 nothing of the size `[ids, D]` is made of them either.
 """
 
-import dataclasses
-import functools
-import reprlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 from jax.typing import ArrayLike
 
-from sparse_adam.embedding.combine import combine, gather_batch
+from sparse_adam.embedding.combine import Part, activations_of, gather_batch
 from sparse_adam.embedding.gradients import check_gradients, warn_of_missing_gradients
-from sparse_adam.embedding.occurrences import Occurrences, occurrences
-from sparse_adam.embedding.optimizer import Optimizer, is_traced, rates_now
-from sparse_adam.embedding.stored import checked
-from sparse_adam.embedding.tables import EmbeddingLayout, Feature, make_layout
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=("tables",), meta_fields=("layout",)
+from sparse_adam.embedding.occurrences import occurrences
+from sparse_adam.embedding.optimizer import Optimizer
+from sparse_adam.embedding.rates import (
+    LearningRates,
+    rates_now,
+    rates_of_update,
+    tables_by_rate,
 )
-@dataclasses.dataclass(frozen=True)
-class EmbeddingState:
-    """Tables with their slots: a pytree of arrays.
-
-    It checkpoints, shards, scans and donates like any other.
-
-    Attributes:
-        tables: by name, the optimizer's state of each: for `Adam` an
-            `AdamState(table, momenta, velocities)` of `[V, D]` arrays, or a
-            `PackedTable`, whose `unpack()` returns them.
-        layout: static: the features and what each one's table is.
-    """
-
-    tables: dict[str, Any]
-    layout: EmbeddingLayout
+from sparse_adam.embedding.stacks import Table
+from sparse_adam.embedding.state import EmbeddingState
+from sparse_adam.embedding.stored import checked, stacked
+from sparse_adam.embedding.tables import EmbeddingLayout, make_layout
 
 
 def init(
@@ -54,6 +39,7 @@ def init(
     key: jax.Array,
     *,
     storage: str | None = None,
+    stack: bool = True,
 ) -> EmbeddingState:
     """Makes the tables of `feature_config`, and their slots.
 
@@ -64,11 +50,16 @@ def init(
         key: of `jax.random`, for the tables' first weights.
         storage: "plain" or "packed" tables, or None: packed ones where a TPU is in
             scope. What is looked up and learnt does not depend on it.
+        stack: True lets tables of one width, one set of dtypes and equal optimizers
+            share an array, so that a step has one lookup and one update for all of
+            them; False keeps each table alone. What is looked up and learnt does not
+            depend on it, either.
 
     Returns:
         The state to train.
 
     Raises:
+        TypeError: `stack` is not True or False.
         ValueError: see `TableConfig` and `FeatureConfig`; two tables have one name; a
             table has no optimizer.
 
@@ -78,18 +69,19 @@ def init(
         >>> video = TableConfig(vocabulary_size=8, dim=4, name="video")
         >>> features = {"watched": FeatureConfig(video), "liked": FeatureConfig(video)}
         >>> state = init(features, Adam(0.1), jax.random.key(0))
-        >>> jax.tree.map(lambda x: x.shape, state.tables)
-        {'video': AdamState(table=(8, 4), momenta=(8, 4), velocities=(8, 4))}
+        >>> jax.tree.map(lambda x: x.shape, state.tables["video"])
+        AdamState(table=(8, 4), momenta=(8, 4), velocities=(8, 4))
     """
-    layout = make_layout(feature_config, optimizer)
+    layout = make_layout(feature_config, optimizer, stack=stack)
     keys = jax.random.split(key, len(layout.tables))
-    tables = {
-        table.name: table.optimizer.init(
-            table.config.initialize(key, table.name), storage, table.config.slot_dtype
-        )
-        for table, key in zip(layout.tables, keys, strict=True)
-    }
-    return EmbeddingState(tables, layout)
+    key_of = {table.name: key for table, key in zip(layout.tables, keys, strict=True)}
+
+    def make(table: Table) -> Any:
+        weights = table.config.initialize(key_of[table.name], table.name)
+        return table.optimizer.init(weights, storage, table.config.slot_dtype)
+
+    stacks = [stacked(own, list(map(make, own.tables))) for own in layout.stacks]
+    return EmbeddingState(tuple(stacks), layout)
 
 
 def lookup(state: EmbeddingState, features: Any, weights: Any = None) -> Any:
@@ -144,11 +136,9 @@ def lookup(state: EmbeddingState, features: Any, weights: Any = None) -> Any:
          [1. 2.]]
     """
     layout = state.layout
-    activations = []
-    for feature, part in _parts(layout, features, weights):
-        table = layout.tables[feature.table]
-        stored = checked(state.tables, table)
-        activations.append(combine(stored, part, table.config, quantize=True))
+    parts = _parts(layout, features, weights)
+    stacks = checked(state.stacks, layout.stacks)
+    activations = activations_of(stacks, parts, quantize=True)
     return jax.tree.unflatten(layout.structure, activations)
 
 
@@ -167,9 +157,9 @@ def apply_gradients(
 
     The gradient of a row is the sum over all its occurrences, in all samples of all
     features of its table, of the occurrence's factor in its sample (weight times
-    combiner) times the gradient of the sample's activation. Each table has **one**
-    update. All rows that were looked up are updated, also where their gradient is 0;
-    ids beyond the length of a sequence were not looked up. Weights are constants.
+    combiner) times the gradient of the sample's activation. Each *stack* of tables has
+    **one** update. All rows that were looked up are updated, also where their gradient
+    is 0; ids beyond the length of a sequence were not looked up. Weights are constants.
 
     Donate the state (``jax.jit(step, donate_argnums=0)``) and tables are updated in
     place.
@@ -184,11 +174,13 @@ def apply_gradients(
         learning_rates: by table name, traced or not, in place of the optimizers' own;
             of some tables or all. Needed under `jit` for a rate that is a callable:
             pass `current_learning_rates(state)`, made outside, in as an argument.
+            Tables of a stack that have equal numbers or one traced object are updated
+            together, and those of another rate apart.
         rounding: of bfloat16 tables and slots: "nearest", to which an update of less
             than half a unit in the last place is lost, or "stochastic", which keeps it
             on average.
         key: of `jax.random`, for stochastic rounding. Pass a new one at each step,
-            `jax.random.fold_in(key, step)`; each table gets its own of it.
+            `jax.random.fold_in(key, step)`; each update gets its own of it.
         implementation: of the update, as in `sparse_adam_update`.
 
     Returns:
@@ -212,7 +204,7 @@ def apply_gradients(
         >>> activations = lookup(state, features)
         >>> gradients = jax.grad(loss_of)(activations)
         >>> state = apply_gradients(state, features, gradients)
-        >>> print(state.tables["user"].table.round(4))
+        >>> print(state.table("user").round(4))
         [[1.     1.    ]
          [0.6838 0.6838]
          [1.     1.    ]
@@ -244,40 +236,36 @@ def update_tables(
 ) -> EmbeddingState:
     """Does what `apply_gradients` says, without its warning."""
     layout = state.layout
-    rates = _rates(state, learning_rates)
+    rates = rates_of_update(layout.tables, learning_rates)
     parts = _parts(layout, features, weights)
-    shapes = [(*part.shape, feature.config.table.dim) for feature, part in parts]
+    shapes = [part.activations for part in parts]
     gradients = check_gradients(layout, activation_gradients, shapes)
-    parts_of: list[list[Occurrences]] = [[] for _ in layout.tables]
-    gradients_of: list[list[jax.Array | None]] = [[] for _ in layout.tables]
-    for (feature, part), gradient in zip(parts, gradients, strict=True):
-        parts_of[feature.table].append(part)
-        gradients_of[feature.table].append(gradient)
-    keys = _keys(key, len(layout.tables))
-    tables = {}
-    for table, parts, grads, own_key in zip(
-        layout.tables, parts_of, gradients_of, keys, strict=True
-    ):
-        batch = gather_batch(parts, grads, table.config)
-        tables[table.name] = table.optimizer.update(
-            checked(state.tables, table),
-            batch.ids,
-            batch.grads,
-            learning_rate=rates[table.name],
-            sample_ids=batch.sample_ids,
-            gains=batch.gains,
-            rounding=rounding,
-            key=own_key,
-            implementation=implementation,
-        )
-    return EmbeddingState(tables, layout)
+    stacks = list(checked(state.stacks, layout.stacks))
+    for number, stack in enumerate(layout.stacks):
+        for rate, tables in tables_by_rate(stack, rates):
+            mine = [layout.tables.index(table) for table in tables]
+            own = [i for i, part in enumerate(parts) if part.feature.table in mine]
+            batch = gather_batch([parts[i] for i in own], [gradients[i] for i in own])
+            stacks[number] = stack.optimizer.update(
+                stacks[number],
+                batch.ids,
+                batch.grads,
+                learning_rate=rate,
+                sample_ids=batch.sample_ids,
+                gains=batch.gains,
+                rounding=rounding,
+                key=_key_of(key, mine[0]),
+                implementation=implementation,
+            )
+    return EmbeddingState(tuple(stacks), layout)
 
 
-def current_learning_rates(state: EmbeddingState) -> dict[str, Any]:
+def current_learning_rates(state: EmbeddingState) -> LearningRates:
     """Asks for the rate of each table, now: by name, as `apply_gradients` takes them.
 
     A callable that several tables share is called once. Call this outside of `jit` and
-    pass the rates in: a new value does not recompile.
+    pass the rates in: a new value does not recompile. The dict is a pytree in which the
+    tables of one rate have one leaf, so that they still share it inside.
 
     Example:
         >>> import jax
@@ -288,20 +276,16 @@ def current_learning_rates(state: EmbeddingState) -> dict[str, Any]:
         >>> current_learning_rates(state), current_learning_rates(state)
         ({'user': 0.1}, {'user': 0.05})
     """
-    tables = state.layout.tables
-    rates = rates_now([table.optimizer for table in tables])
-    return {table.name: rate for table, rate in zip(tables, rates, strict=True)}
+    return rates_now(state.layout.tables)
 
 
-def _parts(
-    layout: EmbeddingLayout, features: Any, weights: Any
-) -> list[tuple[Feature, Occurrences]]:
+def _parts(layout: EmbeddingLayout, features: Any, weights: Any) -> list[Part]:
     ids = layout.leaves("features", features)
     weights = (
         [None] * len(ids) if weights is None else layout.leaves("weights", weights)
     )
     return [
-        (feature, occurrences(feature, *own))
+        Part.of(layout, feature, occurrences(feature, *own))
         for feature, *own in zip(layout.features, ids, weights, strict=True)
     ]
 
@@ -310,42 +294,9 @@ def activation_shapes(
     layout: EmbeddingLayout, features: Any, weights: Any
 ) -> list[tuple[int, ...]]:
     """Returns the shape of each feature's activations; refuses what `lookup` would."""
-    return [
-        (*part.shape, feature.config.table.dim)
-        for feature, part in _parts(layout, features, weights)
-    ]
+    return [part.activations for part in _parts(layout, features, weights)]
 
 
-def _keys(key: Any, count: int) -> list[Any]:
-    """Returns a key for each table; what is no key, for its optimizer to refuse."""
-    if not isinstance(key, jax.Array):
-        return [key] * count
-    return [jax.random.fold_in(key, number) for number in range(count)]
-
-
-def _rates(
-    state: EmbeddingState, given: Mapping[str, ArrayLike] | None
-) -> dict[str, Any]:
-    """Returns the rate of each table: the given one, or else the optimizer's own."""
-    given = {} if given is None else given
-    tables = state.layout.tables
-    names = [table.name for table in tables]
-    if not isinstance(given, Mapping):
-        raise TypeError(
-            f"learning_rates={reprlib.repr(given)} must be a dict of rates by table "
-            f"name: for all tables pass dict.fromkeys({names}, rate)"
-        )
-    unknown = sorted(set(given) - set(names))
-    if unknown:
-        raise ValueError(f"learning_rates has {unknown}, but the tables are {names}")
-    own = [table for table in tables if table.name not in given]
-    dynamic = [table.name for table in own if callable(table.optimizer.learning_rate)]
-    if dynamic and is_traced():
-        raise TypeError(
-            f"the learning rates of the tables {dynamic} are callables, and this "
-            "update is being traced (jit, scan): their values would be frozen. Call "
-            "current_learning_rates(state) outside and pass it in: "
-            "apply_gradients(..., learning_rates=rates)"
-        )
-    rates = rates_now([table.optimizer for table in own])
-    return dict(given) | {t.name: rate for t, rate in zip(own, rates, strict=True)}
+def _key_of(key: Any, number: int) -> Any:
+    """Returns an update's own key; what is no key, for its optimizer to refuse."""
+    return jax.random.fold_in(key, number) if isinstance(key, jax.Array) else key

@@ -1,30 +1,41 @@
-"""Computing with a whole state: by its weights and slots, however they are stored.
+"""Whole states by table: weights and slots, however they are stacked and stored.
 
-Of plain tables `jax.tree.map` does the same. The leaves of packed ones are words that
-hold several arrays, so that sums or casts of them mean nothing.
+The leaves of a state are arrays of stacks, and those of packed ones words that hold
+several arrays, so that sums or casts of them mean nothing. A checkpoint of logical
+arrays fits any stacking and any storage.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sparse_adam.embedding.functional import EmbeddingState
-from sparse_adam.embedding.stored import arrays, checked, with_arrays
+from sparse_adam.embedding.stacks import Stack, Table
+from sparse_adam.embedding.state import EmbeddingState
+from sparse_adam.embedding.stored import (
+    as_stored,
+    checked,
+    placed_as,
+    stacked,
+    table_arrays,
+)
+from sparse_adam.embedding.tables import EmbeddingLayout
 from sparse_adam.ops.packed import PackedTable
 
 
-def logical_arrays(state: EmbeddingState) -> dict[str, dict[str, jax.Array]]:
-    """Returns the weights and slots of each table: a pytree to compute with.
+def to_logical(state: EmbeddingState) -> dict[str, dict[str, jax.Array]]:
+    """Returns the weights and slots of each table: to compute with, and to checkpoint.
 
     Args:
-        state: of plain or packed tables.
+        state: of any stacking and storage.
 
     Returns:
         By table name `parameters` and, for `Adam`, `momenta` and `velocities`: `[V, D]`
-        each. Those of plain tables are the state's own arrays.
+        each, a slot per row `[V]`. Those of plain tables that stand alone are the
+        state's own arrays.
 
     Raises:
         TypeError: the state has arrays of a wrong dtype.
@@ -36,16 +47,70 @@ def logical_arrays(state: EmbeddingState) -> dict[str, dict[str, jax.Array]]:
         >>> from sparse_adam.embedding import Adam, FeatureConfig, TableConfig, init
         >>> table = TableConfig(4, 4, jax.nn.initializers.ones, name="user")
         >>> state = init(FeatureConfig(table), Adam(), jax.random.key(0))
-        >>> norms = jax.tree.map(jnp.linalg.norm, logical_arrays(state))
+        >>> norms = jax.tree.map(jnp.linalg.norm, to_logical(state))
         >>> {name: float(x) for name, x in norms["user"].items()}
         {'momenta': 0.0, 'parameters': 4.0, 'velocities': 0.0}
     """
-    return {
-        table.name: dict(
-            zip(table.array_names, arrays(checked(state.tables, table)), strict=True)
+    found = {}
+    stacks = checked(state.stacks, state.layout.stacks)
+    for stored, stack in zip(stacks, state.layout.stacks, strict=True):
+        for place, table in enumerate(stack.tables):
+            arrays = table_arrays(stored, stack, place)
+            found[table.name] = dict(zip(table.array_names, arrays, strict=True))
+    return {table.name: found[table.name] for table in state.layout.tables}
+
+
+def from_logical(
+    like: EmbeddingState | EmbeddingLayout,
+    arrays: Mapping[str, Mapping[str, ArrayLike]],
+    *,
+    storage: str | None = None,
+) -> EmbeddingState:
+    """Returns a state of these arrays, in the stacks and the storage of another one.
+
+    Args:
+        like: a state: then what `arrays` leaves out stays as it is there, and new
+            arrays take the dtype and the sharding of the old. Or the layout of one:
+            then `arrays` has all, and they take the dtypes of the configuration.
+        arrays: by table name, and by the names of `to_logical`. They are copied.
+        storage: "plain", "packed" or None as in `init`. Only with a layout.
+
+    Raises:
+        TypeError: a table that is no dict of arrays by name.
+        ValueError: an unknown table or array, another shape, one that is missing, or
+            a storage for a state that has its own.
+
+    Example:
+        >>> import jax
+        >>> from sparse_adam.embedding import Adam, FeatureConfig, TableConfig, init
+        >>> config = [FeatureConfig(TableConfig(4, 2, name=name)) for name in "ab"]
+        >>> state = init(config, Adam(), jax.random.key(0))
+        >>> apart = init(config, Adam(), jax.random.key(1), stack=False)
+        >>> apart = from_logical(apart, to_logical(state))
+        >>> len(state.stacks), len(apart.stacks)
+        (1, 2)
+        >>> bool((apart.table("b") == state.table("b")).all())
+        True
+    """
+    layout = like if isinstance(like, EmbeddingLayout) else like.layout
+    _check_arrays(layout, arrays)
+    if isinstance(like, EmbeddingLayout):
+        return _new_state(like, arrays, storage)
+    if storage is not None:
+        raise ValueError(
+            f"{storage=} must be None, since a state has its own: pass state.layout"
         )
-        for table in state.layout.tables
-    }
+    stacks = list(checked(like.stacks, layout.stacks))
+    for number, stack in enumerate(layout.stacks):
+        if any(arrays.get(table.name) for table in stack.tables):
+            stored = stacks[number]
+            packed = isinstance(stored, PackedTable)
+            parts = [
+                as_stored(stack, new, packed=packed)
+                for new in _replaced(stored, stack, arrays)
+            ]
+            stacks[number] = placed_as(stored, stacked(stack, parts))
+    return EmbeddingState(tuple(stacks), layout)
 
 
 def map_arrays(
@@ -56,7 +121,7 @@ def map_arrays(
     Args:
         function: of an array `[V, D]` (or `[V]` of a slot per row) and the same one of
             each of `others`, to one of this shape, float32 or bfloat16.
-        state: of plain or packed tables.
+        state: of any storage.
         *others: states of the same layout, stored alike or not.
 
     Returns:
@@ -72,57 +137,112 @@ def map_arrays(
         >>> config = FeatureConfig(TableConfig(4, 2, name="user"))
         >>> a, b = (init(config, Adam(), jax.random.key(i)) for i in (0, 1))
         >>> average = map_arrays(lambda x, y: (x + y) / 2, a, b)
-        >>> average.tables["user"].table.shape
+        >>> average.table("user").shape
         (4, 2)
     """
     for number, other in enumerate(others):
         if other.layout != state.layout:
             raise ValueError(
                 f"others[{number}].layout={other.layout} must be that of the state, "
-                f"{state.layout}: make both from one feature_config and optimizer"
+                f"{state.layout}: make both from one feature_config, optimizer and "
+                "stack"
             )
-    tables = {}
-    for table in state.layout.tables:
-        stored = [checked(one.tables, table) for one in (state, *others)]
-        new = [function(*own) for own in zip(*map(arrays, stored), strict=True)]
-        if isinstance(stored[0], PackedTable):
-            tables[table.name] = PackedTable.pack(*new)
-        else:
-            tables[table.name] = table.optimizer.state_of(new)  # type: ignore[arg-type]
-        checked(tables, table)
-    return EmbeddingState(tables, state.layout)
+    layout = state.layout
+    given = [checked(one.stacks, layout.stacks) for one in (state, *others)]
+    stacks = []
+    for stack, *own in zip(layout.stacks, *given, strict=True):
+        parts = []
+        for place in range(len(stack.tables)):
+            arrays = zip(*(table_arrays(one, stack, place) for one in own), strict=True)
+            new = [function(*each) for each in arrays]
+            parts.append(_checked_part(own[0], stack, place, new))
+        stacks.append(stacked(stack, parts))
+    return EmbeddingState(tuple(stacks), layout)
 
 
-def loaded(
-    state: EmbeddingState, tables: Mapping[str, Mapping[str, ArrayLike]]
+def _checked_part(stored: Any, stack: Stack, place: int, new: Sequence[Any]) -> Any:
+    """Returns the new arrays of one table as `stored` is, checked by its shape."""
+    part = as_stored(stack, new, packed=isinstance(stored, PackedTable))
+    checked((part,), (Stack((stack.tables[place],), (0,)),))
+    return part
+
+
+def _replaced(
+    stored: Any, stack: Stack, arrays: Mapping[str, Mapping[str, ArrayLike]]
+) -> Iterator[list[jax.Array]]:
+    """Returns the arrays of each table, those that are given in place of its own."""
+    for place, table in enumerate(stack.tables):
+        given = arrays.get(table.name, {})
+        old = table_arrays(stored, stack, place)
+        yield [
+            # A copy: the next update donates it.
+            jnp.array(given.get(name, x), dtype=x.dtype, copy=True)
+            for name, x in zip(table.array_names, old, strict=True)
+        ]
+
+
+def _new_state(
+    layout: EmbeddingLayout,
+    arrays: Mapping[str, Mapping[str, ArrayLike]],
+    storage: str | None,
 ) -> EmbeddingState:
-    """Returns a state with copies of some arrays, for `TPUEmbedding.load`."""
-    if not isinstance(tables, Mapping):
+    """Returns a state of arrays that are all given."""
+    stacks = []
+    for stack in layout.stacks:
+        packed = stack.optimizer.storage(stack.dim, storage) == "packed"
+        parts = []
+        for table in stack.tables:
+            given = arrays.get(table.name, {})
+            missing = [name for name in table.array_names if name not in given]
+            if missing:
+                raise ValueError(
+                    f"arrays has no {missing} of table {table.name!r}; with a layout "
+                    "it must have all arrays: pass a state to keep those of that one"
+                )
+            new = _of_config(table, given)
+            parts.append(as_stored(stack, new, packed=packed))
+        stacks.append(stacked(stack, parts))
+    return EmbeddingState(tuple(stacks), layout)
+
+
+def _of_config(table: Table, given: Mapping[str, ArrayLike]) -> list[jax.Array]:
+    """Returns copies of a table's arrays in the dtypes of its configuration."""
+    dtypes = [table.config.dtype]
+    for slot in table.optimizer.rule.slots:
+        per_row = slot.per == "row"
+        dtypes.append(np.dtype(np.float32) if per_row else table.config.slot_dtype)
+    return [
+        jnp.array(given[name], dtype=dtype, copy=True)
+        for name, dtype in zip(table.array_names, dtypes, strict=True)
+    ]
+
+
+def _check_arrays(
+    layout: EmbeddingLayout, arrays: Mapping[str, Mapping[str, ArrayLike]]
+) -> None:
+    """Checks the names and shapes of logical arrays."""
+    if not isinstance(arrays, Mapping):
         raise TypeError(
-            f"load() got {type(tables).__name__}; it must be a dict of tables by "
-            "name, as retrieve() returns"
+            f"arrays is a {type(arrays).__name__}; it must be a dict of tables by "
+            "name, as to_logical() and retrieve() return"
         )
-    new = dict(state.tables)
-    known = {table.name: table for table in state.layout.tables}
-    for name, given in tables.items():
-        if name not in known:
-            raise ValueError(f"load() got the table {name!r}, not in {list(known)}")
-        names = known[name].array_names
+    for name, given in arrays.items():
+        if name not in layout.places:
+            raise ValueError(
+                f"arrays has the table {name!r}, not in {list(layout.places)}"
+            )
+        number, place = layout.place(name)
+        table = layout.stacks[number].tables[place]
+        expected = dict(zip(table.array_names, table.shapes, strict=True))
         if not isinstance(given, Mapping):
             raise TypeError(
-                f"load() got {type(given).__name__} for table {name!r}; it must be "
-                f"a dict of some of the arrays {names}: for the weights alone pass "
-                f"{{{name!r}: {{'parameters': array}}}}"
+                f"arrays has a {type(given).__name__} for table {name!r}; it must be a "
+                f"dict of some of the arrays {table.array_names}: for the weights "
+                f"alone pass {{{name!r}: {{'parameters': array}}}}"
             )
-        parts = dict(zip(names, arrays(new[name]), strict=True))
         for slot, array in given.items():
-            if slot not in parts or np.shape(array) != parts[slot].shape:
-                expected = {key: value.shape for key, value in parts.items()}
+            if expected.get(slot) != np.shape(array):
                 raise ValueError(
-                    f"load() got {slot!r} of shape {np.shape(array)} for table "
+                    f"arrays has {slot!r} of shape {np.shape(array)} for table "
                     f"{name!r}; it must be one of {expected}"
                 )
-            # A copy: the next update donates it.
-            parts[slot] = jnp.array(array, dtype=parts[slot].dtype, copy=True)
-        new[name] = with_arrays(new[name], list(parts.values()))
-    return EmbeddingState(new, state.layout)

@@ -41,7 +41,14 @@ class Occurrences(NamedTuple):
         """Returns int32 `[N]`: the sample of each id."""
         if self.samples is not None:
             return self.samples
-        return jnp.repeat(lax.iota(jnp.int32, self.num_samples), self.places)
+        size = self.num_samples * self.places
+        return lax.iota(jnp.int32, size) // max(self.places, 1)
+
+    def raised(self, offset: int) -> "Occurrences":
+        """Returns the same with ids that are rows from `offset` on."""
+        if not offset:
+            return self
+        return self._replace(ids=jnp.where(self.ids >= 0, self.ids + offset, -1))
 
     def sum(self, x: jax.Array) -> jax.Array:
         """Returns `[S, ...]`: the sums of `x`, `[N, ...]`, over each sample."""
@@ -162,12 +169,14 @@ def _from_ragged(
     num_samples = splits_shape[0] - 1
     splits = indices_or(ids.row_splits, 2**31 - 1, fill=2**31 - 1)
     place = lax.iota(jnp.int32, shape[0])
-    samples = jnp.searchsorted(splits, place, side="right").astype(jnp.int32) - 1
+    # Where rows begin is counted at S + 1 places; sums of that replace N searches.
+    begins = jnp.zeros(shape, jnp.int32).at[splits].add(1, mode="drop")
+    samples = lax.cumsum(begins) - 1
     inside = (samples >= 0) & (samples < num_samples)
     return _Bags(
         ids=jnp.where(inside, indices_or(ids.values, num_rows, fill=-1), -1),
         samples=jnp.where(inside, samples, num_samples),
-        columns=place - splits[jnp.maximum(samples, 0)],
+        columns=place - lax.cummax(jnp.where(begins > 0, place, 0)),
         weights=None if weights is None else _numbers(feature, weights.values, shape),
         places=0,
         ascending=True,

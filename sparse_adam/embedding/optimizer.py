@@ -122,9 +122,7 @@ class Optimizer(abc.ABC):
         """
         if np.ndim(table) != 2:
             raise ValueError(f"table.shape={np.shape(table)} must be (V, D)")
-        if storage is None and check_rule(self.rule).per_row:
-            storage = "plain"
-        if dispatch.storage(np.shape(table)[1], storage) == "packed":
+        if self.storage(np.shape(table)[1], storage) == "packed":
             slots = self.init_slots(table, slot_dtype)
             return PackedTable.pack(table, *(slots[name] for name in self.slot_names))
         table = jnp.array(table, copy=True)
@@ -132,6 +130,16 @@ class Optimizer(abc.ABC):
         state = self.state_of([table, *(slots[name] for name in self.slot_names)])
         validate.plain_layout(state, self.rule)
         return state
+
+    def storage(self, dim: int, asked: str | None) -> str:
+        """Returns how tables of D=`dim` are stored, "plain" or "packed".
+
+        Raises:
+            ValueError: what is asked for is neither, or cannot be.
+        """
+        if asked is None and check_rule(self.rule).per_row:
+            return "plain"
+        return dispatch.storage(dim, asked)
 
     def init_slots(
         self, table: ArrayLike, slot_dtype: DTypeLike = jnp.float32
@@ -277,24 +285,3 @@ def _constant(value: float, default_dtype: DTypeLike) -> Initializer:
         return jnp.full(shape, value, dtype)
 
     return initialize
-
-
-def rates_now(optimizers: Sequence[Optimizer]) -> list[Any]:
-    """Returns each one's rate. A callable that several share is called once.
-
-    TensorFlow sends one rate for each different callable, too, so tables that share a
-    schedule can not drift apart.
-    """
-    called: list[tuple[Callable[[], Any], Any]] = []
-
-    def rate_of(optimizer: Optimizer) -> Any:
-        rate = optimizer.learning_rate
-        if not callable(rate):
-            return rate
-        for known, value in called:
-            if known == rate:
-                return value
-        called.append((rate, rate()))
-        return called[-1][1]
-
-    return [rate_of(optimizer) for optimizer in optimizers]

@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sparse_adam.embedding.combine import combine
-from sparse_adam.embedding.functional import EmbeddingState
+from sparse_adam.embedding.combine import Part, activations_of
 from sparse_adam.embedding.host import is_input
 from sparse_adam.embedding.inputs import Ragged
 from sparse_adam.embedding.occurrences import occurrences
+from sparse_adam.embedding.state import EmbeddingState
 from sparse_adam.embedding.stored import checked
 
 
@@ -52,20 +52,20 @@ def serving_embedding_lookup(
     feature_at = {feature.path: feature for feature in layout.features}
     given, structure = _flatten_inputs("features", features, feature_at)
     weight_at, _ = _flatten_inputs("weights", weights, dict(given))
-    activations = []
+    parts = []
     for path, ids in given.items():
         feature = feature_at[path]
-        table = layout.tables[feature.table]
         part = occurrences(feature, ids, weight_at.get(path))
         if (
             feature.config.validate_weights_and_indices
             and part.weights is not None
-            and table.config.combiner != "sum"
+            and feature.config.table.combiner != "sum"
             and not isinstance(ids, Ragged)
         ):
             part = part._replace(ids=jnp.where(part.weights > 0, part.ids, -1))
-        stored = checked(state.tables, table)
-        activations.append(combine(stored, part, table.config, quantize=False))
+        parts.append(Part.of(layout, feature, part))
+    stacks = checked(state.stacks, layout.stacks)
+    activations = activations_of(stacks, parts, quantize=False)
     return jax.tree.unflatten(structure, activations)
 
 

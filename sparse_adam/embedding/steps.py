@@ -9,8 +9,9 @@ import jax
 import numpy as np
 
 from sparse_adam.embedding import functional
-from sparse_adam.embedding.functional import EmbeddingState
+from sparse_adam.embedding.rates import LearningRates
 from sparse_adam.embedding.serving import serving_embedding_lookup
+from sparse_adam.embedding.state import EmbeddingState
 from sparse_adam.embedding.tables import EmbeddingLayout
 
 lookup = jax.jit(functional.lookup)
@@ -57,7 +58,7 @@ class Update(NamedTuple):
     features: Any
     weights: Any
     gradients: Any
-    rates: dict[str, jax.Array]
+    rates: LearningRates
     step: np.uint32  # its number, from 0
 
 

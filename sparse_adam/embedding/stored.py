@@ -1,62 +1,65 @@
-"""A table with its slots, as it is stored: three arrays, or one packed one.
+"""Stacks of tables with their slots, as they are stored: plain arrays, or packed.
 
-Everything outside sees logical arrays `[V, D]`; here is the only place that knows both,
-and the one that checks a state against its layout.
+Everything outside sees logical arrays `[V, D]` of each table; here is the only place
+that knows how they are stored, and the one that checks a state against its layout.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from sparse_adam.embedding.tables import Table
+from sparse_adam.embedding.stacks import Stack
 from sparse_adam.kernels.layout import PlainLayout
 from sparse_adam.ops.combine import Samples, combine
 from sparse_adam.ops.lookup import lookup_plain
 from sparse_adam.ops.packed import PackedTable, check_lines
+from sparse_adam.ops.shards import Shards, everywhere
 from sparse_adam.ops.validate import STORED_DTYPES
 
 
-def checked(tables: Mapping[str, Any], table: Table) -> Any:
-    """Returns a table of a state, checked against its layout by types and shapes alone.
+def checked(stored: Any, stacks: Sequence[Stack]) -> tuple[Any, ...]:
+    """Returns the stacks of a state, checked against its layout by types and shapes.
 
     NumPy arrays will do: they are what a checkpoint may hold.
 
     Raises:
-        TypeError: the table is of a wrong kind, or has arrays of a wrong dtype.
-        ValueError: there is none of this name, it has another number of arrays or
-            another shape, or its slots are not spread over devices as it is.
+        TypeError: a stack is of a wrong kind, or has arrays of a wrong dtype.
+        ValueError: there is another number of stacks, or one has another number of
+            arrays or another shape, or its slots are not spread over devices as it is.
     """
-    if table.name not in tables:
+    if not isinstance(stored, tuple | list) or len(stored) != len(stacks):
         raise ValueError(
-            f"state.tables has no table {table.name!r}, only {list(tables)}: it must "
-            "have all tables of its layout"
+            f"state.stacks is a {type(stored).__name__} of {len(stored)}; it must have "
+            f"the {len(stacks)} stacks of its layout"
         )
-    stored = tables[table.name]
-    if isinstance(stored, PackedTable):
-        _check_packed(table, stored)
-    elif isinstance(stored, tuple):
-        _check_plain(table, stored)
-    else:
-        raise TypeError(
-            f"table {table.name!r} is a {type(stored).__name__}; it must be what init "
-            f"makes, a PackedTable or a tuple of the arrays {table.array_names}: pass "
-            "optimizer.state_of(arrays)"
-        )
-    return stored
+    for one, stack in zip(stored, stacks, strict=True):
+        if isinstance(one, PackedTable):
+            _check_packed(stack, one)
+        elif isinstance(one, tuple):
+            _check_plain(stack, one)
+        else:
+            raise TypeError(
+                f"{stack.title} is a {type(one).__name__}; it must be what init makes, "
+                f"a PackedTable or a tuple of the arrays {stack.array_names}: pass "
+                "optimizer.state_of(arrays)"
+            )
+    return tuple(stored)
 
 
-def owned(stored: Mapping[str, Any], tables: Sequence[Table]) -> dict[str, Any]:
-    """Returns the tables of a state that is handed over, checked: all can be donated.
+def owned(stored: Any, stacks: Sequence[Stack]) -> tuple[Any, ...]:
+    """Returns the stacks of a state that is handed over, checked: all can be donated.
 
     Raises:
         TypeError: see `checked`.
         ValueError: see `checked`; or one array stands in two places.
     """
-    found = {table.name: checked(stored, table) for table in tables}
+    found = checked(stored, stacks)
     leaves = jax.tree.leaves(found)
     if len(set(map(id, leaves))) < len(leaves):
         raise ValueError(
@@ -69,56 +72,56 @@ def owned(stored: Mapping[str, Any], tables: Sequence[Table]) -> dict[str, Any]:
     )
 
 
-def _check_plain(table: Table, stored: tuple[Any, ...]) -> None:
-    names, shapes = table.array_names, table.shapes
+def _check_plain(stack: Stack, stored: tuple[Any, ...]) -> None:
+    names, shapes = stack.array_names, stack.shapes
     if len(stored) != len(names):
         raise ValueError(
-            f"table {table.name!r} has {len(stored)} arrays, but its optimizer "
-            f"{type(table.optimizer).__name__} has {len(names)}, {names}: make them by "
+            f"{stack.title} has {len(stored)} arrays, but its optimizer "
+            f"{type(stack.optimizer).__name__} has {len(names)}, {names}: make them by "
             "optimizer.init(table)"
         )
     for name, array, shape in zip(names, stored, shapes, strict=True):
         if not isinstance(array, jax.Array | np.ndarray):
             raise TypeError(
-                f"{name} of table {table.name!r} is a {type(array).__name__}; it must "
+                f"{name} of {stack.title} is a {type(array).__name__}; it must "
                 "be an array of JAX or NumPy"
             )
         if array.shape != shape:
             raise ValueError(
-                f"{name} of table {table.name!r} has the shape {array.shape}; it must "
+                f"{name} of {stack.title} has the shape {array.shape}; it must "
                 f"be {shape}, as its layout says: {_way_to_whole_tables()}"
             )
         if array.dtype not in STORED_DTYPES:
             raise TypeError(
-                f"{name} of table {table.name!r} has dtype={array.dtype}; it must be "
+                f"{name} of {stack.title} has dtype={array.dtype}; it must be "
                 "float32 or bfloat16: pass .astype(jnp.float32)"
             )
     rows = [_spread_over(array) for array in stored]
     if any(axes != rows[0] for axes in rows):
         raise ValueError(
-            f"the rows of table {table.name!r} are spread over the axes "
+            f"the rows of {stack.title} are spread over the axes "
             f"{dict(zip(names, rows, strict=True))}; the slots must be spread as the "
             "table is: jax.device_put the whole state with one sharding"
         )
 
 
-def _check_packed(table: Table, packed: PackedTable) -> None:
-    layout, whole = packed.layout, table.shapes[0]
+def _check_packed(stack: Stack, packed: PackedTable) -> None:
+    layout, whole = packed.layout, stack.shapes[0]
     if (layout.num_rows, layout.dim) != whole:
         raise ValueError(
-            f"table {table.name!r} is packed for the shape "
+            f"{stack.title} is packed for the shape "
             f"{(layout.num_rows, layout.dim)}; it must be {whole}, as its layout says: "
             f"{_way_to_whole_tables()}"
         )
-    if len(layout.dtypes) != len(table.array_names):
+    if len(layout.dtypes) != len(stack.array_names):
         raise ValueError(
-            f"table {table.name!r} is packed with {len(layout.dtypes)} arrays, but its "
-            f"optimizer {type(table.optimizer).__name__} has {len(table.array_names)}, "
-            f"{table.array_names}: make it by optimizer.init(table, storage='packed')"
+            f"{stack.title} is packed with {len(layout.dtypes)} arrays, but its "
+            f"optimizer {type(stack.optimizer).__name__} has {len(stack.array_names)}, "
+            f"{stack.array_names}: make it by optimizer.init(table, storage='packed')"
         )
     if np.shape(packed.lines) != layout.shape:
         raise ValueError(
-            f"table {table.name!r} has packed lines of the shape "
+            f"{stack.title} has packed lines of the shape "
             f"{np.shape(packed.lines)}; they must be {layout.shape} for {whole} "
             f"weights: {_way_to_whole_tables()}"
         )
@@ -126,7 +129,7 @@ def _check_packed(table: Table, packed: PackedTable) -> None:
     try:
         check_lines(packed)
     except TypeError as error:
-        raise TypeError(f"table {table.name!r}: {error}") from error
+        raise TypeError(f"{stack.title}: {error}") from error
     axes = _spread_over(packed.lines)
     if axes is not None:
         mesh = jax.typeof(packed.lines).sharding.mesh
@@ -134,7 +137,7 @@ def _check_packed(table: Table, packed: PackedTable) -> None:
         try:
             layout.divided(math.prod(mesh.shape[axis] for axis in names))
         except ValueError as error:
-            raise ValueError(f"table {table.name!r}: {error}") from error
+            raise ValueError(f"{stack.title}: {error}") from error
 
 
 def _way_to_whole_tables() -> str:
@@ -178,25 +181,86 @@ def combined_rows(
     return combine(array, samples, num_samples, layout=layout, ascending=ascending)
 
 
-def arrays(stored: Any) -> tuple[jax.Array, ...]:
-    """Returns the table and its slots, `[V, D]` each."""
-    return stored.unpack() if isinstance(stored, PackedTable) else tuple(stored)
+def table_arrays(stored: Any, stack: Stack, place: int) -> tuple[jax.Array, ...]:
+    """Returns the weights and slots of one table of a stack, `[V, D]` each.
+
+    Those of a plain table that stands alone are the state's own arrays.
+    """
+    start, num_rows = stack.offsets[place], stack.tables[place].num_rows
+    if not isinstance(stored, PackedTable):
+        return tuple(_cut(array, start, num_rows) for array in stored)
+    layout = stored.layout
+    own = layout.with_rows(num_rows)
+    first = start // layout.rows_per_group * layout.lines_per_group
+    lines = _cut(stored.lines, first, own.shape[0], own.with_rows(1).shape[0])
+    return PackedTable(lines, own).unpack()
 
 
-def weights(stored: Any) -> jax.Array:
-    """Returns the weights `[V, D]` of a stored table, without its slots."""
-    return arrays(stored)[0]
+def _cut(array: Any, start: int, size: int, step: int = 1) -> Any:
+    """Returns rows of an array, spread as it is where `step` rows are the least."""
+    if size == array.shape[0]:
+        return array
+    shards = Shards.of("table", array)
+    if shards is not None and size % (shards.count * step):
+        array = everywhere(array)
+    return lax.slice_in_dim(jnp.asarray(array), start, start + size)
 
 
-def with_arrays(stored: Any, new: Sequence[jax.Array]) -> Any:
-    """Returns the like of `stored` with these arrays, sharded as it is."""
-    if isinstance(stored, PackedTable):
-        packed = PackedTable.pack(*new)
-        return PackedTable(
-            jax.device_put(packed.lines, stored.lines.sharding), packed.layout
-        )
-    placed = [
-        jax.device_put(x, old.sharding) for x, old in zip(new, stored, strict=True)
+def stacked(stack: Stack, parts: Sequence[Any]) -> Any:
+    """Returns tables, each stored with its slots, as the one array of their stack.
+
+    Raises:
+        ValueError: they are stored in different dtypes, or spread differently.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    kinds = [
+        [(x.dtype.name, _spread_over(x)) for x in jax.tree.leaves(part)]
+        for part in parts
     ]
-    make = getattr(stored, "_make", tuple)
-    return make(placed)
+    for table, kind in zip(stack.tables, kinds, strict=True):
+        if kind != kinds[0]:
+            raise ValueError(
+                f"tables {stack.tables[0].name!r} and {table.name!r} would share one "
+                "array, but the dtypes of their arrays and the axes that rows are "
+                f"spread over are {kinds[0]} and {kind}: make them alike, or call "
+                "init(..., stack=False)"
+            )
+    if not isinstance(parts[0], PackedTable):
+        columns = zip(*parts, strict=True)
+        return stack.optimizer.state_of(
+            [_end_to_end(own, stack.offsets) for own in columns]
+        )
+    layout = parts[0].layout.with_rows(stack.num_rows)
+    starts = [
+        offset // layout.rows_per_group * layout.lines_per_group
+        for offset in stack.offsets
+    ]
+    return PackedTable(_end_to_end([part.lines for part in parts], starts), layout)
+
+
+def _end_to_end(parts: Sequence[jax.Array], starts: Sequence[int]) -> jax.Array:
+    """Returns arrays one behind the other, zeros where one begins behind the last."""
+    ends = (*starts[1:], starts[-1] + parts[-1].shape[0])
+    filled = []
+    for part, start, end in zip(parts, starts, ends, strict=True):
+        missing = end - start - part.shape[0]
+        widths = [(0, missing), *[(0, 0)] * (part.ndim - 1)]
+        filled.append(jnp.pad(part, widths) if missing else part)
+    return jnp.concatenate(filled)
+
+
+def as_stored(stack: Stack, arrays: Sequence[jax.Array], *, packed: bool) -> Any:
+    """Returns the weights and slots of one table as they are stored."""
+    return PackedTable.pack(*arrays) if packed else stack.optimizer.state_of(arrays)
+
+
+def placed_as(old: Any, new: Any) -> Any:
+    """Returns `new` on the devices where `old`, which is stored alike, is."""
+
+    def place(old: Any, new: Any) -> Any:
+        if not isinstance(old, jax.Array) or isinstance(old, jax.core.Tracer):
+            return new
+        return jax.device_put(new, old.sharding)
+
+    return jax.tree.map(place, old, new)

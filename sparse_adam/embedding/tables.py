@@ -11,30 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from sparse_adam.embedding.config import FeatureConfig, TableConfig, check_optimizer
+from sparse_adam.embedding.config import FeatureConfig, check_optimizer
 from sparse_adam.embedding.optimizer import Optimizer
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A table whose name and optimizer are settled."""
-
-    name: str
-    config: TableConfig
-    optimizer: Optimizer
-
-    @functools.cached_property
-    def array_names(self) -> tuple[str, ...]:
-        """What TensorFlow calls the arrays of its state, in their order."""
-        return ("parameters", *self.optimizer.slot_names)
-
-    @functools.cached_property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Returns the shapes of these arrays."""
-        shape = (self.config.vocabulary_size, self.config.dim)
-        slots = self.optimizer.rule.slots
-        own = (shape[:1] if slot.per == "row" else shape for slot in slots)
-        return (shape, *own)
+from sparse_adam.embedding.stacks import Stack, Table, make_stacks
+from sparse_adam.rules import numbers as checks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +35,13 @@ class EmbeddingLayout:
         structure: of the feature configuration, and so of ids and activations.
         features: one for each of its leaves.
         tables: in the order in which the features first name them.
+        stacks: which of them share an array, and where each stands in it.
     """
 
     structure: Any  # a PyTreeDef
     features: tuple[Feature, ...]
     tables: tuple[Table, ...]
+    stacks: tuple[Stack, ...]
 
     def __eq__(self, other: object) -> bool:
         if self is other:
@@ -71,7 +53,7 @@ class EmbeddingLayout:
 
     @property
     def _key(self) -> tuple[Any, ...]:
-        return self.structure, self.features, self.tables
+        return self.structure, self.features, self.tables, self.stacks
 
     @functools.cached_property
     def _hash(self) -> int:  # jit asks for it at every call
@@ -79,8 +61,27 @@ class EmbeddingLayout:
 
     def __repr__(self) -> str:
         features = [feature.name for feature in self.features]
-        tables = [table.name for table in self.tables]
-        return f"EmbeddingLayout({features=}, {tables=})"
+        stacks = [[table.name for table in stack.tables] for stack in self.stacks]
+        return f"EmbeddingLayout({features=}, {stacks=})"
+
+    @functools.cached_property
+    def places(self) -> dict[str, tuple[int, int]]:
+        """Returns of each table by name the number of its stack, and its own in it."""
+        return {
+            table.name: (number, place)
+            for number, stack in enumerate(self.stacks)
+            for place, table in enumerate(stack.tables)
+        }
+
+    def place(self, name: str) -> tuple[int, int]:
+        """Returns the number of a table's stack, and the table's own number in it.
+
+        Raises:
+            KeyError: no table has this name.
+        """
+        if name not in self.places:
+            raise KeyError(f"{name!r} is none of the tables {list(self.places)}")
+        return self.places[name]
 
     def leaves(self, what: str, tree: Any) -> list[Any]:
         """Returns what `tree` holds for each feature.
@@ -112,19 +113,24 @@ class EmbeddingLayout:
         return f"it is {type(tree).__name__}"
 
 
-def make_layout(feature_config: Any, optimizer: Optimizer | None) -> EmbeddingLayout:
-    """Settles names, sharing and optimizers.
+def make_layout(
+    feature_config: Any, optimizer: Optimizer | None, *, stack: bool = True
+) -> EmbeddingLayout:
+    """Settles names, sharing, optimizers and stacks.
 
     Features that hold the same `TableConfig` object share a table.
 
     Args:
         feature_config: a nested structure of `FeatureConfig`s.
         optimizer: for the tables that have none of their own.
+        stack: True lets tables that can share an array; see `make_stacks`.
 
     Raises:
+        TypeError: `stack` is not True or False.
         ValueError: no features, something else among them, two tables of one name, or
             a table without an optimizer.
     """
+    checks.flag("stack", stack)
     if optimizer is not None:
         check_optimizer(optimizer)
     paths, structure = jax.tree_util.tree_flatten_with_path(feature_config)
@@ -159,4 +165,6 @@ def make_layout(feature_config: Any, optimizer: Optimizer | None) -> EmbeddingLa
         name = config.name or where or "feature"
         path_name = jax.tree_util.keystr(path)
         features.append(Feature(name, path_name, config, numbers[id(table)]))
-    return EmbeddingLayout(structure, tuple(features), tuple(tables.values()))
+    settled = tuple(tables.values())
+    stacks = make_stacks(settled, stack)
+    return EmbeddingLayout(structure, tuple(features), settled, stacks)

@@ -5,6 +5,7 @@ It holds a state and a queue of batches; it adds no numbers of its own.
 
 import collections
 import dataclasses
+import functools
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -16,14 +17,14 @@ from jax.typing import ArrayLike
 from sparse_adam.embedding import functional, steps
 from sparse_adam.embedding.config import TableConfig, is_int
 from sparse_adam.embedding.exclusive import exclusive
-from sparse_adam.embedding.functional import EmbeddingState
 from sparse_adam.embedding.gradients import check_gradients, warn_of_missing_gradients
 from sparse_adam.embedding.host import num_samples, ready_for_jit, some_ready_for_jit
-from sparse_adam.embedding.logical import loaded, logical_arrays
+from sparse_adam.embedding.logical import from_logical, to_logical
 from sparse_adam.embedding.optimizer import Optimizer
+from sparse_adam.embedding.state import ByTable, EmbeddingState
 from sparse_adam.embedding.steps import QueuedBatch, Update
-from sparse_adam.embedding.stored import owned, weights
-from sparse_adam.embedding.tables import EmbeddingLayout, make_layout
+from sparse_adam.embedding.stored import owned
+from sparse_adam.embedding.tables import make_layout
 from sparse_adam.ops import dispatch
 from sparse_adam.rules import numbers
 
@@ -61,6 +62,7 @@ class TPUEmbedding:
         batch_size: the number of samples that every feature has; None is not checked.
         storage: "plain" or "packed" tables, as in `init`; all methods take and return
             logical arrays in either case.
+        stack: True lets tables that are alike share an array, as in `init`.
         rounding: of bfloat16 tables and slots, "nearest" or "stochastic", as in
             `apply_gradients`.
         seed: of stochastic rounding: each update has a key of its own, made of the seed
@@ -102,13 +104,14 @@ class TPUEmbedding:
         *,
         batch_size: int | None = None,
         storage: str | None = None,
+        stack: bool = True,
         rounding: str = "nearest",
         seed: int = 0,
         implementation: str | None = None,
     ) -> None:
         self._feature_config = feature_config
         self._optimizer = optimizer
-        self._layout = make_layout(feature_config, optimizer)
+        self._layout = make_layout(feature_config, optimizer, stack=stack)
         self._pipelined = numbers.flag(
             "pipeline_execution_with_tensor_core", pipeline_execution_with_tensor_core
         )
@@ -120,7 +123,7 @@ class TPUEmbedding:
             )
         if not is_int(seed):
             raise TypeError(f"{seed=} must be an int")
-        self._storage = storage
+        self._made = {"storage": storage, "stack": stack}
         self._how = {"rounding": rounding, "implementation": implementation}
         self._noise = None if rounding == "nearest" else jax.random.key(seed)
         self._layout.tables[0].optimizer.options(
@@ -172,7 +175,7 @@ class TPUEmbedding:
             return
         key = jax.random.key(0) if key is None else key
         self._state = functional.init(
-            self._feature_config, self._optimizer, key, storage=self._storage
+            self._feature_config, self._optimizer, key, **self._made
         )
 
     @property
@@ -198,11 +201,12 @@ class TPUEmbedding:
         if state.layout != self._layout:
             raise ValueError(
                 f"{state.layout=} must be that of this object, {self._layout}: make "
-                "both from one feature_config and optimizer"
+                "both from one feature_config, optimizer and stack=, or load() what "
+                "to_logical(state) returns"
             )
-        tables = owned(state.tables, self._layout.tables)
+        stacks = owned(state.stacks, self._layout.stacks)
         self._finish_update()
-        self._state = dataclasses.replace(state, tables=tables)
+        self._state = dataclasses.replace(state, stacks=stacks)
 
     @property
     @exclusive
@@ -211,8 +215,7 @@ class TPUEmbedding:
 
         The next `apply_gradients` donates these arrays: copy what is to be kept.
         """
-        tables = {name: weights(one) for name, one in self.state.tables.items()}
-        return _ByTable(self._layout, tables)
+        return ByTable(self._layout, self.state.table)
 
     @exclusive
     def enqueue(
@@ -306,12 +309,10 @@ class TPUEmbedding:
         leaves = check_gradients(self._layout, gradients, batch.shapes)
         warn_of_missing_gradients(self._layout, gradients, stacklevel=4)
         gradients = jax.tree.unflatten(self._layout.structure, leaves)
-        rates = {
-            table: numbers.scalar("learning_rate", rate)
-            for table, rate in functional.current_learning_rates(
-                self._built_state()
-            ).items()
-        }
+        rates = jax.tree.map(
+            functools.partial(numbers.scalar, "learning_rate"),
+            functional.current_learning_rates(self._built_state()),
+        )
         update = Update(
             batch.features,
             batch.weights,
@@ -352,7 +353,7 @@ class TPUEmbedding:
         """
         return {
             name: {slot: np.array(array) for slot, array in own.items()}
-            for name, own in logical_arrays(self.state).items()
+            for name, own in to_logical(self.state).items()
         }
 
     @exclusive
@@ -366,7 +367,7 @@ class TPUEmbedding:
             TypeError: a table that is no dict of arrays by name.
             ValueError: an unknown table or array name, or another shape.
         """
-        self._state = loaded(self.state, tables)
+        self._state = from_logical(self.state, tables)
 
     def _built_state(self) -> EmbeddingState:
         self.build()
@@ -380,18 +381,3 @@ class TPUEmbedding:
 
     def _updated(self, update: Update) -> EmbeddingState:
         return steps.update(self._built_state(), update, self._noise, **self._how)
-
-
-class _ByTable(dict):
-    """Arrays by table name, which a `TableConfig` object finds too."""
-
-    def __init__(
-        self, layout: EmbeddingLayout, arrays: Mapping[str, jax.Array]
-    ) -> None:
-        super().__init__(arrays)
-        self._names = {id(table.config): table.name for table in layout.tables}
-
-    def __missing__(self, key: Any) -> jax.Array:
-        if id(key) not in self._names:
-            raise KeyError(f"{key!r} is none of the tables {list(self)}")
-        return self[self._names[id(key)]]

@@ -39,18 +39,6 @@ class Samples(NamedTuple):
     gains: Gains | None
     scales: jax.Array | None
 
-    def factors(self) -> Gains | None:
-        """Returns float32 `[N]`: the gain of each id times its sample's scale."""
-        if self.scales is None:
-            return self.gains
-        size = self.ids.size
-        if self.owners is None:
-            places = size // max(self.scales.size, 1)
-            scales = jnp.repeat(self.scales, places, total_repeat_length=size)
-        else:
-            scales = self.scales.at[self.owners].get(mode="fill", fill_value=0)
-        return scales if self.gains is None else self.gains * scales
-
 
 def sum_over_samples(
     x: jax.Array, owners: Indices | None, num_samples: int, *, ascending: bool = False
@@ -70,12 +58,12 @@ def combine_rows(
     `ascending` promises that the owners are.
     """
     rows = rows.astype(jnp.float32)
-    factors = samples.factors()
-    if factors is not None:
-        rows = factors[:, None] * rows
+    if samples.gains is not None:
+        rows = samples.gains[:, None] * rows
     # A select, since a row that is not asked for may hold anything.
     rows = jnp.where(samples.ids[:, None] >= 0, rows, 0)
-    return sum_over_samples(rows, samples.owners, num_samples, ascending=ascending)
+    sums = sum_over_samples(rows, samples.owners, num_samples, ascending=ascending)
+    return sums if samples.scales is None else samples.scales[:, None] * sums
 
 
 def combine(

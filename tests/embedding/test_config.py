@@ -10,7 +10,6 @@ import pytest
 
 from sparse_adam import embedding
 from sparse_adam.embedding import Adam, init
-from sparse_adam.embedding.stored import arrays
 from sparse_adam.embedding.tables import make_layout
 
 # Many tests give them what their types do not allow.
@@ -141,7 +140,7 @@ def test_initializer_is_called_with_key_shape_and_dtype():
         config = FeatureConfig(TableConfig(5, 2, initializer, **options))
         for storage in ("plain", "packed"):
             stored = init(config, Adam(), KEY, storage=storage).tables["table_0"]
-            table, *slots = (x.dtype for x in arrays(stored))
+            table, *slots = (x.dtype for x in stored)
             assert table == seen.pop() == options.get("dtype", jnp.float32)
             assert slots == [options.get("slot_dtype", jnp.float32)] * 2
     wrong = TableConfig(5, 2, lambda key, shape, dtype: jnp.ones((5, 3)))

@@ -97,15 +97,20 @@ MODEL_FEATURES = {
     "friends": ("user", 0),
     "place": ("place", 0),
 }
-MODEL_TABLES = {"video": (11, 4), "user": (7, 2), "place": (5, 3)}
+MODEL_TABLES = {"video": (11, 4), "user": (7, 2), "place": (5, 4)}
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
-    ("combiner", "lazy", "inside"),
-    [("sum", True, True), ("mean", True, False), ("sqrtn", False, True)],
+    ("combiner", "lazy", "inside", "storage", "stack"),
+    [
+        ("sum", True, True, "plain", True),
+        ("mean", True, False, "packed", True),
+        ("sqrtn", True, True, "plain", False),
+        ("sqrtn", False, True, "plain", True),
+    ],
 )
-def test_several_steps_against_the_model(form, combiner, lazy, inside):
+def test_several_steps_against_the_model(form, combiner, lazy, inside, storage, stack):
     tables = {
         name: TableConfig(*shape, normal, combiner=combiner, name=name)
         for name, shape in MODEL_TABLES.items()
@@ -115,7 +120,8 @@ def test_several_steps_against_the_model(form, combiner, lazy, inside):
         for name, (table, length) in MODEL_FEATURES.items()
     }
     adam = Adam(0.05, lazy_adam=lazy, sum_inside_sqrt=inside)
-    state = init(config, adam, KEY)
+    state = init(config, adam, KEY, storage=storage, stack=stack)
+    assert len(state.stacks) == (2 if stack and lazy else 3)  # video, place; user
     expected = {
         name: tuple(np.asarray(x, np.float64) for x in state.tables[name])
         for name in tables

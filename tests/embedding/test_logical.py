@@ -11,9 +11,9 @@ from sparse_adam.embedding import (
     RowWiseAdagrad,
     TableConfig,
     init,
-    logical_arrays,
     lookup,
     map_arrays,
+    to_logical,
 )
 from tests.embedding.test_tpu_embedding import CONFIG, assert_same, batch
 
@@ -32,35 +32,37 @@ def test_an_average_of_states(storages):
     want = jax.tree.map(mean, state(0), state(1))
     got = map_arrays(mean, one, two)
     assert jax.tree.structure(got) == jax.tree.structure(one)
-    assert_same(logical_arrays(got), logical_arrays(want))
+    assert_same(to_logical(got), to_logical(want))
     assert_same(lookup(got, *batch(0)), lookup(want, *batch(0)))
     assert_same(map_arrays(mean, state(0), two), want)
     compiled = jax.jit(lambda a, b: map_arrays(mean, a, b))(one, two)
-    assert_same(logical_arrays(compiled), logical_arrays(want))
+    assert_same(to_logical(compiled), to_logical(want))
 
 
-def test_logical_arrays_have_the_names_of_retrieve():
+def test_to_logical_have_the_names_of_retrieve():
     for storage in ("plain", "packed"):
-        found = logical_arrays(state(0, storage))
+        found = to_logical(state(0, storage))
         assert {name: list(own) for name, own in found.items()} == {
             name: ["parameters", "momenta", "velocities"] for name in ("item", "user")
         }
-        assert found["user"]["parameters"].shape == (6, 3)
-        assert_same(found, logical_arrays(state(0)), rtol=0)
+        assert found["user"]["parameters"].shape == (6, 2)
+        assert_same(found, to_logical(state(0)), rtol=0)
 
 
 def test_slots_per_row_are_mapped_too():
     config = FeatureConfig(TableConfig(6, 3, name="t"))
     ones = init(config, RowWiseAdagrad(0.1), jax.random.key(0))
     doubled = map_arrays(lambda x: 2 * x, ones)
-    assert type(doubled.tables["t"]) is type(ones.tables["t"])
+    assert type(doubled.stacks[0]) is type(ones.stacks[0])
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, 2 * y), doubled, ones)
 
 
 def test_words_are_refused_by_name():
     broken = jax.tree.map(mean, state(0, "packed"), state(1, "packed"))
-    for use in (lambda s: lookup(s, *batch(0)), logical_arrays):
-        with pytest.raises(TypeError, match=r"table '\w+': packed.lines.dtype=float32"):
+    for use in (lambda s: lookup(s, *batch(0)), to_logical):
+        with pytest.raises(
+            TypeError, match=r"the stack of tables .*: packed.lines.dtype=float32"
+        ):
             use(broken)
 
 

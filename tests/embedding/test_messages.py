@@ -74,7 +74,7 @@ def with_ids(ids):
         (
             lambda: embedding().load(cast(Any, jnp.ones((6, 2)))),
             TypeError,
-            r"load\(\) got ArrayImpl; it must be a dict of tables by name",
+            r"arrays is a ArrayImpl; it must be a dict of tables by name",
         ),
         (
             lambda: TableConfig(

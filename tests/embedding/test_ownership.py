@@ -38,15 +38,19 @@ def one_for_both(table, names, initializers):
     return dict.fromkeys(names, zeros)
 
 
-@pytest.mark.parametrize("place", [None, ROWS], ids=["one device", "spread"])
+@pytest.mark.parametrize(
+    ("place", "stack"),
+    [(None, False), (ROWS, False), (ROWS, True)],
+    ids=["one device", "spread", "spread stack"],
+)
 @pytest.mark.parametrize("adam", [Adam(), Adam(slot_variable_creation_fn=one_for_both)])
-def test_an_initializers_array_outlives_donated_steps(place, adam):
+def test_an_initializers_array_outlives_donated_steps(place, stack, adam):
     pretrained = jnp.arange(32.0).reshape(8, 4)
     if place is not None:
         pretrained = jax.device_put(pretrained, place)
     want = np.array(pretrained)
-    state = init(config_of(pretrained, pretrained), adam, KEY)
-    assert len({id(x) for x in jax.tree.leaves(state)}) == 6
+    state = init(config_of(pretrained, pretrained), adam, KEY, stack=stack)
+    assert len({id(x) for x in jax.tree.leaves(state)}) == (3 if stack else 6)
     for array in jax.tree.leaves(state):
         assert array.sharding.is_equivalent_to(pretrained.sharding, 2)
     for _ in range(2):

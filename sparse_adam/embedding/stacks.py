@@ -1,0 +1,150 @@
+"""Stacks: tables that share one array, so that a step reads and updates them at once.
+
+Tables of one width, one set of dtypes and equal optimizers stand one behind the other:
+
+    row      0        V_0   o_1         o_1 + V_1   o_2
+             | table 0 |pad | table 1       |  pad  | table 2 ...
+
+Row r of table k is row `offsets[k] + r` of its stack. Offsets are multiples of what
+packed storage keeps in one tile, so that each table has lines of its own there. Nobody
+looks up the rows between two tables.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax.core
+
+from sparse_adam.embedding.config import TableConfig
+from sparse_adam.embedding.optimizer import Optimizer
+from sparse_adam.kernels.layout import SUBLANES, PackedLayout
+
+MAX_STACK_ROWS = 2**30  # an update counts rows and ids together below 2**31
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table whose name and optimizer are settled."""
+
+    name: str
+    config: TableConfig
+    optimizer: Optimizer
+
+    @functools.cached_property
+    def array_names(self) -> tuple[str, ...]:
+        """What TensorFlow calls the arrays of its state, in their order."""
+        return ("parameters", *self.optimizer.slot_names)
+
+    @property
+    def num_rows(self) -> int:
+        """Returns V."""
+        return self.config.vocabulary_size
+
+    @functools.cached_property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Returns the shapes of these arrays."""
+        return _shapes(self.optimizer, self.num_rows, self.config.dim)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """Tables that share one array, or one table that stands alone.
+
+    Attributes:
+        tables: in the order of their rows.
+        offsets: the row of the array where each of them begins.
+    """
+
+    tables: tuple[Table, ...]
+    offsets: tuple[int, ...]
+
+    @property
+    def num_rows(self) -> int:
+        """Returns the rows of the array, up to the last one of the last table."""
+        return self.offsets[-1] + self.tables[-1].num_rows
+
+    @property
+    def dim(self) -> int:
+        """Returns D."""
+        return self.tables[0].config.dim
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """Returns the optimizer, which is equal for all tables."""
+        return self.tables[0].optimizer
+
+    @property
+    def array_names(self) -> tuple[str, ...]:
+        """What TensorFlow calls the arrays of a table's state, in their order."""
+        return self.tables[0].array_names
+
+    @functools.cached_property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Returns the shapes of the arrays of the whole stack."""
+        return _shapes(self.optimizer, self.num_rows, self.dim)
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        if len(self.tables) == 1:
+            return f"table {self.tables[0].name!r}"
+        return f"the stack of tables {[table.name for table in self.tables]}"
+
+
+def _shapes(
+    optimizer: Optimizer, num_rows: int, dim: int
+) -> tuple[tuple[int, ...], ...]:
+    slots = optimizer.rule.slots
+    of_slots = ((num_rows,) if s.per == "row" else (num_rows, dim) for s in slots)
+    return ((num_rows, dim), *of_slots)
+
+
+def make_stacks(tables: Sequence[Table], stack: bool) -> tuple[Stack, ...]:
+    """Puts tables that can share an array into one stack, in their order.
+
+    Args:
+        tables: of a layout.
+        stack: False leaves every table alone.
+
+    A stack that would have more than `MAX_STACK_ROWS` rows is cut. A table whose
+    optimizer updates every row stays alone: with a rate of its own it could not share
+    an update, and its update streams the whole array in any case.
+    """
+    groups: list[list[Table]] = []
+    for table in tables:
+        for group in groups:
+            if stack and _can_share(group, table):
+                group.append(table)
+                break
+        else:
+            groups.append([table])
+    return tuple(Stack(tuple(group), _offsets(group)) for group in groups)
+
+
+def _can_share(group: Sequence[Table], table: Table) -> bool:
+    first, config = group[0], table.config
+    kind = (config.dim, config.dtype, config.slot_dtype)
+    return (
+        kind == (first.config.dim, first.config.dtype, first.config.slot_dtype)
+        and _are_equal(first.optimizer, table.optimizer)
+        and table.optimizer.lazy
+        and _offsets([*group, table])[-1] + table.num_rows <= MAX_STACK_ROWS
+    )
+
+
+def _are_equal(one: Optimizer, other: Optimizer) -> bool:
+    """Tells equal optimizers; a rate that is being traced is equal to itself alone."""
+    rates: list[Any] = [one.learning_rate, other.learning_rate]
+    if any(isinstance(rate, jax.core.Tracer) for rate in rates):
+        return one is other
+    return one == other
+
+
+def _offsets(tables: Sequence[Table]) -> tuple[int, ...]:
+    step = SUBLANES * PackedLayout(1, tables[0].config.dim).rows_per_group
+    offsets = [0]
+    for table in tables[:-1]:
+        offsets.append(step * -(-(offsets[-1] + table.num_rows) // step))
+    return tuple(offsets)

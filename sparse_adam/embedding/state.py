@@ -1,0 +1,115 @@
+"""The state of an embedding: stacks of tables, which users see as tables by name."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import jax
+
+from sparse_adam.embedding.stored import checked, table_arrays
+from sparse_adam.embedding.tables import EmbeddingLayout
+
+_Value = TypeVar("_Value")
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("stacks",), meta_fields=("layout",)
+)
+@dataclasses.dataclass(frozen=True)
+class EmbeddingState:
+    """Tables with their slots: a pytree of arrays.
+
+    It checkpoints, shards, scans and donates like any other. Its arrays are those of
+    stacks; `table`, `slots`, `tables` and `to_logical` give those of tables.
+
+    Attributes:
+        stacks: of each stack of the layout the optimizer's state: for `Adam` an
+            `AdamState(table, momenta, velocities)` of `[rows, D]` arrays, or a
+            `PackedTable`.
+        layout: static: the features, the tables and the stacks.
+
+    Example:
+        >>> from sparse_adam.embedding import Adam, FeatureConfig, TableConfig, init
+        >>> user, item = TableConfig(5, 4, name="user"), TableConfig(7, 4, name="item")
+        >>> config = [FeatureConfig(user), FeatureConfig(item)]
+        >>> state = init(config, Adam(0.1), jax.random.key(0))
+        >>> len(state.stacks), state.table("user").shape
+        (1, (5, 4))
+        >>> list(state.slots("item")), state.tables["item"].momenta.shape
+        (['momenta', 'velocities'], (7, 4))
+    """
+
+    stacks: tuple[Any, ...]
+    layout: EmbeddingLayout
+
+    def table(self, name: str) -> jax.Array:
+        """Returns the weights of a table, `[V, D]`.
+
+        Raises:
+            KeyError: there is no table of this name.
+            TypeError: the state has arrays of a wrong dtype.
+            ValueError: the state is not of its layout's shape.
+        """
+        return self._arrays(name)[0]
+
+    def slots(self, name: str) -> dict[str, jax.Array]:
+        """Returns the slots of a table by name: `[V, D]`, or `[V]` of one per row.
+
+        Raises what `table` does.
+        """
+        number, _ = self.layout.place(name)
+        names = self.layout.stacks[number].array_names
+        return dict(zip(names[1:], self._arrays(name)[1:], strict=True))
+
+    @property
+    def tables(self) -> Mapping[str, Any]:
+        """The optimizer's state of each table by name, such as an `AdamState`.
+
+        Arrays `[V, D]`, cut out of the stacks when a table is asked for.
+        """
+
+        def state_of(name: str) -> Any:
+            number, _ = self.layout.place(name)
+            optimizer = self.layout.stacks[number].optimizer
+            return optimizer.state_of(self._arrays(name))
+
+        return ByTable(self.layout, state_of)
+
+    def _arrays(self, name: str) -> tuple[jax.Array, ...]:
+        number, place = self.layout.place(name)
+        stack = self.layout.stacks[number]
+        stored = checked(self.stacks, self.layout.stacks)[number]
+        return table_arrays(stored, stack, place)
+
+
+class ByTable(Mapping[Any, _Value]):
+    """What a function makes of each table: by its name, or its `TableConfig` object.
+
+    It is made when it is asked for, and then kept.
+    """
+
+    def __init__(
+        self, layout: EmbeddingLayout, function: Callable[[str], _Value]
+    ) -> None:
+        self._names = [table.name for table in layout.tables]
+        self._name_of = {id(table.config): table.name for table in layout.tables}
+        self._function = function
+        self._made: dict[str, _Value] = {}
+
+    def __getitem__(self, key: Any) -> _Value:
+        name = self._name_of.get(id(key), key)
+        if name not in self._names:
+            raise KeyError(f"{key!r} is none of the tables {self._names}")
+        if name not in self._made:
+            self._made[name] = self._function(name)
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._names})"
