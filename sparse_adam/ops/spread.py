@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from sparse_adam.kernels.layout import Layout
+from sparse_adam.kernels.layout import SUBLANES, Layout, PackedLayout
 from sparse_adam.ops.routing import Placement
 
 
@@ -98,13 +98,18 @@ class Spread:
         """Returns where each of V rows is."""
         return Placement(num_rows, self.count, self.interleaved)
 
-    def part(self, layout: Layout) -> Layout:
-        """Returns the layout of what one device has of a table of the given layout.
+    def part_rows(self, num_rows: int, dim: int) -> int:
+        """Returns how many rows each device stores of a table of V rows.
 
-        Its rows fill whole tiles of a TPU, so there may be some that no id names.
+        They fill whole tiles of a TPU in either storage, so the last ones may be rows
+        that no id names.
         """
-        rows, tile = -(-layout.num_rows // self.count), layout.with_rows(1).room
-        return layout.with_rows(tile * -(-rows // tile))
+        tile = SUBLANES * PackedLayout(1, dim).rows_per_group
+        return tile * -(-num_rows // (self.count * tile))
+
+    def part(self, layout: Layout) -> Layout:
+        """Returns the layout of what one device has of a table of the given layout."""
+        return layout.with_rows(self.part_rows(layout.num_rows, layout.dim))
 
     def whole(self, layout: Layout) -> Layout:
         """Returns the layout of the parts of all devices, one behind the other."""
@@ -161,7 +166,7 @@ class Spread:
 
         Args:
             rows: the array.
-            size: rows of a device's part, `part(layout).num_rows`; None is the least.
+            size: rows of a device's part, as of `part_rows`; None is the least.
 
         Returns:
             `[n * size, ...]`, spread; zeros where no row is.

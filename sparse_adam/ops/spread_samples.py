@@ -7,7 +7,7 @@ equal parts: an uneven one is filled up with padding.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -48,6 +48,7 @@ def lookup_batch(
     layout: Layout,
     sizes: tuple[int, ...],
     route: SampleRoute | None = None,
+    change: Callable[[jax.Array], jax.Array] | None = None,
 ) -> list[jax.Array]:
     """Looks up and combines the rows of each sample, wherever they are.
 
@@ -62,14 +63,16 @@ def lookup_batch(
         layout: of the table, V its rows, as if it were on one device.
         sizes: S of each feature.
         route: `route_batch` of this very batch, made earlier; None makes it here.
+        change: of rows `[C, D]`, before they are combined, to rows of any float dtype.
 
     Returns:
-        For each feature `[S, D]`, in the table's dtype, spread as the rows are where S
-        divides by the number of devices.
+        For each feature `[S, D]`, in the dtype of the rows; spread as the table is, if
+        S divides by the number of devices.
     """
     if route is None:
         route = route_batch(batch, spread=spread, num_rows=layout.num_rows, sizes=sizes)
-    return _lookup(stored, route, spread=spread, layout=layout, sizes=sizes)
+    how: Any = {"spread": spread, "layout": layout, "sizes": sizes}
+    return _lookup(stored, route, change=change, **how)
 
 
 def update_batch(
@@ -158,7 +161,7 @@ def route_batch(
 
 
 @in_32_bits
-@functools.partial(jax.jit, static_argnames=("spread", "layout", "sizes"))
+@functools.partial(jax.jit, static_argnames=("spread", "layout", "sizes", "change"))
 def _lookup(
     stored: jax.Array,
     route: SampleRoute,
@@ -166,14 +169,17 @@ def _lookup(
     spread: Spread,
     layout: Layout,
     sizes: tuple[int, ...],
+    change: Callable[[jax.Array], jax.Array] | None,
 ) -> list[jax.Array]:
     own = spread.part(layout)
 
     def look_up_own(stored: jax.Array, route: SampleRoute) -> list[jax.Array]:
         def read(rows: Indices) -> jax.Array:
             if isinstance(own, PackedLayout):
-                return packed_rows(stored, rows, layout=own)
-            return plain_rows(stored, rows)
+                found = packed_rows(stored, rows, layout=own)
+            else:
+                found = plain_rows(stored, rows)
+            return found if change is None else change(found)
 
         return combine_samples(route, read)
 
