@@ -79,13 +79,10 @@ def draw(kind: str, seed: int = 0) -> tuple[list[Samples], list[np.ndarray]]:
     ]
 
 
-@jax.jit
-def one_device(state: Any, batch: Any, grads: Any) -> Any:
-    """A lookup, and an update by gradients that depend on it."""
-    layout, found = PlainLayout.of_weights(state[0]), []
+def joined(batch: Any, grads: Any) -> UpdateInputs:
+    """The batch of all features as one, with its samples one behind the other."""
     ids, sources, gains, start = [], [], [], 0
     for part, size in zip(batch, SIZES, strict=True):
-        found.append(combine(state[0], part, size, layout=layout))
         owners = part.owners
         if owners is None:
             owners = jnp.repeat(jnp.arange(size), part.ids.size // size)
@@ -94,10 +91,36 @@ def one_device(state: Any, batch: Any, grads: Any) -> Any:
         factors = part.factors()
         gains.append(jnp.ones(part.ids.shape) if factors is None else factors)
         start += size
-    flat = jnp.concatenate(moved(grads, found))
-    joined = [jnp.concatenate(x) for x in (ids, sources, gains)]
-    inputs = UpdateInputs(joined[0], flat, joined[1], joined[2])
-    return update_state(state, inputs, RULE, OPTIONS), found
+    flat, *rest = map(jnp.concatenate, (grads, ids, sources, gains))
+    return UpdateInputs(rest[0], flat, rest[1], rest[2])
+
+
+@jax.jit
+def one_device(state: Any, batch: Any, grads: Any) -> Any:
+    """A lookup, and an update by gradients that depend on it."""
+    layout = PlainLayout.of_weights(state[0])
+    found = [
+        combine(state[0], part, size, layout=layout)
+        for part, size in zip(batch, SIZES, strict=True)
+    ]
+    return update_state(state, joined(batch, moved(grads, found)), RULE, OPTIONS), found
+
+
+def stored(arrays: Any, spread: Spread, storage: str) -> tuple[Any, Any]:
+    """The arrays on the devices, and the layout of them all on one."""
+    layout: Any = PlainLayout(V, D, DTYPES, (False, False))
+    rows = spread.part(layout).num_rows
+    placed = tuple(spread.place(jnp.asarray(x), rows) for x in arrays)
+    if storage == "plain":
+        return placed, layout
+    return (PackedTable.pack(*placed).lines,), PackedLayout(V, D, DTYPES)
+
+
+def logical(state: Any, spread: Spread, layout: Any) -> list[jax.Array]:
+    if isinstance(layout, PackedLayout):
+        state = PackedTable(state[0], spread.whole(layout)).unpack()
+    assert all(x.sharding.is_equivalent_to(spread.sharding, 2) for x in state)
+    return [spread.logical(x, V) for x in state]
 
 
 def moved(grads: Any, found: Any) -> list[jax.Array]:
@@ -118,28 +141,18 @@ def many(
 
 def check(spread: Spread, kinds: Any, storage: str = "plain", early: bool = True):
     """Makes a step of each kind of batch, whose sums are exact, and then two more."""
-    layout: Any = PlainLayout(V, D, DTYPES, (False, False))
-    if storage == "packed":
-        layout = PackedLayout(V, D, DTYPES)
-    start, rows = table(), spread.part(layout).num_rows
-
-    def placed() -> tuple[jax.Array, ...]:
-        arrays = [spread.place(jnp.asarray(x), rows) for x in start]
-        packed = storage == "packed"
-        return (PackedTable.pack(*arrays).lines,) if packed else tuple(arrays)
+    start = table()
 
     def compare(same: Any, expected: Any, found: Any, state: Any, new: Any) -> None:
-        if storage == "packed":
-            new = PackedTable(new[0], spread.whole(layout)).unpack()
-        assert all(x.sharding.is_equivalent_to(spread.sharding, 2) for x in new)
-        new = [spread.logical(x, V) for x in new]
+        new = logical(new, spread, layout)
         for one, two in zip([*found, *new], [*expected, *state], strict=True):
             same(one, two)
 
     for kind in kinds:
         batch, grads = draw(kind)
         state, expected = one_device(start, batch, grads)
-        new, found = many(placed(), batch, grads, spread, layout, early)
+        new, layout = stored(start, spread, storage)
+        new, found = many(new, batch, grads, spread, layout, early)
         compare(assert_bitwise_equal, expected, found, state, new)
         for seed in (1, 2):
             batch, grads = draw(kind, seed)
@@ -167,3 +180,62 @@ def test_steps_are_those_of_one_device(storage):
 def test_any_mesh_with_replicas_along_other_axes(types, axes, interleaved):
     spread = spread_over(*axes, types=types, interleaved=interleaved)
     check(spread, ["zipf"], early=False)
+
+
+@pytest.mark.parametrize("storage", ["plain", "packed"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        UpdateOptions(learning_rate=0.25, lazy=False, clip_weight_max=1.0),
+        UpdateOptions(
+            learning_rate=0.25, use_gradient_accumulation=False, gradient_scale=0.5
+        ),
+    ],
+    ids=["not lazy", "a step for each occurrence"],
+)
+def test_updates_that_are_no_sum_for_each_row(options, storage):
+    batch, grads = draw("zipf")
+    arrays, spread = table(), spread_over()
+    state, layout = stored(arrays, spread, storage)
+    new = update_batch(
+        state, batch, grads, RULE, options, spread=spread, layout=layout, sizes=SIZES
+    )
+    expected = update_state(arrays, joined(batch, grads), RULE, options)
+    for one, two in zip(logical(new, spread, layout), expected, strict=True):
+        assert_bitwise_equal(one, two)
+
+
+def test_devices_do_not_share_their_noise():
+    """Row r of each device is stepped alike, and is rounded in another way."""
+    num_rows, spread = 64, spread_over()
+    layout = PlainLayout(num_rows, D, (np.dtype(jnp.bfloat16),) * 2, (False, False))
+    rows = spread.part(layout).num_rows
+    ones = spread.place(jnp.ones((num_rows, D), jnp.bfloat16), rows)
+    batch = Samples(jnp.arange(num_rows), None, None, None)
+    options = UpdateOptions(rounding="stochastic", key=jax.random.key(0))
+    how: Any = {"spread": spread, "layout": layout, "sizes": (num_rows,)}
+    grads = [jnp.ones((num_rows, D))]
+    new = update_batch((ones, ones), [batch], grads, RULE, options, **how)
+    parts = np.split(np.asarray(new[0]), spread.count)
+    assert len({part.tobytes() for part in parts}) == spread.count
+
+
+def test_a_batch_without_samples_and_one_without_ids():
+    spread, arrays = spread_over(), table()
+    state, layout = stored(arrays, spread, "plain")
+    nothing = jnp.zeros(0, jnp.int32)
+    batch = [Samples(nothing, None, None, None), Samples(nothing, nothing, None, None)]
+    how: Any = {"spread": spread, "layout": layout, "sizes": (0, 3)}
+    found = lookup_batch(state[0], batch, **how)
+    assert [x.shape for x in found] == [(0, D), (3, D)] and not found[1].any()
+    new = update_batch(state, batch, [None, None], RULE, OPTIONS, **how)
+    for one, two in zip(logical(new, spread, layout), arrays, strict=True):
+        assert_bitwise_equal(one, two)
+
+
+def test_axes_that_are_none_are_refused():
+    for axes in ((), ("w",), ("x", "x")):
+        with pytest.raises(ValueError, match="must be one or more of the mesh's axes"):
+            Spread(mesh(), axes)
+    with pytest.raises(TypeError, match="must be a tuple"):
+        Spread(mesh(), "x")  # type: ignore[arg-type]
