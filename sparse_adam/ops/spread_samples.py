@@ -309,15 +309,15 @@ def _own_size(size: int, spread: Spread) -> int:
 
 
 def _filled(samples: Samples, size: int, spread: Spread) -> Samples:
-    """Fills a feature's batch up to equal parts, by ids of no row."""
+    """Fills a feature's batch up to equal parts of an id at least, by ids of no row."""
     if spread.is_inside:
         return samples
     ids, owners, gains, scales = samples
     if owners is None:
-        places = ids.size // max(size, 1)
+        places = max(1, ids.size // max(size, 1))
         num_ids = places * _size(size, spread)
     else:
-        num_ids = spread.count**2 * -(-ids.size // spread.count**2)
+        num_ids = spread.count**2 * max(1, -(-ids.size // spread.count**2))
         owners = _fill_to(owners, num_ids, -1)
     gains = None if gains is None else _fill_to(gains, num_ids)
     scales = None if scales is None else _fill_to(scales, _size(size, spread))

@@ -88,8 +88,10 @@ def joined(batch: Any, grads: Any) -> UpdateInputs:
             owners = jnp.repeat(jnp.arange(size), part.ids.size // size)
         ids.append(part.ids)
         sources.append(jnp.where(owners < size, owners + start, -1))
-        factors = part.factors()
-        gains.append(jnp.ones(part.ids.shape) if factors is None else factors)
+        factors = jnp.ones(part.ids.shape) if part.gains is None else part.gains
+        if part.scales is not None:
+            factors = factors * part.scales[jnp.minimum(owners, size - 1)]
+        gains.append(factors)
         start += size
     flat, *rest = map(jnp.concatenate, (grads, ids, sources, gains))
     return UpdateInputs(rest[0], flat, rest[1], rest[2])
