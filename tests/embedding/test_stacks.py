@@ -1,6 +1,7 @@
 """Stacks: which tables share an array, and that nobody can tell but by the counts."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -82,14 +83,20 @@ def made(optimizer=None, config=CONFIG, **options):
     return init(config, optimizer or Adam(0.1), KEY, **options)
 
 
+@functools.cache
+def step_of_tables_apart():
+    """The state before, the activations, and the state after."""
+    state = made(stack=False, storage="plain")
+    return state, *train_step(state, *batch())
+
+
 @pytest.mark.parametrize("storage", ["plain", "packed"])
 def test_nobody_can_tell(storage):
-    apart = made(stack=False, storage="plain")
+    apart, wanted, new_apart = step_of_tables_apart()
     state = made(storage=storage)
     assert (len(apart.stacks), len(state.stacks)) == (4, 1)
     assert_same(to_logical(state), to_logical(apart), rtol=0)
     activations, new = train_step(state, *batch())
-    wanted, new_apart = train_step(apart, *batch())
     assert_same(activations, wanted)
     assert_same(to_logical(new), to_logical(new_apart))
     old, ids = to_logical(state), batch()[0]
@@ -122,7 +129,7 @@ def test_a_stack_has_one_update_and_a_lookup_for_each_kind(monkeypatch):
     del ids["seen"], ids["rounded"], weights["seen"], weights["rounded"]
     config = {name: CONFIG[name] for name in ids}
     state = made(config=config)
-    activations = lookup(state, ids, weights)
+    activations = jax.eval_shape(lookup, state, ids, weights)
     # Bags of 3; dense ids; a ragged feature; one with weights and divisors.
     bags, dense, ragged, weighted = 2 * 3 * SAMPLES, 2 * SAMPLES, 8, 9
     assert calls == [
@@ -132,7 +139,7 @@ def test_a_stack_has_one_update_and_a_lookup_for_each_kind(monkeypatch):
         ("rows", weighted, SAMPLES),
     ]
     calls.clear()
-    apply_gradients(state, ids, activations, weights)
+    jax.eval_shape(apply_gradients, state, ids, activations, weights)
     assert calls == [("update", bags + dense + ragged + weighted, 6 * SAMPLES)]
 
 
@@ -236,7 +243,6 @@ def test_the_tables_of_a_state_by_name():
     state = made(storage="packed")
     assert dict(state.tables).keys() == {"a", "b", "c", "d"}
     found = state.tables["b"]
-    np.testing.assert_array_equal(state.tables[TABLES[1]].table, found.table)
     np.testing.assert_array_equal(found.table, state.table("b"))
     np.testing.assert_array_equal(found.momenta, state.slots("b")["momenta"])
 
