@@ -72,7 +72,7 @@ if __name__ == "__main__":
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", int(count), int(number))
     tables = train(Mesh(np.array(jax.devices()), ("data",)))
-    flat = {
+    flat: Any = {
         f"{table}/{name}": x for table, own in tables.items() for name, x in own.items()
     }
     np.savez(file, **flat)

@@ -46,11 +46,11 @@ def table() -> tuple[np.ndarray, np.ndarray]:
     return weights.astype(np.float32), rng.uniform(size=(V, D)).astype(np.float32)
 
 
-def draw(kind: str, seed: int = 0) -> tuple[list[Samples], list[np.ndarray]]:
+def draw(kind: str, seed: int = 0) -> tuple[Any, Any]:
     """The batch of a padded, an uneven padded and a ragged feature, and gradients."""
     rng = np.random.default_rng(seed)
 
-    def ids(shape: tuple[int, ...]) -> np.ndarray:
+    def ids(shape: tuple[int, ...]) -> Any:
         uniform = rng.integers(0, V, shape)
         if kind == "zipf":
             return np.minimum(rng.zipf(1.2, shape) - 1, V - 1)
@@ -63,12 +63,12 @@ def draw(kind: str, seed: int = 0) -> tuple[list[Samples], list[np.ndarray]]:
             return np.where(keep, uniform, -1)
         return np.full(shape, 7) if kind == "one row" else uniform
 
-    def numbers(*shape: int) -> np.ndarray:
+    def numbers(*shape: int) -> Any:
         return rng.choice([0.5, 1, 4, 2], shape).astype(np.float32)
 
     padded, uneven, ragged = SIZES
-    owners = np.sort(rng.integers(0, ragged + 1, NUM_NAMED)).astype(np.int32)
-    batch = [
+    owners: Any = np.sort(rng.integers(0, ragged + 1, NUM_NAMED)).astype(np.int32)
+    batch: Any = [
         Samples(ids((padded, PLACES)).reshape(-1), None, None, numbers(padded)),
         Samples(ids((uneven, 2)).reshape(-1), None, numbers(2 * uneven), None),
         Samples(ids((NUM_NAMED,)), owners, numbers(NUM_NAMED), numbers(ragged)),
@@ -120,7 +120,8 @@ def stored(arrays: Any, spread: Spread, storage: str) -> tuple[Any, Any]:
 
 def logical(state: Any, spread: Spread, layout: Any) -> list[jax.Array]:
     if isinstance(layout, PackedLayout):
-        state = PackedTable(state[0], spread.whole(layout)).unpack()
+        whole: Any = spread.whole(layout)
+        state = PackedTable(state[0], whole).unpack()
     assert all(x.sharding.is_equivalent_to(spread.sharding, 2) for x in state)
     return [spread.logical(x, V) for x in state]
 
