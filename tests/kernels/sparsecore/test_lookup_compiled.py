@@ -59,6 +59,7 @@ def test_bundles_of_an_id(chip):
     for loops in (copied, added):
         assert loops.streams == {"indirect.gather": 2, "indirect.scatter": 2}
         memory = loops.report.memory
+        assert memory is not None
         assert memory.temp < 16 * N  # the words alone: no rows before they are added
     (add,) = added.named("add")
     vectors = add.counts.vst
