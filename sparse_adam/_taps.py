@@ -1,10 +1,10 @@
 """What the layers share: the gradient by activations, inside a framework's own loss.
 
-A loss calls its layers as usual, and each looks up its tables. `value_and_grad` here runs
-such a loss with a *tap* at each lookup: zeros that are added to the activations, so that
-the gradient by a tap is the gradient by the activations, which is what the tables'
-optimizers take. Nothing of the size of a table is differentiated. The shapes of the taps
-come from tracing the loss once before, which computes nothing.
+A loss calls its layers as usual, and each looks up its tables. `value_and_grad` here
+runs such a loss with a *tap* at each lookup: zeros that are added to the activations.
+The gradient by a tap is the gradient by the activations, which is what the optimizers
+of tables take, and nothing of the size of a table is differentiated. The shapes of the
+taps come from tracing the loss once before, which computes nothing.
 """
 
 import contextlib
@@ -20,6 +20,11 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from sparse_adam.embedding import EmbeddingState, apply_gradients, lookup
+
+_UNSTEADY = (
+    "the loss calls other Embeddings layers when it is traced again: call them in the "
+    "loss itself, not inside a function under jit, remat, vmap or scan"
+)
 
 
 @functools.partial(
@@ -84,6 +89,11 @@ def _recording(
         _RECORDING.reset(token)
 
 
+def is_recording() -> bool:
+    """Tells whether `value_and_grad` runs the loss just now."""
+    return _RECORDING.get() is not None
+
+
 def tapped_lookup(
     layer: Any, state: EmbeddingState, features: Any, weights: Any
 ) -> Any:
@@ -115,12 +125,6 @@ def tapped_lookup(
     if name not in recording.taps:
         raise ValueError(_UNSTEADY)
     return jax.tree.map(jnp.add, activations, recording.taps[str(name)])
-
-
-_UNSTEADY = (
-    "the loss calls other Embeddings layers when it is traced again: call them in the "
-    "loss itself, not inside a function under jit, remat, vmap or scan"
-)
 
 
 def value_and_grad(

@@ -8,11 +8,12 @@ Two names replace those of Keras; `examples/layers/two_tower_keras.py` shows the
 | `keras.Model` | `Model`, also for functional models |
 """
 
+import warnings
 from typing import Any
 
 import jax
 
-from sparse_adam._taps import tapped_lookup
+from sparse_adam._taps import is_recording, tapped_lookup
 from sparse_adam._taps import value_and_grad as _value_and_grad
 from sparse_adam.embedding import EmbeddingState, init
 from sparse_adam.embedding import Optimizer as TableOptimizer
@@ -88,8 +89,17 @@ class Embeddings(keras.layers.Layer):
     def build(self, *_: Any) -> None:
         """Does nothing: the configuration tells all shapes."""
 
-    def call(self, features: Any, weights: Any = None) -> Any:
+    def call(
+        self, features: Any, weights: Any = None, training: bool | None = None
+    ) -> Any:
         """Returns activations; see `sparse_adam.embedding.lookup`."""
+        if training and not is_recording():
+            warnings.warn(
+                f"the layer {self.name!r} is called in training, but the model is no "
+                "sparse_adam.keras.Model, whose fit updates the tables: they stay as "
+                "they are",
+                stacklevel=2,
+            )
         return tapped_lookup(self, self.state, features, weights)
 
 
@@ -102,6 +112,7 @@ class Model(keras.Model):
 
     def train_step(self, state: Any, data: Any) -> Any:
         """Does a step as Keras on JAX does it, and updates the rows of the batch."""
+        _check_loss_is_not_scaled(self.optimizer)
         trainable, fixed, optimizer, metrics = state
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         layers = _layers(self)
@@ -140,6 +151,16 @@ class Model(keras.Model):
             metrics, loss, x, y, predicted, sample_weight
         )
         return logs, (trainable, fixed, optimizer, metrics)
+
+
+def _check_loss_is_not_scaled(optimizer: Any) -> None:
+    scaler = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    if scaler or optimizer.loss_scale_factor is not None:
+        raise ValueError(
+            f"the optimizer {optimizer.name!r} scales the loss, and the tables would "
+            "get scaled gradients: leave out loss_scale_factor and LossScaleOptimizer, "
+            "and compute in bfloat16 rather than float16"
+        )
 
 
 def _layers(model: keras.Model) -> dict[str, Embeddings]:

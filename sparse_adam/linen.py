@@ -35,6 +35,7 @@ class Embeddings(nn.Module):
 
     Attributes:
         feature_config: a `FeatureConfig` or a nested structure of them, as in `init`.
+            Linen makes tuples of its lists, so pass features in tuples and dicts.
         optimizer: for the tables that have none of their own; None if all have.
         storage: as in `init`.
 
@@ -59,7 +60,7 @@ class Embeddings(nn.Module):
         """Returns activations; see `sparse_adam.embedding.lookup`."""
 
         def first_state() -> Any:
-            config = nn.FrozenDict.unfreeze(self.feature_config)
+            config = _thawed(self.feature_config)
             key = self.make_rng("params")
             return init(config, self.optimizer, key, storage=self.storage)
 
@@ -131,6 +132,15 @@ class TrainState(train_state.TrainState):
             path = [part for part in name.split("/") if part]
             tables = _updated(tables, [*path, "state"], gradient, options or {})
         return super().apply_gradients(grads=grads.dense, tables=tables, **new)
+
+
+def _thawed(config: Any) -> Any:
+    """Returns `config` with dicts where Linen made frozen ones of them."""
+    if isinstance(config, Mapping):
+        return {name: _thawed(part) for name, part in config.items()}
+    if type(config) is tuple:
+        return tuple(map(_thawed, config))
+    return config
 
 
 def _updated(tree: Any, path: list[str], gradient: Any, options: Any) -> Any:

@@ -4,6 +4,7 @@ import faulthandler
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported
+os.environ.setdefault("KERAS_BACKEND", "jax")  # before keras is
 
 from collections.abc import Callable, Iterator
 from typing import Any

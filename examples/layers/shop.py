@@ -1,4 +1,4 @@
-"""What the two towers of this folder share: features, first weights and batches."""
+"""What the two towers of this folder share: features, first weights, batches and loss."""
 
 from typing import Any
 
@@ -35,3 +35,8 @@ def batches(steps: int = 20, size: int = 32) -> list[tuple[dict[str, Any], Any]]
         for _ in range(steps)
     ]
     return [(each, np.float32(each["candidate"][:, 0] % 2)) for each in ids]
+
+
+def loss_of(logits: Any, clicked: Any) -> jax.Array:
+    """Returns the mean cross entropy of clicks."""
+    return jnp.mean(jax.nn.softplus(logits) - clicked * logits)

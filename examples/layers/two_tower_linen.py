@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from shop import batches, features, first_weights
+from shop import batches, features, first_weights, loss_of
 
 from sparse_adam.embedding import Adam
 from sparse_adam.linen import Embeddings, TrainState, value_and_grad
@@ -13,18 +13,18 @@ from sparse_adam.linen import Embeddings, TrainState, value_and_grad
 class TwoTower(nn.Module):
     @nn.compact
     def __call__(self, ids):
-        rows = Embeddings(features, Adam(0.05))(ids)
+        rows = Embeddings(features, Adam(0.02))(ids)
         tower = nn.Dense(16, use_bias=False, kernel_init=first_weights)
         user = jnp.tanh(tower(rows["user"] + rows["history"]))
         return (user * rows["candidate"]).sum(1)
 
 
 def step(state, ids, clicked):
-    def loss_of(params):
+    def model_loss(params):
         logits = state.apply_fn({"params": params, "tables": state.tables}, ids)
-        return jnp.mean(jax.nn.softplus(logits) - clicked * logits)
+        return loss_of(logits, clicked)
 
-    loss, gradients = value_and_grad(loss_of)(state.params)
+    loss, gradients = value_and_grad(model_loss)(state.params)
     return state.apply_gradients(grads=gradients), loss
 
 

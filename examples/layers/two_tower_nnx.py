@@ -1,10 +1,9 @@
 """Two towers in Flax NNX."""
 
-import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from shop import batches, features, first_weights
+from shop import batches, features, first_weights, loss_of
 
 from sparse_adam.embedding import Adam
 from sparse_adam.nnx import Embeddings, Optimizer, value_and_grad
@@ -12,7 +11,7 @@ from sparse_adam.nnx import Embeddings, Optimizer, value_and_grad
 
 class TwoTower(nnx.Module):
     def __init__(self, rngs):
-        self.embeddings = Embeddings(features, Adam(0.05), rngs=rngs)
+        self.embeddings = Embeddings(features, Adam(0.02), rngs=rngs)
         options = {"use_bias": False, "kernel_init": first_weights}
         self.tower = nnx.Linear(16, 16, rngs=rngs, **options)
 
@@ -22,14 +21,13 @@ class TwoTower(nnx.Module):
         return (user * rows["candidate"]).sum(1)
 
 
-def loss_of(model, ids, clicked):
-    logits = model(ids)
-    return jnp.mean(jax.nn.softplus(logits) - clicked * logits)
+def model_loss(model, ids, clicked):
+    return loss_of(model(ids), clicked)
 
 
 @nnx.jit(donate_argnums=(0, 1))  # donated: the tables are updated in place
 def step(model, optimizer, ids, clicked):
-    loss, gradients = value_and_grad(loss_of)(model, ids, clicked)
+    loss, gradients = value_and_grad(model_loss)(model, ids, clicked)
     optimizer.update(model, gradients)
     return loss
 

@@ -2,24 +2,23 @@
 
 import jax
 import jax.numpy as jnp
-from shop import batches, features, first_weights
+from shop import batches, features, first_weights, loss_of
 
 from sparse_adam.embedding import Adam, apply_gradients, init, lookup
 
 
-def loss_of(tower, rows, clicked):
+def model_loss(tower, rows, clicked):
     user = jnp.tanh((rows["user"] + rows["history"]) @ tower)
-    logits = (user * rows["candidate"]).sum(1)
-    return jnp.mean(jax.nn.softplus(logits) - clicked * logits)
+    return loss_of((user * rows["candidate"]).sum(1), clicked)
 
 
 def train():
-    state = init(features, Adam(0.05), jax.random.key(0))
+    state = init(features, Adam(0.02), jax.random.key(0))
     tower = first_weights(None, (16, 16))
 
     def step(state, tower, ids, clicked):
         rows = lookup(state, ids)
-        loss, (by_tower, by_rows) = jax.value_and_grad(loss_of, argnums=(0, 1))(
+        loss, (by_tower, by_rows) = jax.value_and_grad(model_loss, argnums=(0, 1))(
             tower, rows, clicked
         )
         return apply_gradients(state, ids, by_rows), tower - 0.1 * by_tower, loss
@@ -29,7 +28,3 @@ def train():
         state, tower, loss = step(state, tower, ids, clicked)
         losses.append(float(loss))
     return losses
-
-
-if __name__ == "__main__":
-    print(train())
