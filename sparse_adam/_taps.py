@@ -12,7 +12,7 @@ import contextvars
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -21,9 +21,9 @@ from jax.custom_derivatives import SymbolicZero
 
 from sparse_adam.embedding import EmbeddingState, apply_gradients, lookup
 
-_UNSTEADY = (
-    "the loss calls other Embeddings layers when it is traced again: call them in the "
-    "loss itself, not inside a function under jit, remat, vmap or scan"
+_TRANSFORMED = (
+    "the loss calls an Embeddings layer inside a function under jit, vmap, remat or "
+    "scan: call it in the loss itself, and pass that function the activations"
 )
 
 
@@ -66,7 +66,7 @@ class Gradients(NamedTuple):
 
 
 class _Recording(NamedTuple):
-    name_of: Callable[[Any], Hashable]
+    name_of: Callable[[Any], str | None]
     taps: dict[str, Any] | None  # None while the shapes are being found
     batches: dict[str, tuple[Any, Any]]
     activations: dict[str, Any]
@@ -79,7 +79,7 @@ _RECORDING: contextvars.ContextVar[_Recording | None] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def _recording(
-    name_of: Callable[[Any], Hashable], taps: dict[str, Any] | None
+    name_of: Callable[[Any], str | None], taps: dict[str, Any] | None
 ) -> Iterator[_Recording]:
     recording = _Recording(name_of, taps, {}, {})
     token = _RECORDING.set(recording)
@@ -118,19 +118,19 @@ def tapped_lookup(
             f"the loss calls the layer {name!r} twice, but its tables have one update "
             "a step: call it once with all features; two features may share a table"
         )
-    recording.batches[str(name)] = (features, weights)
-    recording.activations[str(name)] = activations
+    recording.batches[name] = (features, weights)
+    recording.activations[name] = activations
     if recording.taps is None:
         return activations
     if name not in recording.taps:
-        raise ValueError(_UNSTEADY)
-    return jax.tree.map(jnp.add, activations, recording.taps[str(name)])
+        raise ValueError(_TRANSFORMED)
+    return jax.tree.map(jnp.add, activations, recording.taps[name])
 
 
 def value_and_grad(
     loss_of: Callable[[Any], tuple[jax.Array, Any]],
     dense: Any,
-    name_of: Callable[[Any], Hashable],
+    name_of: Callable[[Any], str | None],
 ) -> tuple[tuple[jax.Array, Any], Gradients]:
     """Differentiates by the dense parameters, and by the activations of each layer.
 
@@ -155,20 +155,34 @@ def value_and_grad(
             loss_of(dense)
         return recording.activations
 
-    shapes = jax.eval_shape(find_activations)
+    with _tracers_kept_in():
+        shapes = jax.eval_shape(find_activations)
     if not shapes:
         raise ValueError(
             "the loss calls no Embeddings layer of the model, so no table would be "
             "trained: call the layer in the loss, not inside a function under jit"
         )
     taps = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    (loss, (aux, batches)), (by_dense, by_taps) = jax.value_and_grad(
-        tapped, argnums=(0, 1), has_aux=True
-    )(dense, taps)
+    with _tracers_kept_in():
+        (loss, (aux, batches)), (by_dense, by_taps) = jax.value_and_grad(
+            tapped, argnums=(0, 1), has_aux=True
+        )(dense, taps)
     if set(batches) != set(by_taps):
-        raise ValueError(_UNSTEADY)
-    tables = {name: TableGradient(*batches[name], by_taps[name]) for name in batches}
+        raise ValueError(_TRANSFORMED)
+    tables = {
+        name: TableGradient(features, weights, by_taps[name])
+        for name, (features, weights) in batches.items()
+    }
     return (loss, aux), Gradients(by_dense, tables)
+
+
+@contextlib.contextmanager
+def _tracers_kept_in() -> Iterator[None]:
+    """Says what to do where a recorded batch is of an inner transformation."""
+    try:
+        yield
+    except jax.errors.UnexpectedTracerError as error:
+        raise ValueError(_TRANSFORMED) from error
 
 
 def check_is_gradients(gradients: Any, function: str) -> None:
@@ -194,7 +208,7 @@ def _watched(array: jax.Array) -> jax.Array:
 def _warn_of_dense_gradient(primals: Any, tangents: Any) -> tuple[Any, Any]:
     (array,), (tangent,) = primals, tangents
     if isinstance(tangent, SymbolicZero):
-        return array, jnp.zeros(tangent.shape, tangent.dtype)
+        return array, jnp.zeros_like(array)
     warnings.warn(
         f"a gradient by a whole table is taken, of the shape {array.shape}: it is as "
         "large as the table, and no optimizer of a table takes it. Differentiate by "

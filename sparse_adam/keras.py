@@ -40,8 +40,8 @@ class Embeddings(keras.layers.Layer):
 
     Args:
         feature_config: a `FeatureConfig` or a nested structure of them, as in `init`.
-        optimizer: for the tables that have none of their own; None if all have. Its
-            rate is a number: rates that are callables are called once, at tracing.
+        optimizer: for the tables that have none of their own; None if all have. The
+            rate of each is a number.
         seed: an int, for the first weights.
         storage: as in `init`.
         **options: `name` and others of a `keras.layers.Layer`.
@@ -85,9 +85,6 @@ class Embeddings(keras.layers.Layer):
         """The `EmbeddingState`, with the slots of the tables' optimizers."""
         leaves = [variable.value for variable in self._leaves]
         return jax.tree.unflatten(self._structure, leaves)
-
-    def build(self, *_: Any) -> None:
-        """Does nothing: the configuration tells all shapes."""
 
     def call(
         self, features: Any, weights: Any = None, training: bool | None = None

@@ -1,4 +1,4 @@
-"""What the two towers of this folder share: features, first weights, batches and loss."""
+"""What the two towers share: features, first weights, batches and the loss."""
 
 from typing import Any
 

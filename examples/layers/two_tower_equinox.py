@@ -21,7 +21,7 @@ class TwoTower(eqx.Module):
 
 
 def train():
-    embeddings = sparse.Embeddings(features, Adam(0.02), key=jax.random.key(0))
+    embeddings = sparse.Embeddings(features, Adam(0.01), key=jax.random.key(0))
     model, tx = TwoTower(embeddings, first_weights(None, (16, 16))), optax.sgd(0.1)
 
     @eqx.filter_jit(donate="all")  # donated: the tables are updated in place

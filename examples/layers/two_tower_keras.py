@@ -12,7 +12,7 @@ from sparse_adam.keras import Embeddings, Model
 class TwoTower(Model):
     def __init__(self):
         super().__init__()
-        self.embeddings = Embeddings(features, Adam(0.02))
+        self.embeddings = Embeddings(features, Adam(0.01))
         self.tower = keras.layers.Dense(16, activation="tanh", use_bias=False)
         self.tower.kernel_initializer = functools.partial(first_weights, None)
 

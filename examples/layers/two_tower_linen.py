@@ -13,7 +13,7 @@ from sparse_adam.linen import Embeddings, TrainState, value_and_grad
 class TwoTower(nn.Module):
     @nn.compact
     def __call__(self, ids):
-        rows = Embeddings(features, Adam(0.02))(ids)
+        rows = Embeddings(features, Adam(0.01))(ids)
         tower = nn.Dense(16, use_bias=False, kernel_init=first_weights)
         user = jnp.tanh(tower(rows["user"] + rows["history"]))
         return (user * rows["candidate"]).sum(1)

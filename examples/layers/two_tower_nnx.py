@@ -11,7 +11,7 @@ from sparse_adam.nnx import Embeddings, Optimizer, value_and_grad
 
 class TwoTower(nnx.Module):
     def __init__(self, rngs):
-        self.embeddings = Embeddings(features, Adam(0.02), rngs=rngs)
+        self.embeddings = Embeddings(features, Adam(0.01), rngs=rngs)
         options = {"use_bias": False, "kernel_init": first_weights}
         self.tower = nnx.Linear(16, 16, rngs=rngs, **options)
 

@@ -13,7 +13,7 @@ def model_loss(tower, rows, clicked):
 
 
 def train():
-    state = init(features, Adam(0.02), jax.random.key(0))
+    state = init(features, Adam(0.01), jax.random.key(0))
     tower = first_weights(None, (16, 16))
 
     def step(state, tower, ids, clicked):

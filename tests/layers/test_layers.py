@@ -1,7 +1,8 @@
 """Tables in Flax, Equinox and Keras: each trains as the functional core does."""
 
+import functools
 import importlib
-import subprocess
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,10 +22,11 @@ import sparse_adam.equinox
 import sparse_adam.keras
 import sparse_adam.linen
 import sparse_adam.nnx
-from sparse_adam.embedding import Adam, FeatureConfig, TableConfig, init, lookup
+from sparse_adam.embedding import Adam, FeatureConfig, TableConfig, lookup
+from tests.embedding import hlo
 
 FOLDER = Path(__file__).parents[2] / "examples" / "layers"
-USER = TableConfig(64, 4, jax.nn.initializers.ones, name="user")
+USER = TableConfig(641, 4, jax.nn.initializers.ones, name="user")
 FEATURES = {"user": FeatureConfig(USER)}
 IDS = {"user": jnp.array([3, 5])}
 DENSE_GRADIENT = "a gradient by a whole table is taken, of the shape"
@@ -43,18 +45,26 @@ def examples(monkeypatch: pytest.MonkeyPatch) -> Any:
     return lambda name: importlib.import_module(f"two_tower_{name}")
 
 
+@functools.cache
+def losses_of_plain_jax(example: Any) -> list[float]:
+    return example.train()
+
+
 @pytest.mark.parametrize("framework", ["nnx", "linen", "equinox", "keras"])
 def test_two_towers_have_the_losses_of_plain_jax(examples, framework):
-    expected = examples("plain").train()
-    assert expected[-1] < 0.01 < 0.5 < expected[0]
+    expected = losses_of_plain_jax(examples("plain"))
+    assert expected[-1] < 0.2 < 0.6 < expected[0]
     np.testing.assert_allclose(examples(framework).train(), expected, rtol=1e-5)
     assert len((FOLDER / f"two_tower_{framework}.py").read_text().splitlines()) < 40
 
 
-def test_an_example_runs_as_a_script():
-    command = [sys.executable, str(FOLDER / "train.py"), "plain"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1].startswith("step 20: loss 0.0"), done.stderr
+def test_an_example_runs_as_a_script(examples, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", "plain"])
+    runpy.run_path(str(FOLDER / "train.py"), run_name="__main__")
+    assert capsys.readouterr().out.startswith("step  1: loss 0.7098\n")
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit, match="name one of plain, nnx, linen"):
+        runpy.run_path(str(FOLDER / "train.py"), run_name="__main__")
 
 
 class NnxModel(nnx.Module):
@@ -100,7 +110,7 @@ def test_nnx_moves_the_rows_of_the_batch_and_other_variables_once():
     optimizer.update(model, gradients, learning_rates={"user": 0.0})
     assert model.embeddings(IDS)["user"].tolist() == [[1] * 4] * 2
     optimizer.update(model, gradients)
-    rows = model.embeddings({"user": jnp.arange(64)})["user"]
+    rows = model.embeddings({"user": jnp.arange(641)})["user"]
     assert jnp.flatnonzero((rows != 1).any(1)).tolist() == [3, 5]
     assert int(model.calls[...]) == 1
     assert float(model.scale[...]) == pytest.approx(1 - 2 * 0.1 * 8)
@@ -115,7 +125,7 @@ def test_equinox_moves_the_rows_of_the_batch():
     assert (float(loss), more) == (8.0, 7)
     updates, _ = tx.update(gradients.dense, tx.init(sparse_adam.equinox.dense(model)))
     new = sparse_adam.equinox.apply_updates(model, updates, gradients)
-    rows = new.embeddings({"user": jnp.arange(64)})["user"]
+    rows = new.embeddings({"user": jnp.arange(641)})["user"]
     assert jnp.flatnonzero((rows != 1).any(1)).tolist() == [3, 5]
     assert float(new.scale) == pytest.approx(1 - 0.1 * 8)
     still = sparse_adam.equinox.apply_updates(
@@ -148,7 +158,7 @@ def test_linen_moves_the_rows_of_the_batch():
     )
     assert float(loss) == 8.0
     new = state.apply_gradients(grads=gradients)
-    rows = lookup(new.tables["rows"]["state"], {"user": jnp.arange(64)})["user"]
+    rows = lookup(new.tables["rows"]["state"], {"user": jnp.arange(641)})["user"]
     assert jnp.flatnonzero((rows != 1).any(1)).tolist() == [3, 5]
     assert int(new.step) == 1
     still = state.apply_gradients(
@@ -164,6 +174,8 @@ def functional_model(base: type) -> tuple[Any, Any]:
     return base({"user": ids}, out), layer
 
 
+# Keras copies its variables in a way that NumPy 2 finds old.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_keras_saves_and_loads_tables_and_slots(tmp_path):
     (model, layer), (other, fresh) = (
         functional_model(sparse_adam.keras.Model) for _ in range(2)
@@ -171,7 +183,7 @@ def test_keras_saves_and_loads_tables_and_slots(tmp_path):
     model.compile(optimizer="sgd", loss="mse")
     ids, wanted = {"user": np.array([[3], [5]])}, np.ones((2, 1))
     model.fit(ids, wanted, verbose=0)
-    rows = lookup(layer.state, {"user": jnp.arange(64)})["user"]
+    rows = lookup(layer.state, {"user": jnp.arange(641)})["user"]
     assert jnp.flatnonzero((rows != 1).any(1)).tolist() == [3, 5]
     model.save_weights(tmp_path / "some.weights.h5")
     other.load_weights(tmp_path / "some.weights.h5")
@@ -180,6 +192,70 @@ def test_keras_saves_and_loads_tables_and_slots(tmp_path):
     ):
         np.testing.assert_array_equal(saved, loaded)
     np.testing.assert_array_equal(model(ids), other(ids))
+
+
+def nnx_step() -> tuple[Any, Any]:
+    model = NnxModel()
+    optimizer = sparse_adam.nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+    graph, state = nnx.split((model, optimizer))
+
+    def step(state):
+        model, optimizer = nnx.merge(graph, state)
+        _, gradients = sparse_adam.nnx.value_and_grad(lambda m: m(IDS) ** 2)(model)
+        optimizer.update(model, gradients)
+        return nnx.state((model, optimizer))
+
+    return step, state
+
+
+def linen_step() -> tuple[Any, Any]:
+    model = LinenModel()
+    state = sparse_adam.linen.TrainState.create(
+        apply_fn=model.apply, tx=optax.sgd(0.1), **model.init(jax.random.key(0), IDS)
+    )
+
+    def step(state):
+        def loss_of(params):
+            return model.apply({"params": params, "tables": state.tables}, IDS) ** 2
+
+        _, gradients = sparse_adam.linen.value_and_grad(loss_of)(state.params)
+        return state.apply_gradients(grads=gradients)
+
+    return step, state
+
+
+def equinox_step() -> tuple[Any, Any]:
+    def step(model):
+        value_and_grad = sparse_adam.equinox.filter_value_and_grad(
+            lambda m: m(IDS) ** 2
+        )
+        _, gradients = value_and_grad(model)
+        return sparse_adam.equinox.apply_updates(model, gradients.dense, gradients)
+
+    return step, equinox_model()
+
+
+def keras_step() -> tuple[Any, Any]:
+    model, _ = functional_model(sparse_adam.keras.Model)
+    model.compile(optimizer="sgd", loss="mse")
+    model.fit({"user": np.array([[3]])}, np.ones((1, 1)), verbose=0)
+    kinds = ("trainable", "non_trainable", "metrics")
+    lists = [getattr(model, f"{kind}_variables") for kind in kinds]
+    lists.insert(2, model.optimizer.variables)
+    ids = {"user": IDS["user"][:, None]}
+
+    def step(state):
+        return model.train_step(state, (ids, jnp.ones((2, 1))))
+
+    return step, tuple([variable.value for variable in own] for own in lists)
+
+
+@pytest.mark.parametrize("make", [nnx_step, linen_step, equinox_step, keras_step])
+def test_a_step_does_nothing_of_the_size_of_a_table(make):
+    step, state = make()
+    text = jax.jit(step, donate_argnums=0).lower(state).compile().as_text()
+    assert "f32[641,4]" in text
+    assert hlo.dense_work(text, 641) == set()
 
 
 def test_keras_tells_what_would_not_train_the_tables():
@@ -211,7 +287,8 @@ def test_the_gradient_of_the_frameworks_is_refused_by_the_updates():
     with pytest.raises(TypeError, match=r"make them by sparse_adam\.nnx\.value_and"):
         optimizer.update(model, gradients)
     with pytest.raises(TypeError, match=r"sparse_adam\.equinox\.filter_value_and"):
-        sparse_adam.equinox.apply_updates(equinox_model(), None, None)
+        plain: Any = eqx.filter_grad(lambda model: model.scale)(equinox_model())
+        sparse_adam.equinox.apply_updates(equinox_model(), plain, plain)
 
 
 def test_a_loss_that_would_leave_tables_out_is_refused():
@@ -222,23 +299,29 @@ def test_a_loss_that_would_leave_tables_out_is_refused():
         grad(lambda model: model(IDS) + model(IDS))(model)
     with pytest.raises(ValueError, match="no part of the model"):
         grad(lambda _: equinox_model()(IDS))(model)
-    jitted = jax.jit(lambda state: lookup(state, IDS)["user"].sum())
-    assert float(jitted(init(FEATURES, Adam(0.1), jax.random.key(0)))) == 8.0
+    with pytest.raises(ValueError, match="under jit, vmap, remat or scan"):
+        grad(lambda model: jax.vmap(model)({"user": IDS["user"][:, None]}).sum())(model)
+    with pytest.raises(ValueError, match="under jit, vmap, remat or scan"):
+        grad(lambda model: jax.jit(model.embeddings)(IDS)["user"].sum())(model)
 
 
-MISSING = """
-import sys
-sys.modules["flax"] = sys.modules["equinox"] = sys.modules["keras"] = None
-for name in ("nnx", "linen", "equinox", "keras"):
-    try:
-        __import__(f"sparse_adam.{name}")
-    except ImportError as error:
-        assert f"pip install sparse_adam[{name}]" in str(error), error
-    else:
-        raise AssertionError(name)
-"""
+@pytest.mark.parametrize("layer", ["nnx", "linen", "equinox", "keras"])
+def test_a_missing_framework_is_told_with_the_command(layer, monkeypatch):
+    for framework in ("flax", "equinox", "keras"):
+        monkeypatch.setitem(sys.modules, framework, None)
+    monkeypatch.delitem(sys.modules, f"sparse_adam.{layer}")
+    with pytest.raises(ImportError, match=rf"pip install sparse_adam\[{layer}\]"):
+        importlib.import_module(f"sparse_adam.{layer}")
 
 
-def test_a_missing_framework_is_told_with_the_command_that_installs_it():
-    done = subprocess.run([sys.executable, "-c", MISSING], stderr=subprocess.PIPE)
-    assert done.returncode == 0, done.stderr.decode()
+def test_keras_on_another_backend_is_refused(monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    monkeypatch.delitem(sys.modules, "sparse_adam.keras")
+    with pytest.raises(ImportError, match="its backend is 'torch': set KERAS_BACKEND"):
+        importlib.import_module("sparse_adam.keras")
+
+
+def test_the_page_shows_the_examples_as_they_are():
+    page = (FOLDER.parents[1] / "docs" / "frameworks.md").read_text()
+    for file in (FOLDER / "shop.py", *FOLDER.glob("two_tower_*.py")):
+        assert f"```python\n{file.read_text()}```" in page, file.name
