@@ -18,13 +18,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import get_opaque_trace_state
 
 from sparse_adam.embedding import EmbeddingState, apply_gradients, lookup
-
-_TRANSFORMED = (
-    "the loss calls an Embeddings layer inside a function under jit, vmap, remat or "
-    "scan: call it in the loss itself, and pass that function the activations"
-)
 
 
 @functools.partial(
@@ -68,6 +64,7 @@ class Gradients(NamedTuple):
 class _Recording(NamedTuple):
     name_of: Callable[[Any], str | None]
     taps: dict[str, Any] | None  # None while the shapes are being found
+    trace: Any  # of the loss itself: a layer under a transformation has another
     batches: dict[str, tuple[Any, Any]]
     activations: dict[str, Any]
 
@@ -81,7 +78,7 @@ _RECORDING: contextvars.ContextVar[_Recording | None] = contextvars.ContextVar(
 def _recording(
     name_of: Callable[[Any], str | None], taps: dict[str, Any] | None
 ) -> Iterator[_Recording]:
-    recording = _Recording(name_of, taps, {}, {})
+    recording = _Recording(name_of, taps, get_opaque_trace_state(), {}, {})
     token = _RECORDING.set(recording)
     try:
         yield recording
@@ -100,13 +97,20 @@ def tapped_lookup(
     """Looks up as `lookup` does, for `layer`, with a tap where `value_and_grad` runs.
 
     Raises:
-        ValueError: the layer is called twice in one loss, or is no part of the model.
+        ValueError: the layer is called twice in one loss, is no part of the model, or
+            is under a transformation that is within the loss.
     """
     state = jax.tree.map(_watched_if_float, state)
     activations = lookup(state, features, weights)
     recording = _RECORDING.get()
     if recording is None:
         return activations
+    if recording.trace != get_opaque_trace_state():
+        raise ValueError(
+            "the loss calls an Embeddings layer inside a function under jit, vmap, "
+            "remat or scan: call it in the loss itself, and pass that function the "
+            "activations"
+        )
     name = recording.name_of(layer)
     if name is None:
         raise ValueError(
@@ -122,8 +126,6 @@ def tapped_lookup(
     recording.activations[name] = activations
     if recording.taps is None:
         return activations
-    if name not in recording.taps:
-        raise ValueError(_TRANSFORMED)
     return jax.tree.map(jnp.add, activations, recording.taps[name])
 
 
@@ -155,34 +157,21 @@ def value_and_grad(
             loss_of(dense)
         return recording.activations
 
-    with _tracers_kept_in():
-        shapes = jax.eval_shape(find_activations)
+    shapes = jax.eval_shape(find_activations)
     if not shapes:
         raise ValueError(
             "the loss calls no Embeddings layer of the model, so no table would be "
             "trained: call the layer in the loss, not inside a function under jit"
         )
     taps = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    with _tracers_kept_in():
-        (loss, (aux, batches)), (by_dense, by_taps) = jax.value_and_grad(
-            tapped, argnums=(0, 1), has_aux=True
-        )(dense, taps)
-    if set(batches) != set(by_taps):
-        raise ValueError(_TRANSFORMED)
+    (loss, (aux, batches)), (by_dense, by_taps) = jax.value_and_grad(
+        tapped, argnums=(0, 1), has_aux=True
+    )(dense, taps)
     tables = {
         name: TableGradient(features, weights, by_taps[name])
         for name, (features, weights) in batches.items()
     }
     return (loss, aux), Gradients(by_dense, tables)
-
-
-@contextlib.contextmanager
-def _tracers_kept_in() -> Iterator[None]:
-    """Says what to do where a recorded batch is of an inner transformation."""
-    try:
-        yield
-    except jax.errors.UnexpectedTracerError as error:
-        raise ValueError(_TRANSFORMED) from error
 
 
 def check_is_gradients(gradients: Any, function: str) -> None:

@@ -18,18 +18,16 @@ from sparse_adam._taps import value_and_grad as _value_and_grad
 from sparse_adam.embedding import EmbeddingState, init
 from sparse_adam.embedding import Optimizer as TableOptimizer
 
+_NEEDS = (
+    "sparse_adam.keras needs Keras on JAX: pip install sparse_adam[keras], and set "
+    "KERAS_BACKEND=jax in the environment before keras is imported"
+)
 try:
-    import keras
+    import keras  # without a backend that is installed, this fails as well
 except ImportError as error:
-    raise ImportError(
-        "sparse_adam.keras needs Keras: pip install sparse_adam[keras]"
-    ) from error
+    raise ImportError(_NEEDS) from error
 if keras.backend.backend() != "jax":
-    raise ImportError(
-        f"sparse_adam.keras needs Keras on JAX, but its backend is "
-        f"{keras.backend.backend()!r}: set KERAS_BACKEND=jax in the environment before "
-        "keras is imported"
-    )
+    raise ImportError(f"{_NEEDS}; its backend is {keras.backend.backend()!r}")
 
 
 class Embeddings(keras.layers.Layer):

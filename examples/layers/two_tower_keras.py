@@ -27,6 +27,6 @@ def train():
     loss = keras.losses.BinaryCrossentropy(from_logits=True)
     model.compile(optimizer=keras.optimizers.SGD(0.1), loss=loss)
     for ids, clicked in batches():  # a fit for each, to see the loss of each
-        fitted = model.fit(ids, clicked[:, None], batch_size=32, verbose=0)
+        fitted = model.fit(ids, clicked[:, None], verbose=0)  # pyright: ignore
         losses += fitted.history["loss"]
     return losses

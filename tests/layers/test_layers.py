@@ -119,7 +119,7 @@ def test_nnx_moves_the_rows_of_the_batch_and_other_variables_once():
 def test_equinox_moves_the_rows_of_the_batch():
     model, tx = equinox_model(), optax.sgd(0.1)
     loss_of = sparse_adam.equinox.filter_value_and_grad(
-        lambda m: (m(IDS), 7), has_aux=1
+        lambda m: (m(IDS), 7), has_aux=True
     )
     (loss, more), gradients = loss_of(model)
     assert (float(loss), more) == (8.0, 7)
@@ -216,7 +216,8 @@ def linen_step() -> tuple[Any, Any]:
 
     def step(state):
         def loss_of(params):
-            return model.apply({"params": params, "tables": state.tables}, IDS) ** 2
+            loss: Any = model.apply({"params": params, "tables": state.tables}, IDS)
+            return loss**2
 
         _, gradients = sparse_adam.linen.value_and_grad(loss_of)(state.params)
         return state.apply_gradients(grads=gradients)
@@ -253,7 +254,7 @@ def keras_step() -> tuple[Any, Any]:
 @pytest.mark.parametrize("make", [nnx_step, linen_step, equinox_step, keras_step])
 def test_a_step_does_nothing_of_the_size_of_a_table(make):
     step, state = make()
-    text = jax.jit(step, donate_argnums=0).lower(state).compile().as_text()
+    text = jax.jit(step, donate_argnums=0).lower(state).compile().as_text() or ""
     assert "f32[641,4]" in text
     assert hlo.dense_work(text, 641) == set()
 
@@ -302,7 +303,7 @@ def test_a_loss_that_would_leave_tables_out_is_refused():
     with pytest.raises(ValueError, match="under jit, vmap, remat or scan"):
         grad(lambda model: jax.vmap(model)({"user": IDS["user"][:, None]}).sum())(model)
     with pytest.raises(ValueError, match="under jit, vmap, remat or scan"):
-        grad(lambda model: jax.jit(model.embeddings)(IDS)["user"].sum())(model)
+        grad(lambda model: eqx.filter_jit(model)(IDS))(model)
 
 
 @pytest.mark.parametrize("layer", ["nnx", "linen", "equinox", "keras"])
@@ -317,7 +318,7 @@ def test_a_missing_framework_is_told_with_the_command(layer, monkeypatch):
 def test_keras_on_another_backend_is_refused(monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
     monkeypatch.delitem(sys.modules, "sparse_adam.keras")
-    with pytest.raises(ImportError, match="its backend is 'torch': set KERAS_BACKEND"):
+    with pytest.raises(ImportError, match=r"set KERAS_BACKEND=jax .*is 'torch'"):
         importlib.import_module("sparse_adam.keras")
 
 
