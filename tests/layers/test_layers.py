@@ -259,6 +259,16 @@ def test_a_step_does_nothing_of_the_size_of_a_table(make):
     assert hlo.dense_work(text, 641) == set()
 
 
+def test_steps_may_be_scanned():
+    step, state = linen_step()
+    state = jax.tree.map(jnp.asarray, state)
+    scanned, _ = jax.lax.scan(lambda state, _: (step(state), None), state, length=2)
+    for ours, single in zip(
+        jax.tree.leaves(scanned), jax.tree.leaves(step(step(state))), strict=True
+    ):
+        np.testing.assert_allclose(ours, single, rtol=1e-6)
+
+
 def test_keras_tells_what_would_not_train_the_tables():
     model, layer = functional_model(keras.Model)
     with pytest.warns(UserWarning, match="the model is no sparse_adam.keras.Model"):
