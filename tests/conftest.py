@@ -10,6 +10,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 )
+os.environ.setdefault("KERAS_BACKEND", "jax")  # before keras is
 
 from collections.abc import Callable, Iterator
 from typing import Any
