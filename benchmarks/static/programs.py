@@ -175,6 +175,15 @@ def _rows_put(loop: Loop, work: KernelTotals) -> float | None:
     return 16.0 if loop.innermost and loop.counts.vst and not loop.counts.dma else None
 
 
+def _repeats_added(loop: Loop, work: KernelTotals) -> float | None:
+    """The row kernel's loop that adds 8 gradients to others of their runs.
+
+    How often it runs is told by the batch, other than of the loops over all rows.
+    """
+    adds = loop.innermost and loop.trip_count is None and not loop.counts.eup
+    return 8.0 if adds and loop.counts.vst and not loop.counts.dma else None
+
+
 def _batch_added(loop: Loop, work: KernelTotals) -> float | None:
     """The sweep's loop that adds a batch of 16 gradients to the sums of a block."""
     adds = loop.counts.valu >= 16 and loop.counts.vst and not loop.counts.eup
@@ -205,6 +214,7 @@ _PACKED_PHASES = {
     "gradients": _in_by(1),
     "write back": dmas_per_row(vmem_to_hbm=1),
     "update": _adam_groups,
+    "sums": _repeats_added,
 }
 _SWEEP_PHASES = {"gradients": _in_by(1), "add": _batch_added, "update": _groups_of_all}
 _SPARSECORE = {
@@ -250,8 +260,9 @@ PROGRAMS = {
                 "gradients": dmas_per_row(hbm_to_vmem=1),
                 "write back": dmas_per_row(vmem_to_hbm=3),
                 "update": _adam_tiles,
+                "sums": _repeats_added,
             },
-            repeats=("math",),
+            repeats=("sums",),
         ),
         Program(
             "packed_tensorcore",
@@ -259,7 +270,7 @@ PROGRAMS = {
             kernels="^sparse_adam_tensorcore",
             phases=_PACKED_PHASES,
             tables=1,
-            repeats=("math",),
+            repeats=("sums",),
         ),
         *(
             Program(
@@ -268,7 +279,7 @@ PROGRAMS = {
                 kernels="^sparse_adam_tensorcore",
                 phases=_PACKED_PHASES,
                 tables=1,
-                repeats=("math",),
+                repeats=("sums",),
             )
             for name, options in (
                 ("bfloat16_slots", {"dtypes": _BFLOAT16_SLOTS}),

@@ -20,9 +20,8 @@ from sparse_adam.kernels.spec import (
 from sparse_adam.kernels.tensorcore.chunks import Moved, moved
 from sparse_adam.kernels.tensorcore.config import SLOTS, Config
 from sparse_adam.kernels.tensorcore.runs import (
+    ChunkRuns,
     Columns,
-    OpenRun,
-    close_run,
     mark_rows,
     spread,
     sum_runs,
@@ -44,6 +43,7 @@ class RowScalars(NamedTuple):
     active: Operand  # [1]
     counts: Operand  # [chunks]
     continues: Operand  # [chunks + 1]
+    repeats: Operand  # [chunks]
     numbers: Operand  # [1] or [3], as `UpdateSpec.counted` has them
     seeds: Operands  # (), or a seed for each array
 
@@ -63,7 +63,6 @@ class Finishing(NamedTuple):
 
     groups: Operand  # SMEM
     marks: Operand  # SMEM
-    owners: Operands  # VMEM; of sums
     places: Operands  # VMEM of sums, else SMEM; of rows that share lines
     listed: Operands  # VMEM: the groups once more, for the noise of sums
     weights: Operands  # VMEM: gains, and 1 where a gradient counts
@@ -80,7 +79,8 @@ class RowScratch(NamedTuple):
     state: Operands  # [SLOTS, ...]
     columns: Columns
     row_slots: Operands  # [C, 128]: a slot that is per row, spread over lanes
-    carried: Any  # OpenRun or ResidentGroup: from chunk to chunk
+    # From chunk to chunk: sums of an open run, [1, W] each; or a ResidentGroup.
+    carried: Any
     grads_arrived: Operand
     state_arrived: Operand
     state_left: Operand
@@ -92,7 +92,7 @@ class RowScratch(NamedTuple):
         layout, widths = spec.layout, (width,)
         if spec.accumulate:
             widths = (width, LANES) if layout.rows_per_group > 1 else (width,)
-            carried = OpenRun.scratch(*widths)
+            carried = tuple(pltpu.VMEM((1, w), jnp.float32) for w in widths)
         else:
             carried = ResidentGroup.scratch(groups, len(layout.dtypes))
         semaphores = pltpu.SemaphoreType.DMA((SLOTS,))
@@ -255,19 +255,17 @@ def _sum(
 ) -> None:
     """Sums the runs, and for rows that share lines finds those that are touched."""
     scratch, scalars = work.scratch, work.scalars
-    grads, open_run, columns = scratch.grads.at[slot], scratch.carried, scratch.columns
-    count = scalars.counts[chunk]
+    grads, columns = scratch.grads.at[slot], scratch.columns
     for places, touched in zip(finishing.places, scratch.touched, strict=True):
         mark_rows(grads, touched, places, work.spec.layout.stride, columns)
 
-    @pl.when(chunk == 0)
-    def no_run_is_open():
-        close_run(open_run)
-
-    @pl.when((count < grads.shape[0]) | (scalars.continues[chunk] != 0))
-    def some_group_has_several():
-        arrays, owners = (grads, *scratch.touched), finishing.owners[0]
-        sum_runs(arrays, owners, finishing.marks, count, columns, open_run)
+    runs = ChunkRuns(
+        ended=scalars.counts[chunk],
+        repeats=scalars.repeats[chunk],
+        continues=scalars.continues[chunk] != 0,
+        goes_on=scalars.continues[chunk + 1] != 0,
+    )
+    sum_runs((grads, *scratch.touched), scratch.carried, finishing.marks, runs)
 
 
 def _update(

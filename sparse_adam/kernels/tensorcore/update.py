@@ -155,6 +155,7 @@ def _operands(
             chunks.active,
             chunks.counts,
             chunks.continues,
+            chunks.repeats,
             spec.counted(scalars.numbers),
             seeds,
         ),
@@ -162,7 +163,6 @@ def _operands(
         Finishing(
             chunks.groups,
             chunks.marks,
-            (chunks.owners,) if spec.accumulate else (),
             chunks.places,
             (chunks.groups,) if seeds and spec.accumulate else (),
             chunks.weights,
