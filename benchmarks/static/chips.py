@@ -41,7 +41,7 @@ class AnalyzedChip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        # Unless told so, libtpu makes two devices of a v4, with half its bandwidth each.
+        # Without it a v4 is two devices, each with half of the bandwidth.
         AnalyzedChip(
             *("v4", "v4:2x2x1", 1.05, 1228, 1, 512),
             kinds=("TPU v4",),

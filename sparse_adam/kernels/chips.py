@@ -1,8 +1,9 @@
 """The TPU generations: one record each, of what block sizes and choices depend on.
 
-Bandwidth: Google Cloud's documentation of each generation, for one JAX device (half a
-chip on 7x; v4 and v5p as one device of two TensorCores, "megacore"). Clock: from the published bfloat16 peak and the size of the matrix units;
-v4's from Jouppi et al., "TPU v4" (ISCA 2023). All else: `pltpu.get_tpu_info`.
+Bandwidth: Google Cloud's documentation of each generation, for one JAX device: half a
+chip on 7x; on v4 and v5p a chip, whose two TensorCores are one device ("megacore").
+Clock: from the published bfloat16 peak and the size of the matrix units; v4's from
+Jouppi et al., "TPU v4" (ISCA 2023). All else: `pltpu.get_tpu_info`.
 """
 
 import dataclasses
