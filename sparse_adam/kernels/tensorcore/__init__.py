@@ -25,6 +25,10 @@ call touch the same group but those two. So chunks need no order among themselve
 this: a slot's write-backs are waited for before its next fetch, and an unfinished run
 passes from chunk to chunk in VMEM.
 
+Cores: v4 and v5p run this on two TensorCores. The batch is parted where a run begins,
+so that no two cores touch the same group; each has its own chunks, scratch and
+semaphores.
+
 Numerics: float32 between one read and one rounding per row and call. The gradients of a
 chunk come in an order of its own (`Chunks`): those that end a run first, where their
 groups are listed, then the others, each of which is added to the end of its run. So

@@ -29,7 +29,7 @@ class Chunks(NamedTuple):
     the run are added to, and stands behind them. All arrays follow that order.
     """
 
-    active: jax.Array  # [1]: chunks up to the last one that holds a valid id
+    bounds: jax.Array  # [cores + 1]: each core's first chunk, and its end
     counts: jax.Array  # [chunks]: groups listed
     continues: jax.Array  # [chunks + 1]: 1 if a run goes on from the chunk before
     groups: jax.Array  # the list, in the first `counts` places
@@ -57,12 +57,18 @@ def moved(counts: Operand, continues: Operand, chunk: Index, accumulate: bool) -
     return Moved(continues[chunk], count, count - continues[chunk + 1])
 
 
-def split_into_chunks(batch: SortedBatch, spec: UpdateSpec, size: int) -> Chunks:
-    """Cuts occurrences into chunks of `size`, the last one filled up with no group.
+def split_into_chunks(
+    batch: SortedBatch, spec: UpdateSpec, size: int, cores: int = 1
+) -> Chunks:
+    """Cuts occurrences into chunks of `size`, filled up with no group.
 
-    Equal ids must stand side by side; an id V is passed over wherever it stands.
+    Equal ids must stand side by side; an id V is passed over wherever it stands. Of two
+    cores each gets about half of the occurrences, and none gets part of a run.
     """
-    rows_per_group = spec.layout.rows_per_group
+    rows_per_group, cuts = spec.layout.rows_per_group, ()
+    if cores > 1:
+        batch, cut = _part(batch, spec, size)
+        cuts = (cut,)
     num_chunks = pl.cdiv(batch.ids.size, size)
     none = pl.cdiv(spec.num_rows, rows_per_group)
 
@@ -110,7 +116,7 @@ def split_into_chunks(batch: SortedBatch, spec: UpdateSpec, size: int) -> Chunks
     else:
         groups = _sort(keys, groups)
     return Chunks(
-        active=pl.cdiv(last + 1, size)[None],
+        bounds=jnp.stack([jnp.int32(0), *cuts, pl.cdiv(last + 1, size)]),
         counts=counts,
         continues=continues,
         groups=groups,
@@ -120,6 +126,38 @@ def split_into_chunks(batch: SortedBatch, spec: UpdateSpec, size: int) -> Chunks
         places=places,
         weights=weights,
     )
+
+
+def _part(
+    batch: SortedBatch, spec: UpdateSpec, size: int
+) -> tuple[SortedBatch, jax.Array]:
+    """Parts a batch where the run nearest to its middle begins.
+
+    Before it, ids of no row fill up a chunk. Returns the batch, one chunk longer, and
+    the number of the chunk that the second part begins with.
+    """
+    num_ids, rows_per_group = batch.ids.size, jnp.int32(spec.layout.rows_per_group)
+    is_row = batch.ids < spec.num_rows
+    groups = jnp.where(is_row, lax.div(batch.ids, rows_per_group), -1)
+    begins = jnp.append(True, groups[1:] != groups[:-1])
+    place = lax.iota(jnp.int32, num_ids)
+    middle = (jnp.max(jnp.where(is_row, place, -1)) + 1) // 2
+    cut = jnp.argmin(jnp.where(begins, abs(place - middle), num_ids)).astype(jnp.int32)
+    filled = lax.rem(size - lax.rem(cut, size), size)
+    longer = size * (pl.cdiv(num_ids, size) + 1)
+    place = lax.iota(jnp.int32, longer)
+
+    def part(x: jax.Array, filling: int) -> jax.Array:
+        x = jnp.pad(x, (size, longer - num_ids), constant_values=filling)
+        before, after = x[size:], lax.dynamic_slice(x, (size - filled,), (longer,))
+        gap = jnp.where(place < cut + filled, jnp.array(filling, x.dtype), after)
+        return jnp.where(place < cut, before, gap)
+
+    gains = None if batch.gains is None else part(batch.gains, 0)
+    parted = batch._replace(
+        ids=part(batch.ids, spec.num_rows), sources=part(batch.sources, 0), gains=gains
+    )
+    return parted, pl.cdiv(cut, size)
 
 
 def _sort(keys: jax.Array, arrays: Any) -> Any:

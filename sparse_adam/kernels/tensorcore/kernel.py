@@ -40,7 +40,6 @@ from sparse_adam.rules import StepNumbers
 class RowScalars(NamedTuple):
     """Refs in SMEM, whole."""
 
-    active: Operand  # [1]
     counts: Operand  # [chunks]
     continues: Operand  # [chunks + 1]
     repeats: Operand  # [chunks]
@@ -49,7 +48,7 @@ class RowScalars(NamedTuple):
 
 
 class Arriving(NamedTuple):
-    """Refs of chunk k, whose DMAs a grid step starts: SMEM [C] each."""
+    """Refs of a core's chunk k, whose DMAs a grid step starts: SMEM [C] each."""
 
     groups: Operand
     sources: Operand
@@ -135,6 +134,7 @@ class _ChunkWork:
 
 
 def kernel(
+    bounds: Ref,  # SMEM [cores + 1]
     scalars: RowScalars,
     arriving: Arriving,
     finishing: Finishing,
@@ -148,23 +148,25 @@ def kernel(
     groups: Groups,
     config: Config,
 ) -> None:
-    """Starts the DMAs of chunk k and finishes chunk k-1."""
+    """Starts the DMAs of a core's chunk k and finishes its chunk k-1."""
     work = _ChunkWork(spec, groups, config, scalars, scratch)
-    k, active = pl.program_id(0), scalars.active[0]
+    core = pl.program_id(0)
+    first, end = bounds[core], bounds[core + 1]
+    k = first + pl.program_id(1)
 
     def wait_until_left(chunk: jax.Array) -> None:
         slot = lax.rem(chunk, SLOTS)
         _wait(work, scratch.state_left, slot, work.moved(chunk).written)
 
-    @pl.when(k < active)
+    @pl.when(k < end)
     def start():
-        @pl.when(k >= SLOTS)
+        @pl.when(k >= first + SLOTS)
         def slot_is_free():
             wait_until_left(k - SLOTS)
 
         _fetch(work, arriving, grads, state_in, lax.rem(k, SLOTS), work.moved(k))
 
-    @pl.when((k > 0) & (k <= active))
+    @pl.when((k > first) & (k <= end))
     def finish():
         slot, these = lax.rem(k - 1, SLOTS), work.moved(k - 1)
         _take_gradients(work, finishing, slot)
@@ -177,12 +179,12 @@ def kernel(
             _step(work, finishing, slot, k - 1)
         _write_back(work, finishing, state_out, slot, these.written)
 
-    @pl.when(k == pl.num_programs(0) - 1)
+    @pl.when(pl.program_id(1) == pl.num_programs(1) - 1)
     def drain():
         def chunk_has_left(chunk: jax.Array, _: None) -> None:
             wait_until_left(chunk)
 
-        lax.fori_loop(jnp.maximum(active - SLOTS, 0), active, chunk_has_left, None)
+        lax.fori_loop(jnp.maximum(end - SLOTS, first), end, chunk_has_left, None)
 
 
 def _fetch(
