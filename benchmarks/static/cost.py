@@ -138,7 +138,7 @@ def row_kernel(reports: Reports) -> Figures:
         "plain": [_bundles(reports, "tensorcore", d, *moved) for d in (DIM, WIDE)],
         "packed": [_bundles(reports, packed, d, *moved) for d in (DIM, WIDE)],
         "gradient": [_bundles(reports, packed, d, "gradients") for d in (DIM, WIDE)],
-        "gradient_shared": _bundles(reports, packed, SHARED, "gradients", "math"),
+        "gradient_shared": _bundles(reports, packed, SHARED, "gradients", "mark"),
         "repeated": [_bundles(reports, packed, d, "sums") for d in (DIM, WIDE)],
         "repeated_shared": _bundles(reports, packed, SHARED, "sums"),
     }

@@ -176,12 +176,16 @@ def _rows_put(loop: Loop, work: KernelTotals) -> float | None:
 
 
 def _repeats_added(loop: Loop, work: KernelTotals) -> float | None:
-    """The row kernel's loop that adds 8 gradients to others of their runs.
+    """The row kernel's loop that adds 8 gradients, each where an index says."""
+    adds = loop.innermost and loop.counts.vst and loop.counts.sld >= 8
+    return 8.0 if adds and not (loop.counts.eup or loop.counts.dma) else None
 
-    How often it runs is told by the batch, other than of the loops over all rows.
-    """
-    adds = loop.innermost and loop.trip_count is None and not loop.counts.eup
-    return 8.0 if adds and loop.counts.vst and not loop.counts.dma else None
+
+def _lines_marked(loop: Loop, work: KernelTotals) -> float | None:
+    """Its loop that puts 8 gradients where in their line their rows stand."""
+    marks = loop.innermost and loop.counts.vst >= 2 and loop.counts.xlu
+    other = loop.counts.eup or loop.counts.dma or loop.counts.sld >= 8
+    return 8.0 if marks and not other else None
 
 
 def _batch_added(loop: Loop, work: KernelTotals) -> float | None:
@@ -214,6 +218,7 @@ _PACKED_PHASES = {
     "gradients": _in_by(1),
     "write back": dmas_per_row(vmem_to_hbm=1),
     "update": _adam_groups,
+    "mark": _lines_marked,
     "sums": _repeats_added,
 }
 _SWEEP_PHASES = {"gradients": _in_by(1), "add": _batch_added, "update": _groups_of_all}
@@ -255,6 +260,7 @@ PROGRAMS = {
             "tensorcore",
             partial(_sparse_adam, "tensorcore"),
             kernels="^sparse_adam_tensorcore",
+            shared=True,
             phases={
                 "fetch rows": dmas_per_row(hbm_to_vmem=3),
                 "gradients": dmas_per_row(hbm_to_vmem=1),
@@ -268,6 +274,7 @@ PROGRAMS = {
             "packed_tensorcore",
             partial(_packed, "tensorcore"),
             kernels="^sparse_adam_tensorcore",
+            shared=True,
             phases=_PACKED_PHASES,
             tables=1,
             repeats=("sums",),
@@ -277,6 +284,7 @@ PROGRAMS = {
                 f"packed_tensorcore_{name}",
                 partial(_packed, "tensorcore", **options),
                 kernels="^sparse_adam_tensorcore",
+                shared=True,
                 phases=_PACKED_PHASES,
                 tables=1,
                 repeats=("sums",),
@@ -293,6 +301,7 @@ PROGRAMS = {
                 name,
                 build,
                 kernels="^sparse_adam_sweep",
+                shared=True,
                 phases=_SWEEP_PHASES,
                 tables=0,
                 passes=2 * arrays,  # in and out
@@ -316,6 +325,7 @@ PROGRAMS = {
                 f"lookup{name}",
                 partial(_lookup, dtypes=dtypes),
                 kernels="^sparse_adam_lookup",
+                shared=True,
                 phases={"fetch": _in_by(1), "put": _rows_put},
                 tables=1,
             )
