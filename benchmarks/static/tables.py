@@ -100,8 +100,14 @@ def phases_table(found: Record) -> Table:
     packed = "packed_tensorcore"
 
     def ours(phases: tuple[str, ...], program: str = "tensorcore") -> list[str]:
+        # A phase that an older count has not is left empty.
         found = [records[program, chip]["phases"] for chip in chips]
-        return [f"{sum(chip[phase] for phase in phases):.1f}" for chip in found]
+        return [
+            f"{sum(chip[phase] for phase in phases):.1f}"
+            if chip.keys() >= set(phases)
+            else ""
+            for chip in found
+        ]
 
     def subcore(phase: str, program: str = "sparsecore") -> list[str]:
         found = [records.get((program, chip)) for chip in chips]
@@ -119,7 +125,7 @@ def phases_table(found: Record) -> Table:
     lines = [
         ["**bundles a row**, TensorCore: three rows in and out", *ours(_ROWS)],
         ["gradients and update too", *ours(_DISTINCT)],
-        ["the sum, for an id that repeats", *ours(("sums",))],
+        ["an id that repeats: its sum", *ours(("sums",))],
         ["TensorCore, packed: a row in and out", *ours(_ROWS, packed)],
         ["gradients and update too", *ours(_DISTINCT, packed)],
         ["SparseCore: update, on one subcore of 64 or 32", *subcore("update")],

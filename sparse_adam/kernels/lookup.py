@@ -107,7 +107,7 @@ def lookup(
             block(1, pltpu.VMEM),
             pl.BlockSpec(memory_space=pltpu.HBM),
         ),
-        out_specs=pl.BlockSpec((size, width), lambda *at: (chunk(*at, 1), 0)),
+        out_specs=pl.BlockSpec((size, width), lambda core, k: (chunk(core, k, 1), 0)),
         out_shape=jax.ShapeDtypeStruct((num_chunks * size, width), layout.dtypes[0]),
         scratch_shapes=(
             _LookupScratch(
