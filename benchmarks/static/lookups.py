@@ -108,6 +108,7 @@ PROGRAMS = (
             f"lookup{name}",
             partial(_by_tensorcore, dtypes=dtypes),
             kernels="^sparse_adam_lookup",
+            shared=True,
             phases={"fetch": in_by(1), "put": _rows_put},
             tables=1,
         )

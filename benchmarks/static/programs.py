@@ -136,6 +136,19 @@ def _blocks(work: KernelTotals) -> int:
     return -(-work.dim // 128)
 
 
+def _repeats_added(loop: Loop, work: KernelTotals) -> float | None:
+    """The row kernel's loop that adds 8 gradients, each where an index says."""
+    adds = loop.innermost and loop.counts.vst and loop.counts.sld >= 8
+    return 8.0 if adds and not (loop.counts.eup or loop.counts.dma) else None
+
+
+def _lines_marked(loop: Loop, work: KernelTotals) -> float | None:
+    """Its loop that puts 8 gradients where in their line their rows stand."""
+    marks = loop.innermost and loop.counts.vst >= 2 and loop.counts.xlu
+    other = loop.counts.eup or loop.counts.dma or loop.counts.sld >= 8
+    return 8.0 if marks and not other else None
+
+
 def _batch_added(loop: Loop, work: KernelTotals) -> float | None:
     """The sweep's loop that adds a batch of 16 gradients to the sums of a block."""
     adds = loop.counts.valu >= 16 and loop.counts.vst and not loop.counts.eup
@@ -165,6 +178,8 @@ _PACKED_PHASES = {
     "gradients": in_by(1),
     "write back": dmas_per_row(vmem_to_hbm=1),
     "update": _adam_groups,
+    "mark": _lines_marked,
+    "sums": _repeats_added,
 }
 _SWEEP_PHASES = {"gradients": in_by(1), "add": _batch_added, "update": _groups_of_all}
 _SPARSECORE = {
@@ -206,30 +221,34 @@ PROGRAMS = {
             "tensorcore",
             partial(_sparse_adam, "tensorcore"),
             kernels="^sparse_adam_tensorcore",
+            shared=True,
             phases={
                 "fetch rows": dmas_per_row(hbm_to_vmem=3),
                 "gradients": dmas_per_row(hbm_to_vmem=1),
                 "write back": dmas_per_row(vmem_to_hbm=3),
                 "update": _adam_tiles,
+                "sums": _repeats_added,
             },
-            repeats=("math",),
+            repeats=("sums",),
         ),
         Program(
             "packed_tensorcore",
             partial(_packed, "tensorcore"),
             kernels="^sparse_adam_tensorcore",
+            shared=True,
             phases=_PACKED_PHASES,
             tables=1,
-            repeats=("math",),
+            repeats=("sums",),
         ),
         *(
             Program(
                 f"packed_tensorcore_{name}",
                 partial(_packed, "tensorcore", **options),
                 kernels="^sparse_adam_tensorcore",
+                shared=True,
                 phases=_PACKED_PHASES,
                 tables=1,
-                repeats=("math",),
+                repeats=("sums",),
             )
             for name, options in (
                 ("bfloat16_slots", {"dtypes": _BFLOAT16_SLOTS}),
@@ -243,6 +262,7 @@ PROGRAMS = {
                 name,
                 build,
                 kernels="^sparse_adam_sweep",
+                shared=True,
                 phases=_SWEEP_PHASES,
                 tables=0,
                 passes=2 * arrays,  # in and out
