@@ -57,7 +57,6 @@ class UpdatePlan:
         return jnp.all(rows[self.order] == self.ids)
 
 
-@jax.named_scope("plan")  # `benchmarks step --static` sums by it
 def plan_update(ids: ArrayLike, num_rows: int) -> UpdatePlan:
     """Sorts a batch of ids for updates of a table of `num_rows` rows.
 
@@ -100,6 +99,7 @@ def plan_update(ids: ArrayLike, num_rows: int) -> UpdatePlan:
 
 @in_32_bits
 @functools.partial(jax.jit, static_argnames=("num_rows",))
+@jax.named_scope("plan")  # `benchmarks step --static` sums by it
 def sort_occurrences(
     ids: Indices, payload: Sequence[jax.Array], *, num_rows: int
 ) -> tuple[UpdatePlan, list[jax.Array]]:
