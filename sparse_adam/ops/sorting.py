@@ -1,4 +1,4 @@
-"""Sorting on one device: by a kernel on a TPU, by XLA elsewhere.
+"""Sorting on one device: by a kernel on most TPUs, by XLA elsewhere.
 
 Whatever belongs to an occurrence rides through the sort. On a TPU a gather of N scalars
 costs five bundles a scalar, which is more than an update of a row on SparseCores; a
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sparse_adam.kernels import chips
 from sparse_adam.kernels import sort as kernel
 from sparse_adam.ops.late import late_primitive, no_gradient
 from sparse_adam.ops.shards import vary_alike
@@ -73,7 +74,9 @@ def _run(platform: str | None, *words: jax.Array, num_keys: int) -> Sequence[jax
     """Sorts words `[..., N]` along their last axis."""
     *leading, size = words[0].shape
     short = len(words) == 1 and words[0].size <= _SHORT
-    if platform != "tpu" or short or kernel.unsupported(words[0].shape, len(words)):
+    # XLA shares a sort among both cores of v4 and v5p; the kernel runs on one.
+    by_xla = platform != "tpu" or short or chips.in_scope().cores > 1
+    if by_xla or kernel.unsupported(words[0].shape, len(words)):
         return lax.sort(words, num_keys=num_keys, is_stable=False)
     found = kernel.sort([x.reshape(-1, size) for x in words], num_keys)
     return [x.reshape(*leading, size) for x in found]
