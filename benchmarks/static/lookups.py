@@ -28,10 +28,11 @@ def _by_tensorcore(
 ) -> Built:
     """Rows of a packed table by the TensorCore's kernel, whatever else the chip has."""
     from sparse_adam.kernels.lookup import lookup
+    from sparse_adam.ops.integers import in_32_bits
 
     packed = packed_shape(rows, dim, dtypes)
     arguments = (packed.lines, jax.ShapeDtypeStruct((ids,), jnp.int32))
-    return partial(lookup, layout=packed.layout), arguments, ()
+    return in_32_bits(partial(lookup, layout=packed.layout)), arguments, ()
 
 
 def combined(

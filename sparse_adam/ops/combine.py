@@ -86,7 +86,8 @@ def _scaled(sums: jax.Array, scales: jax.Array | None) -> jax.Array:
     """
     if scales is None:
         return sums
-    return jnp.where(sums == 0, 0, scales[:, None] * sums)
+    unused = ~jnp.isfinite(scales)[:, None] & (sums == 0)
+    return jnp.where(unused, 0, scales[:, None]) * sums
 
 
 def combine(

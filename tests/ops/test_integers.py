@@ -91,6 +91,7 @@ def test_kernels_compile_in_such_programs(monkeypatch):
         for program in (
             *("sparsecore", "tensorcore", "sweep", "lookup"),
             *("packed_sparsecore", "packed_tensorcore_stochastic", "packed_sweep"),
+            *("combine_3", "packed_combine_3_ragged"),
         )
     ]
     for case, report in zip(cases, count_all(cases), strict=True):
