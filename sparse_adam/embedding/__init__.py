@@ -1,6 +1,7 @@
 """The embedding API on top of the op."""
 
 from sparse_adam.embedding.adam import Adam as Adam
+from sparse_adam.embedding.by_row import gradient_norm as gradient_norm
 from sparse_adam.embedding.config import FeatureConfig as FeatureConfig
 from sparse_adam.embedding.config import QuantizationConfig as QuantizationConfig
 from sparse_adam.embedding.config import TableConfig as TableConfig

@@ -17,9 +17,8 @@ from typing import Any
 import jax
 from jax.typing import ArrayLike
 
-from sparse_adam.embedding.combine import Part, activations_of, gather_batch
+from sparse_adam.embedding.combine import activations_of, gather_batch, parts_of
 from sparse_adam.embedding.gradients import check_gradients, warn_of_missing_gradients
-from sparse_adam.embedding.occurrences import occurrences
 from sparse_adam.embedding.optimizer import Optimizer
 from sparse_adam.embedding.rates import (
     LearningRates,
@@ -136,7 +135,7 @@ def lookup(state: EmbeddingState, features: Any, weights: Any = None) -> Any:
          [1. 2.]]
     """
     layout = state.layout
-    parts = _parts(layout, features, weights)
+    parts = parts_of(layout, features, weights)
     stacks = checked(state.stacks, layout.stacks)
     activations = activations_of(stacks, parts, quantize=True)
     return jax.tree.unflatten(layout.structure, activations)
@@ -237,7 +236,7 @@ def update_tables(
     """Does what `apply_gradients` says, without its warning."""
     layout = state.layout
     rates = rates_of_update(layout.tables, learning_rates)
-    parts = _parts(layout, features, weights)
+    parts = parts_of(layout, features, weights)
     shapes = [part.activations for part in parts]
     gradients = check_gradients(layout, activation_gradients, shapes)
     stacks = list(checked(state.stacks, layout.stacks))
@@ -279,22 +278,11 @@ def current_learning_rates(state: EmbeddingState) -> LearningRates:
     return rates_now(state.layout.tables)
 
 
-def _parts(layout: EmbeddingLayout, features: Any, weights: Any) -> list[Part]:
-    ids = layout.leaves("features", features)
-    weights = (
-        [None] * len(ids) if weights is None else layout.leaves("weights", weights)
-    )
-    return [
-        Part.of(layout, feature, occurrences(feature, *own))
-        for feature, *own in zip(layout.features, ids, weights, strict=True)
-    ]
-
-
 def activation_shapes(
     layout: EmbeddingLayout, features: Any, weights: Any
 ) -> list[tuple[int, ...]]:
     """Returns the shape of each feature's activations; refuses what `lookup` would."""
-    return [part.activations for part in _parts(layout, features, weights)]
+    return [part.activations for part in parts_of(layout, features, weights)]
 
 
 def _key_of(key: Any, number: int) -> Any:
