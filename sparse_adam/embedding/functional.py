@@ -148,6 +148,7 @@ def apply_gradients(
     weights: Any = None,
     *,
     learning_rates: Mapping[str, ArrayLike] | None = None,
+    gradient_scale: ArrayLike | None = None,
     rounding: str = "nearest",
     key: jax.Array | None = None,
     implementation: str | None = None,
@@ -175,6 +176,9 @@ def apply_gradients(
             pass `current_learning_rates(state)`, made outside, in as an argument.
             Tables of a stack that have equal numbers or one traced object are updated
             together, and those of another rate apart.
+        gradient_scale: a scalar, traced or not, that the gradients of rows are
+            multiplied by before `clipvalue`: for clipping by global norm
+            (`gradient_norm`), or loss scaling. None is 1.
         rounding: of bfloat16 tables and slots: "nearest", to which an update of less
             than half a unit in the last place is lost, or "stochastic", which keeps it
             on average.
@@ -216,6 +220,7 @@ def apply_gradients(
         activation_gradients,
         weights,
         learning_rates=learning_rates,
+        gradient_scale=gradient_scale,
         rounding=rounding,
         key=key,
         implementation=implementation,
@@ -229,6 +234,7 @@ def update_tables(
     weights: Any,
     *,
     learning_rates: Mapping[str, ArrayLike] | None,
+    gradient_scale: ArrayLike | None,
     rounding: str,
     key: jax.Array | None,
     implementation: str | None,
@@ -252,6 +258,7 @@ def update_tables(
                 learning_rate=rate,
                 sample_ids=batch.sample_ids,
                 gains=batch.gains,
+                gradient_scale=gradient_scale,
                 rounding=rounding,
                 key=_key_of(key, mine[0]),
                 implementation=implementation,

@@ -5,19 +5,23 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from sparse_adam.embedding import (
+    SGD,
     Adam,
     FeatureConfig,
     TableConfig,
+    TPUEmbedding,
+    apply_gradients,
     gradient_norm,
     init,
     lookup,
 )
 from sparse_adam.embedding import by_row as module
 from tests.embedding.golden import KEY, normal
-from tests.embedding.test_stacks import CONFIG, batch
+from tests.embedding.test_stacks import CONFIG, D, batch
 
 
 def with_tables(state, tables):
@@ -78,3 +82,58 @@ def test_a_norm_of_nothing_and_of_what_is_ignored():
     assert gradient_norm(state, ids, {"a": None}) == 0
     empty = {"a": np.zeros((0,), np.int32)}
     assert gradient_norm(state, empty, {"a": np.zeros((0, 2), np.float32)}) == 0
+
+
+def test_clipping_by_global_norm_is_that_of_optax_on_a_dense_program():
+    clip, rate = 0.5, 0.1
+    ids, weights = batch()
+    state = init(CONFIG, SGD(rate), KEY, stack=False, storage="plain")
+    params = {
+        "tables": {name: state.table(name) for name in state.tables},
+        "tower": jnp.linspace(-1.0, 1.0, D),
+    }
+
+    def loss_of(activations, tower):
+        return sum(jnp.sin(x @ tower).sum() for x in jax.tree.leaves(activations))
+
+    @jax.jit
+    def dense_step(params):
+        def loss(params):
+            tables = with_tables(state, params["tables"])
+            return loss_of(lookup(tables, ids, weights), params["tower"])
+
+        optimizer = optax.chain(optax.clip_by_global_norm(clip), optax.sgd(rate))
+        gradients = jax.grad(loss)(params)
+        updates, _ = optimizer.update(gradients, optimizer.init(params))
+        return optax.apply_updates(params, updates), optax.tree.norm(gradients)
+
+    @jax.jit
+    def sparse_step(state, tower):
+        activations = lookup(state, ids, weights)
+        gradients, dense = jax.grad(loss_of, (0, 1))(activations, tower)
+        norm = optax.tree.norm([dense, gradient_norm(state, ids, gradients, weights)])
+        scale = jnp.minimum(1.0, clip / norm)
+        state = apply_gradients(state, ids, gradients, weights, gradient_scale=scale)
+        return state, tower - rate * scale * dense, norm
+
+    wanted, wanted_norm = dense_step(params)
+    state, tower, norm = sparse_step(init(CONFIG, SGD(rate), KEY), params["tower"])
+    np.testing.assert_allclose(norm, wanted_norm, rtol=1e-6)
+    assert norm > 10 * clip
+    np.testing.assert_allclose(tower, wanted["tower"], rtol=1e-5, atol=1e-7)
+    for name, table in wanted["tables"].items():
+        np.testing.assert_allclose(state.table(name), table, rtol=1e-5, atol=1e-7)
+
+
+def test_the_object_takes_a_scale():
+    config = {"a": FeatureConfig(TableConfig(4, 2, normal, name="a"))}
+    embedding = TPUEmbedding(config, SGD(1.0), storage="plain")
+    before = embedding.retrieve()["a"]["parameters"]
+    for scale in (0.5, jnp.float32(0.25)):
+        embedding.enqueue({"a": np.array([1])})
+        gradients = jax.tree.map(jnp.ones_like, embedding.dequeue())
+        with pytest.raises(ValueError, match="gradient_scale has shape"):
+            embedding.apply_gradients(gradients, gradient_scale=np.ones(2))
+        embedding.apply_gradients(gradients, gradient_scale=scale)
+    moved = before - embedding.retrieve()["a"]["parameters"]
+    np.testing.assert_allclose(moved[1], 0.75, rtol=1e-6)
