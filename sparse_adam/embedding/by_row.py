@@ -72,12 +72,14 @@ def gradient_norm(
 def _batches(
     state: EmbeddingState, features: Any, activation_gradients: Any, weights: Any
 ) -> Iterator[tuple[Stack, UpdateBatch]]:
-    """Returns each stack with all its ids and gradients, whole on every device."""
+    """Returns each trainable stack with all its ids, whole on every device."""
     layout = state.layout
     parts = parts_of(layout, features, weights)
     shapes = [part.activations for part in parts]
     gradients = check_gradients(layout, activation_gradients, shapes)
     for number, stack in enumerate(layout.stacks):
+        if not stack.trainable:
+            continue
         own = [i for i, part in enumerate(parts) if part.stack == number]
         batch = gather_batch([parts[i] for i in own], [gradients[i] for i in own])
         yield stack, everywhere(batch)

@@ -169,7 +169,8 @@ def apply_gradients(
         features: as in `lookup`.
         activation_gradients: nested alike, each of the shape of its activation: the
             loss's gradient by it, summed over samples, never averaged here. None
-            counts as zeros, with a warning.
+            counts as zeros, with a warning. Those of tables that are not trainable are
+            not used, and may be None.
         weights: as in `lookup`.
         learning_rates: by table name, traced or not, in place of the optimizers' own;
             of some tables or all. Needed under `jit` for a rate that is a callable:
@@ -247,6 +248,8 @@ def update_tables(
     gradients = check_gradients(layout, activation_gradients, shapes)
     stacks = list(checked(state.stacks, layout.stacks))
     for number, stack in enumerate(layout.stacks):
+        if not stack.trainable:
+            continue
         for rate, tables in tables_by_rate(stack, rates):
             mine = [layout.tables.index(table) for table in tables]
             own = [i for i, part in enumerate(parts) if part.feature.table in mine]
@@ -267,7 +270,7 @@ def update_tables(
 
 
 def current_learning_rates(state: EmbeddingState) -> LearningRates:
-    """Asks for the rate of each table, now: by name, as `apply_gradients` takes them.
+    """Asks for the rates of trainable tables, now, as `apply_gradients` takes them.
 
     A callable that several tables share is called once. Call this outside of `jit` and
     pass the rates in: a new value does not recompile. The dict is a pytree in which the

@@ -54,10 +54,10 @@ def check_gradients(
 def warn_of_missing_gradients(
     layout: EmbeddingLayout, gradients: Any, *, stacklevel: int
 ) -> None:
-    """Warns of each feature without a gradient."""
+    """Warns of each feature of a trainable table without a gradient."""
     leaves = layout.leaves("activation_gradients", gradients)
     for feature, gradient in zip(layout.features, leaves, strict=True):
-        if gradient is None:
+        if gradient is None and layout.tables[feature.table].trainable:
             warnings.warn(
                 f"activation_gradients has no gradient for feature {feature.name!r}: "
                 "it counts as zero, and the rows that were looked up still move with "

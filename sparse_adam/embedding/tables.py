@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from sparse_adam.embedding.config import FeatureConfig, check_optimizer
+from sparse_adam.embedding.frozen import Frozen
 from sparse_adam.embedding.optimizer import Optimizer
 from sparse_adam.embedding.stacks import Stack, Table, make_stacks
 from sparse_adam.rules import numbers as checks
@@ -149,7 +150,7 @@ def make_layout(
         table = config.table
         if id(table) not in tables:
             numbers[id(table)] = number = len(tables)
-            own = table.optimizer or optimizer
+            own = (table.optimizer or optimizer) if table.trainable else Frozen()
             name = f"table_{number}" if table.name is None else table.name
             if own is None:
                 raise ValueError(
