@@ -26,5 +26,6 @@ from sparse_adam.embedding.optimizers import RuleOptimizer as RuleOptimizer
 from sparse_adam.embedding.serving import (
     serving_embedding_lookup as serving_embedding_lookup,
 )
+from sparse_adam.embedding.serving import weights_only as weights_only
 from sparse_adam.embedding.state import EmbeddingState as EmbeddingState
 from sparse_adam.embedding.tpu_embedding import TPUEmbedding as TPUEmbedding

@@ -84,6 +84,15 @@ class EmbeddingLayout:
             raise KeyError(f"{name!r} is none of the tables {list(self.places)}")
         return self.places[name]
 
+    def frozen(self) -> "EmbeddingLayout":
+        """Returns the same with no table trainable: those of a stack share it still."""
+        stacks = tuple(
+            dataclasses.replace(stack, tables=tuple(map(_frozen, stack.tables)))
+            for stack in self.stacks
+        )
+        tables = tuple(map(_frozen, self.tables))
+        return dataclasses.replace(self, tables=tables, stacks=stacks)
+
     def leaves(self, what: str, tree: Any) -> list[Any]:
         """Returns what `tree` holds for each feature.
 
@@ -112,6 +121,10 @@ class EmbeddingLayout:
         except (TypeError, ValueError) as error:
             return str(error)
         return f"it is {type(tree).__name__}"
+
+
+def _frozen(table: Table) -> Table:
+    return dataclasses.replace(table, optimizer=Frozen())
 
 
 def make_layout(

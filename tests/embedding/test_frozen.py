@@ -19,7 +19,9 @@ from sparse_adam.embedding import (
     gradient_norm,
     init,
     lookup,
+    serving_embedding_lookup,
     to_logical,
+    weights_only,
 )
 from tests.embedding.golden import KEY, normal
 from tests.embedding.test_tpu_embedding import assert_same
@@ -113,3 +115,45 @@ def test_the_object_has_frozen_tables_and_needs_no_optimizer_for_them():
     assert repr(WORDS).endswith("name='words', trainable=False)")
     with pytest.raises(TypeError, match="trainable='no' must be True or False"):
         TableConfig(4, 2, trainable="no")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("storage", ["plain", "packed"])
+def test_weights_only_looks_up_the_same_in_a_third_of_the_bytes(storage):
+    state = init(CONFIG, Adam(0.1), KEY, storage=storage)
+    served = weights_only(state)
+    before, after = (
+        sum(x.nbytes for x in jax.tree.leaves(one.stacks[0])) for one in (state, served)
+    )
+    assert before == 3 * after
+    assert isinstance(served.stacks[0], type(state.stacks[1]))
+    assert_same(lookup(served, IDS), lookup(state, IDS), rtol=0)
+    part = {"words": IDS["words"]}
+    assert_same(
+        serving_embedding_lookup(served, part),
+        serving_embedding_lookup(state, part),
+        rtol=0,
+    )
+    logical = to_logical(served)
+    for name, own in to_logical(state).items():
+        assert list(logical[name]) == ["parameters"]
+        assert_same(logical[name]["parameters"], own["parameters"], rtol=0)
+    # Training goes on from the weights, and does not touch those that are served.
+    none = dict.fromkeys(IDS)
+    assert_same(apply_gradients(served, IDS, none), served, rtol=0)
+    again = from_logical(state, logical)
+    assert_same(to_logical(again), to_logical(state), rtol=0)
+    assert current_learning_rates(served) == {}
+    assert served.layout == weights_only(state).layout != state.layout
+
+
+def test_weights_only_stay_spread_as_they_are():
+    mesh = jax.make_mesh((2,), ("rows",))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows"))
+    config = FeatureConfig(TableConfig(512, 64, normal, name="user"))
+    for storage in ("plain", "packed"):
+        state = init(config, Adam(), KEY, storage=storage)
+        state = jax.device_put(state, rows)
+        served = weights_only(state)
+        assert all(x.sharding.spec[0] == "rows" for x in jax.tree.leaves(served))
+        ids = np.array([3, 511])
+        assert_same(jax.jit(lookup)(served, ids), jax.jit(lookup)(state, ids), rtol=0)
