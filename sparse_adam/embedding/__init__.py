@@ -28,4 +28,6 @@ from sparse_adam.embedding.serving import (
 )
 from sparse_adam.embedding.serving import weights_only as weights_only
 from sparse_adam.embedding.state import EmbeddingState as EmbeddingState
+from sparse_adam.embedding.stats import BatchStats as BatchStats
+from sparse_adam.embedding.stats import batch_stats as batch_stats
 from sparse_adam.embedding.tpu_embedding import TPUEmbedding as TPUEmbedding
