@@ -11,13 +11,18 @@ and they go to the optimizer as `[samples, D]` with each id's sample and factor,
 nothing of the size `[ids, D]` is made of them either.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.typing import ArrayLike
 
-from sparse_adam.embedding.combine import activations_of, gather_batch, parts_of
+from sparse_adam.embedding.combine import (
+    UpdateBatch,
+    activations_of,
+    gather_batch,
+    parts_of,
+)
 from sparse_adam.embedding.gradients import check_gradients, warn_of_missing_gradients
 from sparse_adam.embedding.optimizer import Optimizer
 from sparse_adam.embedding.rates import (
@@ -246,14 +251,50 @@ def update_tables(
     parts = parts_of(layout, features, weights)
     shapes = [part.activations for part in parts]
     gradients = check_gradients(layout, activation_gradients, shapes)
+
+    def batch_of(tables: Sequence[Table]) -> UpdateBatch:
+        mine = [layout.tables.index(table) for table in tables]
+        own = [i for i, part in enumerate(parts) if part.feature.table in mine]
+        return gather_batch([parts[i] for i in own], [gradients[i] for i in own])
+
+    return update_stacks(
+        state,
+        rates,
+        batch_of,
+        gradient_scale=gradient_scale,
+        rounding=rounding,
+        key=key,
+        implementation=implementation,
+    )
+
+
+def update_stacks(
+    state: EmbeddingState,
+    rates: Mapping[str, Any],
+    batch_of: Callable[[Sequence[Table]], UpdateBatch | None],
+    *,
+    key: jax.Array | None,
+    **options: Any,
+) -> EmbeddingState:
+    """Makes one update for each rate of each trainable stack.
+
+    Args:
+        state: the state before.
+        rates: by table name.
+        batch_of: of tables of one stack and one rate, the batch of their update; None
+            leaves them as they are.
+        key: for stochastic rounding; each update gets its own of it.
+        **options: what else `Optimizer.update` takes.
+    """
+    layout = state.layout
     stacks = list(checked(state.stacks, layout.stacks))
     for number, stack in enumerate(layout.stacks):
         if not stack.trainable:
             continue
         for rate, tables in tables_by_rate(stack, rates):
-            mine = [layout.tables.index(table) for table in tables]
-            own = [i for i, part in enumerate(parts) if part.feature.table in mine]
-            batch = gather_batch([parts[i] for i in own], [gradients[i] for i in own])
+            batch = batch_of(tables)
+            if batch is None:
+                continue
             stacks[number] = stack.optimizer.update(
                 stacks[number],
                 batch.ids,
@@ -261,10 +302,8 @@ def update_tables(
                 learning_rate=rate,
                 sample_ids=batch.sample_ids,
                 gains=batch.gains,
-                gradient_scale=gradient_scale,
-                rounding=rounding,
-                key=_key_of(key, mine[0]),
-                implementation=implementation,
+                key=_key_of(key, layout.tables.index(tables[0])),
+                **options,
             )
     return EmbeddingState(tuple(stacks), layout)
 
