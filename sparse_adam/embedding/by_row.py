@@ -219,23 +219,23 @@ def apply_row_gradients(
                 "apply_gradients"
             )
 
-    def batch_of(tables: Sequence[Table]) -> UpdateBatch | None:
-        own = [table.name for table in tables if table.name in given]
-        if not own:
-            return None
+    def change(stack: Stack, stored: Any, tables: Sequence[Table], how: Any) -> Any:
         ids, rows = [], []
-        for name in own:
-            number, place = layout.place(name)
-            stack = layout.stacks[number]
-            there = given[name].ids < stack.tables[place].num_rows
-            ids.append(jnp.where(there, given[name].ids + stack.offsets[place], -1))
-            rows.append(given[name].rows)
-        return UpdateBatch(jnp.concatenate(ids), jnp.concatenate(rows), None, None)
+        for table in tables:
+            if table.name in given:
+                own = given[table.name]
+                offset = stack.offsets[layout.place(table.name)[1]]
+                ids.append(jnp.where(own.ids < table.num_rows, own.ids + offset, -1))
+                rows.append(own.rows)
+        if not ids:
+            return stored
+        batch = jnp.concatenate(ids), jnp.concatenate(rows)
+        return stack.optimizer.update(stored, *batch, **how)
 
     return update_stacks(
         state,
         rates,
-        batch_of,
+        change,
         gradient_scale=gradient_scale,
         rounding=rounding,
         key=key,

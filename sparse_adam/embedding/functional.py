@@ -17,12 +17,7 @@ from typing import Any
 import jax
 from jax.typing import ArrayLike
 
-from sparse_adam.embedding.combine import (
-    UpdateBatch,
-    activations_of,
-    gather_batch,
-    parts_of,
-)
+from sparse_adam.embedding.combine import activations_of, gather_batch, parts_of
 from sparse_adam.embedding.gradients import check_gradients, warn_of_missing_gradients
 from sparse_adam.embedding.optimizer import Optimizer
 from sparse_adam.embedding.rates import (
@@ -31,7 +26,7 @@ from sparse_adam.embedding.rates import (
     rates_of_update,
     tables_by_rate,
 )
-from sparse_adam.embedding.stacks import Table
+from sparse_adam.embedding.stacks import Stack, Table
 from sparse_adam.embedding.state import EmbeddingState
 from sparse_adam.embedding.stored import checked, stacked
 from sparse_adam.embedding.tables import EmbeddingLayout, make_layout
@@ -252,15 +247,23 @@ def update_tables(
     shapes = [part.activations for part in parts]
     gradients = check_gradients(layout, activation_gradients, shapes)
 
-    def batch_of(tables: Sequence[Table]) -> UpdateBatch:
+    def change(stack: Stack, stored: Any, tables: Sequence[Table], how: Any) -> Any:
         mine = [layout.tables.index(table) for table in tables]
         own = [i for i, part in enumerate(parts) if part.feature.table in mine]
-        return gather_batch([parts[i] for i in own], [gradients[i] for i in own])
+        batch = gather_batch([parts[i] for i in own], [gradients[i] for i in own])
+        return stack.optimizer.update(
+            stored,
+            batch.ids,
+            batch.grads,
+            sample_ids=batch.sample_ids,
+            gains=batch.gains,
+            **how,
+        )
 
     return update_stacks(
         state,
         rates,
-        batch_of,
+        change,
         gradient_scale=gradient_scale,
         rounding=rounding,
         key=key,
@@ -271,7 +274,7 @@ def update_tables(
 def update_stacks(
     state: EmbeddingState,
     rates: Mapping[str, Any],
-    batch_of: Callable[[Sequence[Table]], UpdateBatch | None],
+    change: Callable[[Stack, Any, Sequence[Table], Any], Any],
     *,
     key: jax.Array | None,
     **options: Any,
@@ -281,8 +284,8 @@ def update_stacks(
     Args:
         state: the state before.
         rates: by table name.
-        batch_of: of tables of one stack and one rate, the batch of their update; None
-            leaves them as they are.
+        change: `(stack, stored, tables, how)`, of the tables of one rate: returns the
+            stack, as it is stored, after their update with the options `how`.
         key: for stochastic rounding; each update gets its own of it.
         **options: what else `Optimizer.update` takes.
     """
@@ -292,19 +295,11 @@ def update_stacks(
         if not stack.trainable:
             continue
         for rate, tables in tables_by_rate(stack, rates):
-            batch = batch_of(tables)
-            if batch is None:
-                continue
-            stacks[number] = stack.optimizer.update(
-                stacks[number],
-                batch.ids,
-                batch.grads,
-                learning_rate=rate,
-                sample_ids=batch.sample_ids,
-                gains=batch.gains,
-                key=_key_of(key, layout.tables.index(tables[0])),
-                **options,
-            )
+            how = options | {
+                "learning_rate": rate,
+                "key": _key_of(key, layout.tables.index(tables[0])),
+            }
+            stacks[number] = change(stack, stacks[number], tables, how)
     return EmbeddingState(tuple(stacks), layout)
 
 
