@@ -5,8 +5,9 @@
 
 One tower makes a vector of a user and the items that the user chose last, the other one
 of an item; the model learns to put a user near the item that is chosen next. There are
-three tables, of users, items and categories. The history of a user and the candidates
-share the table of items, whose update sums the gradients of both.
+three tables, of users, items and categories; the first two are one stack, and have one
+update. The history of a user and the candidates share the table of items, whose
+gradients are the sums of both.
 
 A step is the three lines of the embedding API:
 

@@ -10,6 +10,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 )
+os.environ.setdefault("KERAS_BACKEND", "jax")  # before keras is imported
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -47,6 +48,20 @@ def run_in_tpu_interpreter(
     of bounds raises, two accesses without an order between them fail the test, and a
     deadlock ends the process.
     """
+    yield from _tpu_interpreter(capfd, cores=1)
+
+
+@pytest.fixture
+def run_on_two_cores(
+    capfd: pytest.CaptureFixture[str],
+) -> Iterator[Callable[..., Any]]:
+    """Does the same on two TensorCores, between which there is no order at all."""
+    yield from _tpu_interpreter(capfd, cores=2)
+
+
+def _tpu_interpreter(
+    capfd: pytest.CaptureFixture[str], cores: int
+) -> Iterator[Callable[..., Any]]:
     # Not public, and there is no public way to ask whether a race was found.
     from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 
@@ -64,6 +79,7 @@ def run_in_tpu_interpreter(
             uninitialized_memory="nan",
             detect_races=True,
             out_of_bounds_reads="raise",
+            num_cores_or_threads=cores,
         )
         with capfd.disabled(), pltpu.force_tpu_interpret_mode(params):
             faulthandler.dump_traceback_later(DEADLOCK_SECONDS, exit=True)

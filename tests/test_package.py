@@ -73,7 +73,8 @@ IMPORT_PROBE = """
 import os, sys
 
 class Blocker:
-    blocked = ("jaxtyping", "beartype", "hypothesis", "libtpu", "optax")
+    blocked = ("jaxtyping", "beartype", "hypothesis", "libtpu", "optax", "flax",
+               "equinox", "keras")
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in self.blocked:
             raise ModuleNotFoundError(name=name)

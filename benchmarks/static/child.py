@@ -49,7 +49,9 @@ def _compile(
     program: str, chip: str, rows: int, dim: int, ids: int
 ) -> tuple[dict[str, Any], str]:
     chosen = find(program)
-    topology = topologies.get_topology_desc(CHIPS[chip].topology, platform="tpu")
+    topology = topologies.get_topology_desc(
+        CHIPS[chip].topology, platform="tpu", **CHIPS[chip].topology_options
+    )
     mesh = Mesh(np.array(topology.devices[:1]), ("device",))
     sharding = NamedSharding(mesh, PartitionSpec())
     # The mesh in scope is what tells Pallas which TPU it compiles for.

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from sparse_adam.kernels import chips
+
 
 @dataclass(frozen=True, slots=True)
 class AnalyzedChip:
@@ -21,6 +23,17 @@ class AnalyzedChip:
     subcores: int = 0  # of one JAX device
     subcore_delay_slots: int | None = None  # where the dump does not print them
     kinds: tuple[str, ...] = ()  # what JAX calls its devices
+    config: str | None = None  # how libtpu is to make devices of its cores
+
+    @property
+    def topology_options(self) -> dict[str, str]:
+        """Returns what `get_topology_desc` must be told beside the topology."""
+        return {} if self.config is None else {"chip_config_name": self.config}
+
+    @property
+    def cores(self) -> int:
+        """Returns the TensorCores of one JAX device."""
+        return chips.CHIPS[self.name].cores
 
 
 # The delay slots are the distance from a branch to the end of its region in every dump.
@@ -28,7 +41,12 @@ class AnalyzedChip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        AnalyzedChip("v4", "v4:2x2x1", 1.05, 1228, 1, 512, kinds=("TPU v4",)),
+        # Without it a v4 is two devices, each with half of the bandwidth.
+        AnalyzedChip(
+            *("v4", "v4:2x2x1", 1.05, 1228, 1, 512),
+            kinds=("TPU v4",),
+            config="megacore",
+        ),
         AnalyzedChip(
             "v5e", "v5e:2x2", 1.5, 819, 4, 32, kinds=("TPU v5 lite", "TPU v5e")
         ),

@@ -183,6 +183,7 @@ def _report(case: StaticCase, record: dict[str, Any], dumps: Path) -> StaticRepo
     program = find(case.program)
     known |= {name: getattr(program, name) for name in ("streamed_rows", "passes")}
     known["repeats"] = program.repeats
+    known["cores"] = CHIPS[case.chip].cores if program.shared else 1
     try:
         kernels = tuple(_kernel_reports(case, dumps, record))
     except ValueError as error:
@@ -199,11 +200,12 @@ def _kernel_reports(
     program, chip = find(case.program), CHIPS[case.chip]
     kernels = list(kernels_in(dumps, chip))
     for kernel in [*kernels, *_reused(kernels, record["instructions"])]:
-        # The subcores of a chip share the rows.
-        sharers = chip.subcores if kernel.engine == "subcore" else 1
+        # The subcores of a chip share the rows, and so may its TensorCores.
+        cores = chip.cores if program.shared else 1
+        sharers = chip.subcores if kernel.engine == "subcore" else cores
         found = attribute(
             kernel,
-            work=KernelTotals(case.ids / sharers, case.dim, case.rows),
+            work=KernelTotals(case.ids / sharers, case.dim, case.rows // cores),
             phases=program.phases,
             tables=program.tables,
             granule=chip.granule,

@@ -129,16 +129,18 @@ def row_kernel(reports: Reports) -> Figures:
     """Counts the bundles of the TensorCore's row kernel.
 
     "plain" and "packed" fetch, update and write back a row, or a group of packed rows;
-    "summed" fetches a gradient and adds it to the others of its row, and
-    "summed_shared" does so where rows share lines. Lists are for `DIM` and `WIDE`.
+    "gradient" fetches a gradient, which "repeated" adds to another of its row. Those
+    "shared" do so where rows share lines, and put it into its place of the line. Lists
+    are for `DIM` and `WIDE`.
     """
-    moved, summed = ("fetch rows", "update", "write back"), ("gradients", "math")
-    packed = "packed_tensorcore"
+    moved, packed = ("fetch rows", "update", "write back"), "packed_tensorcore"
     return {
         "plain": [_bundles(reports, "tensorcore", d, *moved) for d in (DIM, WIDE)],
         "packed": [_bundles(reports, packed, d, *moved) for d in (DIM, WIDE)],
-        "summed": [_bundles(reports, packed, d, *summed) for d in (DIM, WIDE)],
-        "summed_shared": _bundles(reports, packed, SHARED, *summed),
+        "gradient": [_bundles(reports, packed, d, "gradients") for d in (DIM, WIDE)],
+        "gradient_shared": _bundles(reports, packed, SHARED, "gradients", "mark"),
+        "repeated": [_bundles(reports, packed, d, "sums") for d in (DIM, WIDE)],
+        "repeated_shared": _bundles(reports, packed, SHARED, "sums"),
     }
 
 

@@ -21,7 +21,8 @@ class Program:
     `phases` names loops and says how many rows one iteration covers; a loop that no
     rule claims gets its rows from trip counts, or from its DMAs: one for a row of each
     of the `tables` (0: no such guess). `repeats` are phases that only batches with
-    repeated ids need.
+    repeated ids need. `shared` says that the TensorCores of a device share the ids of
+    its kernels; of others, trip counts tell what each core has to do.
 
     Two kinds of traffic are told here, since no dump tells them: `streamed_rows`, the
     rows that streams of the SparseCores move for each updated row, and `passes` over
@@ -34,10 +35,11 @@ class Program:
     kernels: str = r"^(?!TLP$|<)"
     phases: Mapping[str, RowRule] = field(default_factory=dict)
     tables: int = 3
-    streamed_rows: int = 0
+    streamed_rows: float = 0
     passes: int = 0
     block_bytes: int = 0  # 0: no such DMAs
     repeats: tuple[str, ...] = ()
+    shared: bool = False
     compiler_options: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.static import xla
-from benchmarks.static.attribution import KernelTotals, RowRule, dmas_per_row
+from benchmarks.static import lookups, xla
+from benchmarks.static.attribution import KernelTotals, dmas_per_row
 from benchmarks.static.bundles import Loop
+from benchmarks.static.lookups import BFLOAT16, FLOAT32, in_by, packed_shape
 from benchmarks.static.program import Built, Program, update_arguments
 
 
@@ -77,7 +78,7 @@ def _packed(
     from sparse_adam import PackedTable, UpdatePlan, packed_adam_update
 
     *_, batch, grads = update_arguments(rows, dim, ids)
-    packed = _packed_shape(rows, dim, dtypes)
+    packed = packed_shape(rows, dim, dtypes)
     stochastic = options.get("rounding") == "stochastic"
 
     def update(
@@ -103,27 +104,6 @@ def _packed(
     return update, (packed.lines, batch, grads, batch, batch, rate), (0,)
 
 
-def _packed_shape(rows: int, dim: int, dtypes: Sequence[Any]) -> Any:
-    from sparse_adam import PackedTable
-
-    tables = [jax.ShapeDtypeStruct((rows, dim), dtype) for dtype in dtypes]
-    return jax.eval_shape(PackedTable.pack, *tables)
-
-
-def _lookup(
-    rows: int, dim: int, ids: int, *, dtypes: Sequence[Any] = (jnp.float32,) * 3
-) -> Built:
-    """A lookup in a packed table: nothing is updated."""
-    from sparse_adam import PackedTable
-
-    packed = _packed_shape(rows, dim, dtypes)
-
-    def lookup(lines: jax.Array, ids: jax.Array) -> jax.Array:
-        return PackedTable(lines, packed.layout).lookup(ids)
-
-    return lookup, (packed.lines, jax.ShapeDtypeStruct((ids,), jnp.int32)), ()
-
-
 def _adam_tiles(loop: Loop, work: KernelTotals) -> float | None:
     """Adam takes one reciprocal root for each register of 8 by 128 elements."""
     elements = loop.counts.eup * 8 * 128 if loop.innermost else 0
@@ -147,32 +127,26 @@ def _rows_per_group(work: KernelTotals) -> int:
 
     Plain rows that fill whole lines share none, and such packed rows do not either.
     """
-    lines, _ = _packed_shape(work.table_rows, work.dim, _FLOAT32).lines.shape
+    lines, _ = packed_shape(work.table_rows, work.dim, FLOAT32).lines.shape
     # A group takes a line, or as many as its rows need, for each of the three arrays.
     return max(1, round(work.table_rows * 3 * _blocks(work) / lines))
-
-
-def _in_by(*planes: int) -> RowRule:
-    """Loops that fetch by DMAs of so many planes each: one for a row."""
-
-    def rule(loop: Loop, work: KernelTotals) -> float | None:
-        count = loop.counts.dma.get("hbm_to_vmem", 0)
-        if not count or len(loop.counts.dma) > 1:
-            return None
-        lines = loop.counts.dma_granules.get("hbm_to_vmem", 0) / count / _blocks(work)
-        # A line is 1 granule of 512 bytes, or 16 of 32.
-        return count if lines in (*planes, *(16 * each for each in planes)) else None
-
-    return rule
 
 
 def _blocks(work: KernelTotals) -> int:
     return -(-work.dim // 128)
 
 
-def _rows_put(loop: Loop, work: KernelTotals) -> float | None:
-    """A lookup's loop that puts 16 rows into place."""
-    return 16.0 if loop.innermost and loop.counts.vst and not loop.counts.dma else None
+def _repeats_added(loop: Loop, work: KernelTotals) -> float | None:
+    """The row kernel's loop that adds 8 gradients, each where an index says."""
+    adds = loop.innermost and loop.counts.vst and loop.counts.sld >= 8
+    return 8.0 if adds and not (loop.counts.eup or loop.counts.dma) else None
+
+
+def _lines_marked(loop: Loop, work: KernelTotals) -> float | None:
+    """Its loop that puts 8 gradients where in their line their rows stand."""
+    marks = loop.innermost and loop.counts.vst >= 2 and loop.counts.xlu
+    other = loop.counts.eup or loop.counts.dma or loop.counts.sld >= 8
+    return 8.0 if marks and not other else None
 
 
 def _batch_added(loop: Loop, work: KernelTotals) -> float | None:
@@ -198,15 +172,16 @@ def _rows_listed(loop: Loop, work: KernelTotals) -> float | None:
     return 8.0 if loop.innermost and lists and not loop.counts.dma else None
 
 
-_FLOAT32, _BFLOAT16 = (jnp.float32,) * 3, (jnp.bfloat16,) * 3
 _BFLOAT16_SLOTS = (jnp.float32, jnp.bfloat16, jnp.bfloat16)
 _PACKED_PHASES = {
-    "fetch rows": _in_by(2, 3),
-    "gradients": _in_by(1),
+    "fetch rows": in_by(2, 3),
+    "gradients": in_by(1),
     "write back": dmas_per_row(vmem_to_hbm=1),
     "update": _adam_groups,
+    "mark": _lines_marked,
+    "sums": _repeats_added,
 }
-_SWEEP_PHASES = {"gradients": _in_by(1), "add": _batch_added, "update": _groups_of_all}
+_SWEEP_PHASES = {"gradients": in_by(1), "add": _batch_added, "update": _groups_of_all}
 _SPARSECORE = {
     "update": _one_row_updated,
     "run sums": _one_gradient_added,
@@ -216,6 +191,7 @@ PROGRAMS = {
     program.name: program
     for program in (
         *xla.PROGRAMS,
+        *lookups.PROGRAMS,
         Program(
             "sparsecore",
             partial(_sparse_adam, "sparsecore"),
@@ -236,8 +212,8 @@ PROGRAMS = {
             for name, planes, options in (
                 ("", 3, {}),
                 ("_bfloat16_slots", 2, {"dtypes": _BFLOAT16_SLOTS}),
-                ("_bfloat16", 2, {"dtypes": _BFLOAT16}),
-                ("_stochastic", 2, {"dtypes": _BFLOAT16, "rounding": "stochastic"}),
+                ("_bfloat16", 2, {"dtypes": BFLOAT16}),
+                ("_stochastic", 2, {"dtypes": BFLOAT16, "rounding": "stochastic"}),
                 ("_steps", 3, {"use_gradient_accumulation": False}),
             )
         ),
@@ -245,35 +221,39 @@ PROGRAMS = {
             "tensorcore",
             partial(_sparse_adam, "tensorcore"),
             kernels="^sparse_adam_tensorcore",
+            shared=True,
             phases={
                 "fetch rows": dmas_per_row(hbm_to_vmem=3),
                 "gradients": dmas_per_row(hbm_to_vmem=1),
                 "write back": dmas_per_row(vmem_to_hbm=3),
                 "update": _adam_tiles,
+                "sums": _repeats_added,
             },
-            repeats=("math",),
+            repeats=("sums",),
         ),
         Program(
             "packed_tensorcore",
             partial(_packed, "tensorcore"),
             kernels="^sparse_adam_tensorcore",
+            shared=True,
             phases=_PACKED_PHASES,
             tables=1,
-            repeats=("math",),
+            repeats=("sums",),
         ),
         *(
             Program(
                 f"packed_tensorcore_{name}",
                 partial(_packed, "tensorcore", **options),
                 kernels="^sparse_adam_tensorcore",
+                shared=True,
                 phases=_PACKED_PHASES,
                 tables=1,
-                repeats=("math",),
+                repeats=("sums",),
             )
             for name, options in (
                 ("bfloat16_slots", {"dtypes": _BFLOAT16_SLOTS}),
-                ("bfloat16", {"dtypes": _BFLOAT16}),
-                ("stochastic", {"dtypes": _BFLOAT16, "rounding": "stochastic"}),
+                ("bfloat16", {"dtypes": BFLOAT16}),
+                ("stochastic", {"dtypes": BFLOAT16, "rounding": "stochastic"}),
                 ("steps", {"use_gradient_accumulation": False}),
             )
         ),
@@ -282,6 +262,7 @@ PROGRAMS = {
                 name,
                 build,
                 kernels="^sparse_adam_sweep",
+                shared=True,
                 phases=_SWEEP_PHASES,
                 tables=0,
                 passes=2 * arrays,  # in and out
@@ -296,19 +277,9 @@ PROGRAMS = {
                 ("packed_sweep", 1, partial(_packed, "sweep")),
                 (
                     *("packed_sweep_bfloat16", 1),
-                    partial(_packed, "sweep", dtypes=_BFLOAT16),
+                    partial(_packed, "sweep", dtypes=BFLOAT16),
                 ),
             )
-        ),
-        *(
-            Program(
-                f"lookup{name}",
-                partial(_lookup, dtypes=dtypes),
-                kernels="^sparse_adam_lookup",
-                phases={"fetch": _in_by(1), "put": _rows_put},
-                tables=1,
-            )
-            for name, dtypes in (("", _FLOAT32), ("_bfloat16", _BFLOAT16))
         ),
     )
 }

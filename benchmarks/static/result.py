@@ -149,9 +149,10 @@ class StaticReport:
     table_bytes: int = 0  # of the smallest array that is updated in place
     table_copies: tuple[str, ...] = ()
     kernels: tuple[KernelReport, ...] = ()
-    streamed_rows: int = 0  # that SparseCore streams move for each row; no dump tells
+    streamed_rows: float = 0  # that SparseCore streams move for each row; no dump tells
     passes: int = 0  # over arrays of the table's size, by pipelines; no dump tells
     repeats: tuple[str, ...] = ()  # phases that are for ids that occur again
+    cores: int = 1  # TensorCores that share the rows
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -167,7 +168,10 @@ class StaticReport:
 
     @property
     def cycles_per_row(self) -> float:
-        """Bundles, and explicit delays, for each row: a lower bound on its cycles."""
+        """Bundles, and explicit delays, for each row: a lower bound on its cycles.
+
+        On its own core: where `cores` share the rows, the chip takes that many at once.
+        """
         return sum(self.engines.values())
 
     @property
@@ -223,6 +227,7 @@ class StaticReport:
             ],
             self.bytes_per_row,
             CHIPS[self.chip],
+            self.cores,
         )
 
     @property

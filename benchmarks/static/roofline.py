@@ -42,6 +42,7 @@ def estimate(
     kernels: Sequence[tuple[str, float, Mapping[str, float]]],
     bytes_per_row: float,
     chip: AnalyzedChip,
+    cores: int = 1,
 ) -> Roofline:
     """The bounds of a program from what it issues for each row.
 
@@ -51,8 +52,9 @@ def estimate(
             run one after the other.
         bytes_per_row: between HBM and the chip.
         chip: whose clock and bandwidth count.
+        cores: TensorCores that share the rows.
     """
-    shares = {"tensorcore": 1, "subcore": max(1, chip.subcores)}
+    shares = {"tensorcore": cores, "subcore": max(1, chip.subcores)}
     issue = compute = 0.0
     for engine, cycles, used in kernels:
         busiest = max(

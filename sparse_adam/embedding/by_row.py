@@ -8,12 +8,14 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from sparse_adam.embedding import on_mesh
 from sparse_adam.embedding.combine import UpdateBatch
 from sparse_adam.embedding.functional import update_stacks
 from sparse_adam.embedding.gradients import batches_of_stacks
 from sparse_adam.embedding.rates import rates_of_update
 from sparse_adam.embedding.stacks import Stack, Table
 from sparse_adam.embedding.state import EmbeddingState
+from sparse_adam.ops.combine import Samples
 from sparse_adam.ops.integers import integers
 from sparse_adam.ops.plan import indices_or
 from sparse_adam.ops.routing.unique import sum_equal, unique_rows
@@ -230,6 +232,11 @@ def apply_row_gradients(
         if not ids:
             return stored
         batch = jnp.concatenate(ids), jnp.concatenate(rows)
+        if stack.spread is not None:
+            samples = Samples(batch[0], None, None, None)
+            options = stack.optimizer.options(**how)
+            size = batch[0].shape[0]
+            return on_mesh.update(stack, stored, [samples], [batch[1]], [size], options)
         return stack.optimizer.update(stored, *batch, **how)
 
     return update_stacks(

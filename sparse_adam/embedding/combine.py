@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sparse_adam.embedding import on_mesh
 from sparse_adam.embedding.config import QuantizationConfig
 from sparse_adam.embedding.occurrences import Occurrences, occurrences
 from sparse_adam.embedding.quantization import simulate_quantization
@@ -83,29 +84,40 @@ def _samples(part: Occurrences, combiner: str) -> Samples:
 
 
 def activations_of(
-    stacks: Sequence[Any], parts: Sequence[Part], *, quantize: bool
+    layout: EmbeddingLayout,
+    stacks: Sequence[Any],
+    parts: Sequence[Part],
+    *,
+    quantize: bool,
 ) -> list[jax.Array]:
     """Returns the activations of each feature.
 
     Features of one stack that are combined alike are looked up together.
 
     Args:
-        stacks: of a state, as they are stored.
+        layout: of the state.
+        stacks: of the state, as they are stored.
         parts: the features.
         quantize: True simulates the quantization of tables that ask for it.
     """
     groups: dict[Hashable, list[int]] = {}
     for number, part in enumerate(parts):
-        groups.setdefault(_kind(part, number, quantize), []).append(number)
+        spread = layout.stacks[part.stack].spread
+        kind = _kind if spread is None else _spread_kind
+        groups.setdefault(kind(part, number, quantize), []).append(number)
     found: list[Any] = [None] * len(parts)
     for numbers in groups.values():
         own = [parts[number] for number in numbers]
         quantization = own[0].feature.config.table.quantization_config
-        combined = _combine(
-            stacks[own[0].stack], own, quantization if quantize else None
-        )
+        quantization = quantization if quantize else None
         sizes = [part.occurrences.num_samples for part in own]
-        rows = lax.split(combined, sizes) if len(own) > 1 else [combined]
+        stack, stored = layout.stacks[own[0].stack], stacks[own[0].stack]
+        if stack.spread is not None:
+            batch = [part.samples for part in own]
+            rows = on_mesh.look_up(stack, stored, batch, sizes, quantization)
+        else:
+            combined = _combine(stored, own, quantization)
+            rows = lax.split(combined, sizes) if len(own) > 1 else [combined]
         for number, part, activations in zip(numbers, own, rows, strict=True):
             found[number] = activations.reshape(part.activations)
     return found
@@ -126,6 +138,13 @@ def _kind(part: Part, number: int, quantize: bool) -> Hashable:
         samples.scales is None,
         sharding,
     )
+
+
+def _spread_kind(part: Part, number: int, quantize: bool) -> Hashable:
+    """Returns what `_kind` does for a spread stack: all its features share a route."""
+    del number
+    quantization = part.feature.config.table.quantization_config
+    return part.stack, quantization if quantize else None
 
 
 def _combine(

@@ -89,7 +89,8 @@ class TableConfig(_ShowsWhatIsSet):
 
     Args:
         vocabulary_size: V, the number of rows, below 2**31 - 1; ids are in `[0, V)`.
-            If rows are to be spread over devices, a multiple of their number.
+            If rows are to be spread over devices, a multiple of their number; of tables
+            that share an array, its rows must be (`EmbeddingLayout.stacks`).
         dim: D, the width of a row.
         initializer: `(key, shape, dtype) -> array`, as those of
             `jax.nn.initializers`, called with `(V, D)` and `dtype`. What it returns is

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 from jax.typing import ArrayLike
 
+from sparse_adam.embedding import on_mesh
 from sparse_adam.embedding.combine import activations_of, gather_batch, parts_of
 from sparse_adam.embedding.gradients import check_gradients, warn_of_missing_gradients
 from sparse_adam.embedding.optimizer import Optimizer
@@ -39,6 +40,8 @@ def init(
     *,
     storage: str | None = None,
     stack: bool = True,
+    mesh: jax.sharding.Mesh | None = None,
+    axes: str | Sequence[str] | None = None,
 ) -> EmbeddingState:
     """Makes the tables of `feature_config`, and their slots.
 
@@ -53,14 +56,19 @@ def init(
             share an array, so that a step has one lookup and one update for all of
             them; False keeps each table alone. What is looked up and learnt does not
             depend on it, either.
+        mesh: whose devices share the rows of all tables and, in `lookup` and
+            `apply_gradients`, the samples of a batch. Its axes may be of any type. The
+            same key makes the same tables on each.
+        axes: of the mesh, over which rows and samples are spread; None is all of them.
+            Along the others, devices have copies.
 
     Returns:
         The state to train.
 
     Raises:
-        TypeError: `stack` is not True or False.
+        TypeError: `stack` is not True or False, or `mesh` is no mesh.
         ValueError: see `TableConfig` and `FeatureConfig`; two tables have one name; a
-            table has no optimizer.
+            table has no optimizer; the mesh has no such axes.
 
     Example:
         >>> import jax
@@ -71,7 +79,8 @@ def init(
         >>> jax.tree.map(lambda x: x.shape, state.tables["video"])
         AdamState(table=(8, 4), momenta=(8, 4), velocities=(8, 4))
     """
-    layout = make_layout(feature_config, optimizer, stack=stack)
+    spread = on_mesh.spread_of(mesh, axes)
+    layout = make_layout(feature_config, optimizer, stack=stack, spread=spread)
     keys = jax.random.split(key, len(layout.tables))
     key_of = {table.name: key for table, key in zip(layout.tables, keys, strict=True)}
 
@@ -137,7 +146,7 @@ def lookup(state: EmbeddingState, features: Any, weights: Any = None) -> Any:
     layout = state.layout
     parts = parts_of(layout, features, weights)
     stacks = checked(state.stacks, layout.stacks)
-    activations = activations_of(stacks, parts, quantize=True)
+    activations = activations_of(layout, stacks, parts, quantize=True)
     return jax.tree.unflatten(layout.structure, activations)
 
 
@@ -250,7 +259,17 @@ def update_tables(
     def change(stack: Stack, stored: Any, tables: Sequence[Table], how: Any) -> Any:
         mine = [layout.tables.index(table) for table in tables]
         own = [i for i, part in enumerate(parts) if part.feature.table in mine]
-        batch = gather_batch([parts[i] for i in own], [gradients[i] for i in own])
+        mine_parts, grads = [parts[i] for i in own], [gradients[i] for i in own]
+        if stack.spread is not None:
+            return on_mesh.update(
+                stack,
+                stored,
+                [part.samples for part in mine_parts],
+                [None if x is None else x.reshape(-1, stack.dim) for x in grads],
+                [part.occurrences.num_samples for part in mine_parts],
+                stack.optimizer.options(**how),
+            )
+        batch = gather_batch(mine_parts, grads)
         return stack.optimizer.update(
             stored,
             batch.ids,

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from sparse_adam.embedding.stacks import Stack, Table
@@ -24,6 +25,7 @@ from sparse_adam.embedding.stored import (
 )
 from sparse_adam.embedding.tables import EmbeddingLayout
 from sparse_adam.ops.packed import PackedTable
+from sparse_adam.ops.shards import explicit_sharding, known_sharding
 
 
 def to_logical(state: EmbeddingState) -> dict[str, dict[str, jax.Array]]:
@@ -171,14 +173,20 @@ def _replaced(
     stored: Any, stack: Stack, arrays: Mapping[str, Mapping[str, ArrayLike]]
 ) -> Iterator[list[jax.Array]]:
     """Returns the arrays of each table, those that are given in place of its own."""
+    array = jax.tree.leaves(stored)[0]
+    spread = known_sharding(array) if explicit_sharding(array) is not None else None
     for place, table in enumerate(stack.tables):
         given = arrays.get(table.name, {})
         old = table_arrays(stored, stack, place)
-        yield [
+        new = [
             # A copy: the next update donates it.
             jnp.array(given.get(name, x), dtype=x.dtype, copy=True)
             for name, x in zip(table.array_names, old, strict=True)
         ]
+        if spread is not None and len(stack.tables) > 1:
+            # What is given and what stays can be joined where each device has both.
+            new = jax.device_put(new, NamedSharding(spread.mesh, PartitionSpec()))
+        yield new
 
 
 def _new_state(

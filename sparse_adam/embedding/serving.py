@@ -97,7 +97,7 @@ def serving_embedding_lookup(
             part = part._replace(ids=jnp.where(part.weights > 0, part.ids, -1))
         parts.append(Part.of(layout, feature, part))
     stacks = checked(state.stacks, layout.stacks)
-    activations = activations_of(stacks, parts, quantize=False)
+    activations = activations_of(layout, stacks, parts, quantize=False)
     return jax.tree.unflatten(structure, activations)
 
 

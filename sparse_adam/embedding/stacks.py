@@ -21,6 +21,7 @@ from sparse_adam.embedding.config import TableConfig
 from sparse_adam.embedding.frozen import Frozen
 from sparse_adam.embedding.optimizer import Optimizer
 from sparse_adam.kernels.layout import SUBLANES, PackedLayout
+from sparse_adam.ops.spread import Spread
 
 MAX_STACK_ROWS = 2**30  # an update counts rows and ids together below 2**31
 
@@ -61,10 +62,13 @@ class Stack:
     Attributes:
         tables: in the order of their rows.
         offsets: the row of the array where each of them begins.
+        spread: the devices that share the rows; None is one device, or what the
+            sharding of the arrays tells.
     """
 
     tables: tuple[Table, ...]
     offsets: tuple[int, ...]
+    spread: Spread | None = None
 
     @property
     def num_rows(self) -> int:
@@ -91,10 +95,27 @@ class Stack:
         """What TensorFlow calls the arrays of a table's state, in their order."""
         return self.tables[0].array_names
 
-    @functools.cached_property
+    @property
+    def stored_rows(self) -> int:
+        """Returns the rows of the array with those that fill up devices' parts."""
+        if self.spread is None:
+            return self.num_rows
+        return self.spread.count * self.spread.part_rows(self.num_rows, self.dim)
+
+    @property
+    def rows_here(self) -> int:
+        """Returns the rows of the array as it is seen here: of a device's part or all.
+
+        A part is seen in a `jax.shard_map` over the axes that the rows are spread over.
+        """
+        if self.spread is not None and self.spread.is_inside:
+            return self.stored_rows // self.spread.count
+        return self.stored_rows
+
+    @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Returns the shapes of the arrays of the whole stack."""
-        return _shapes(self.optimizer, self.num_rows, self.dim)
+        """Returns the shapes of the arrays of the stack as they are seen here."""
+        return _shapes(self.optimizer, self.rows_here, self.dim)
 
     @property
     def title(self) -> str:
@@ -112,12 +133,15 @@ def _shapes(
     return ((num_rows, dim), *of_slots)
 
 
-def make_stacks(tables: Sequence[Table], stack: bool) -> tuple[Stack, ...]:
+def make_stacks(
+    tables: Sequence[Table], stack: bool, spread: Spread | None = None
+) -> tuple[Stack, ...]:
     """Puts tables that can share an array into one stack, in their order.
 
     Args:
         tables: of a layout.
         stack: False leaves every table alone.
+        spread: the devices that share the rows of all of them.
 
     A stack that would have more than `MAX_STACK_ROWS` rows is cut. A table whose
     optimizer updates every row stays alone: with a rate of its own it could not share
@@ -131,7 +155,7 @@ def make_stacks(tables: Sequence[Table], stack: bool) -> tuple[Stack, ...]:
                 break
         else:
             groups.append([table])
-    return tuple(Stack(tuple(group), _offsets(group)) for group in groups)
+    return tuple(Stack(tuple(group), _offsets(group), spread) for group in groups)
 
 
 def _can_share(group: Sequence[Table], table: Table) -> bool:

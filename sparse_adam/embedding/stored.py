@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from sparse_adam.embedding import on_mesh
 from sparse_adam.embedding.stacks import Stack
 from sparse_adam.kernels.layout import PlainLayout
 from sparse_adam.ops.combine import Samples, combine
@@ -106,7 +107,7 @@ def _check_plain(stack: Stack, stored: tuple[Any, ...]) -> None:
 
 
 def _check_packed(stack: Stack, packed: PackedTable) -> None:
-    layout, whole = packed.layout, stack.shapes[0]
+    layout, whole = packed.layout, (stack.stored_rows, stack.dim)
     if (layout.num_rows, layout.dim) != whole:
         raise ValueError(
             f"{stack.title} is packed for the shape "
@@ -119,6 +120,9 @@ def _check_packed(stack: Stack, packed: PackedTable) -> None:
             f"optimizer {type(stack.optimizer).__name__} has {len(stack.array_names)}, "
             f"{stack.array_names}: make it by optimizer.init(table, storage='packed')"
         )
+    if stack.rows_here != stack.stored_rows:
+        layout = layout.with_rows(stack.rows_here)
+        packed = PackedTable(packed.lines, layout)
     if np.shape(packed.lines) != layout.shape:
         raise ValueError(
             f"{stack.title} has packed lines of the shape "
@@ -131,7 +135,7 @@ def _check_packed(stack: Stack, packed: PackedTable) -> None:
     except TypeError as error:
         raise TypeError(f"{stack.title}: {error}") from error
     axes = _spread_over(packed.lines)
-    if axes is not None:
+    if axes is not None and stack.spread is None:
         mesh = jax.typeof(packed.lines).sharding.mesh
         names = axes if isinstance(axes, tuple) else (axes,)
         try:
@@ -187,6 +191,9 @@ def table_arrays(stored: Any, stack: Stack, place: int) -> tuple[jax.Array, ...]
     Those of a plain table that stands alone are the state's own arrays.
     """
     start, num_rows = stack.offsets[place], stack.tables[place].num_rows
+    if stack.spread is not None:
+        arrays = on_mesh.collect(stack, stored)
+        return tuple(x[start : start + num_rows] for x in arrays)
     if not isinstance(stored, PackedTable):
         return tuple(_cut(array, start, num_rows) for array in stored)
     layout = stored.layout
@@ -224,6 +231,12 @@ def stacked(stack: Stack, parts: Sequence[Any]) -> Any:
     Raises:
         ValueError: they are stored in different dtypes, or spread differently.
     """
+    joined = _joined(stack, parts)
+    return joined if stack.spread is None else on_mesh.place(stack, joined)
+
+
+def _joined(stack: Stack, parts: Sequence[Any]) -> Any:
+    """Returns tables one behind the other, in logical order."""
     if len(parts) == 1:
         return parts[0]
     kinds = [

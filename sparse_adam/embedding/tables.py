@@ -15,6 +15,7 @@ from sparse_adam.embedding.config import FeatureConfig, check_optimizer
 from sparse_adam.embedding.frozen import Frozen
 from sparse_adam.embedding.optimizer import Optimizer
 from sparse_adam.embedding.stacks import Stack, Table, make_stacks
+from sparse_adam.ops.spread import Spread
 from sparse_adam.rules import numbers as checks
 
 
@@ -128,7 +129,11 @@ def _frozen(table: Table) -> Table:
 
 
 def make_layout(
-    feature_config: Any, optimizer: Optimizer | None, *, stack: bool = True
+    feature_config: Any,
+    optimizer: Optimizer | None,
+    *,
+    stack: bool = True,
+    spread: Spread | None = None,
 ) -> EmbeddingLayout:
     """Settles names, sharing, optimizers and stacks.
 
@@ -138,6 +143,7 @@ def make_layout(
         feature_config: a nested structure of `FeatureConfig`s.
         optimizer: for the tables that have none of their own.
         stack: True lets tables that can share an array; see `make_stacks`.
+        spread: the devices that share the rows of all tables.
 
     Raises:
         TypeError: `stack` is not True or False.
@@ -180,5 +186,5 @@ def make_layout(
         path_name = jax.tree_util.keystr(path)
         features.append(Feature(name, path_name, config, numbers[id(table)]))
     settled = tuple(tables.values())
-    stacks = make_stacks(settled, stack)
+    stacks = make_stacks(settled, stack, spread)
     return EmbeddingLayout(structure, tuple(features), settled, stacks)

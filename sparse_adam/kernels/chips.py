@@ -1,8 +1,9 @@
 """The TPU generations: one record each, of what block sizes and choices depend on.
 
-Bandwidth: Google Cloud's documentation of each generation, for one JAX device (half a
-chip on 7x). Clock: from the published bfloat16 peak and the size of the matrix units;
-v4's from Jouppi et al., "TPU v4" (ISCA 2023). All else: `pltpu.get_tpu_info`.
+Bandwidth: Google Cloud's documentation of each generation, for one JAX device: half a
+chip on 7x; on v4 and v5p a chip, whose two TensorCores are one device ("megacore").
+Clock: from the published bfloat16 peak and the size of the matrix units; v4's from
+Jouppi et al., "TPU v4" (ISCA 2023). All else: `pltpu.get_tpu_info`.
 """
 
 import dataclasses
@@ -20,12 +21,14 @@ class Chip:
         version: as Pallas calls it; None of a TPU that nobody has named.
         hbm_gb_per_s: peak bandwidth of its memory.
         clock_ghz: of the TensorCore.
+        cores: TensorCores, which share the memory and its bandwidth.
     """
 
     name: str
     version: Any
     hbm_gb_per_s: int
     clock_ghz: float
+    cores: int = 1
 
     @property
     def vmem_bytes(self) -> int:
@@ -54,9 +57,9 @@ _VERSIONS = pltpu.ChipVersion
 CHIPS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
-        Chip("v4", _VERSIONS.TPU_V4, 1228, 1.05),
+        Chip("v4", _VERSIONS.TPU_V4, 1228, 1.05, 2),
         Chip("v5e", _VERSIONS.TPU_V5E, 819, 1.5),
-        Chip("v5p", _VERSIONS.TPU_V5P, 2765, 1.75),
+        Chip("v5p", _VERSIONS.TPU_V5P, 2765, 1.75, 2),
         Chip("v6e", _VERSIONS.TPU_V6E, 1638, 1.75),
         Chip("7x", _VERSIONS.TPU_7X, 3690, 2.2),
     )
@@ -77,6 +80,11 @@ def in_scope() -> Chip:
     """
     if not pltpu.is_tpu_device():
         return UNKNOWN
-    version = pltpu.get_tpu_info().chip_version
-    known = (chip for chip in CHIPS.values() if chip.version == version)
-    return next(known, UNKNOWN)
+    info = pltpu.get_tpu_info()
+    known = (chip for chip in CHIPS.values() if chip.version == info.chip_version)
+    chip = next(known, UNKNOWN)
+    if chip is UNKNOWN or chip.cores == info.num_cores:
+        return chip
+    # A chip whose cores are devices of their own, each with its share of the memory.
+    shared = chip.hbm_gb_per_s * info.num_cores // chip.cores
+    return dataclasses.replace(chip, hbm_gb_per_s=shared, cores=info.num_cores)

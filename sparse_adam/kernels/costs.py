@@ -1,10 +1,12 @@
 """What kernels have in common: limits of rows and of memory, and cost estimates."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jax.experimental import pallas as pl
 
+from sparse_adam.kernels.layout import Layout
 from sparse_adam.kernels.spec import UpdateSpec
 from sparse_adam.kernels.tiles import LANES
 from sparse_adam.rules import check_rule
@@ -12,16 +14,16 @@ from sparse_adam.rules import check_rule
 _SUM_FLOPS = 2  # for each element: weigh and add a gradient
 
 
-def unsupported_rows(spec: UpdateSpec) -> str | None:
-    """Says why rows of this layout cannot be moved one by one, or returns None."""
-    if spec.layout.storage == "packed":
+def unsupported_rows(layout: Layout, names: Sequence[str]) -> str | None:
+    """Says why rows of these arrays cannot be moved one by one, or returns None."""
+    if layout.storage == "packed":
         return None
-    if spec.dim % LANES:
+    if layout.dim % LANES:
         return (
-            f"D={spec.dim} is not a multiple of {LANES}: a TPU does not store such a "
+            f"D={layout.dim} is not a multiple of {LANES}: a TPU does not store such a "
             "table row by row; pack it"
         )
-    for name, dtype in zip(spec.array_names, spec.dtypes, strict=True):
+    for name, dtype in zip(names, layout.dtypes, strict=True):
         if dtype != np.float32:
             return (
                 f"{name} is {dtype}; rows move one by one, and only float32 rows are "

@@ -27,7 +27,7 @@ For Adam and D = 32 in float32, four rows to a group of three lines:
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -145,6 +145,7 @@ class PlainLayout:
     storage = "plain"
     rows_per_group = 1
     lines_per_group = 1
+    weight_plane = 0
 
     @classmethod
     def of_weights(cls, table: jax.Array) -> "PlainLayout":
@@ -352,12 +353,12 @@ class PackedLayout:
                 found[arrays[0]] = _as_float(word)
         return tuple(found[t] for t in range(len(self.dtypes)))
 
-    def weights(self, word: jax.Array) -> jax.Array:
-        """Reads the weights alone, in their dtype, from the words of their plane."""
+    def weights(self, word: jax.Array, dtype: Any = None) -> jax.Array:
+        """Reads the weights alone, in their dtype or this, from their plane's words."""
         arrays = self.planes[self.weight_plane]
         if len(arrays) == 2:  # the weights come first
             word = lax.shift_left(word, np.int32(16))
-        return _as_float(word).astype(self.dtypes[0])
+        return _as_float(word).astype(dtype or self.dtypes[0])
 
     def words(
         self,

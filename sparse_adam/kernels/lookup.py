@@ -10,7 +10,8 @@ DMAs of chunk k, then finishes chunk k-1: waits, takes the weights out of the wo
 rolls each row of a shared line to lane 0, and leaves the chunk to Pallas, which writes
 it back while the next one is computed.
 
-Order: none is needed, since nothing is written that is read.
+Order: none is needed, since nothing is written that is read. The TensorCores of a
+device take chunks of their own, equally many, and each writes only its own chunks.
 
 Limits: `lookup` says what must hold of the ids.
 """
@@ -26,6 +27,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from sparse_adam._types import Indices, Operand, Ref
+from sparse_adam.kernels import chips
 from sparse_adam.kernels.chips import VMEM_BUDGET
 from sparse_adam.kernels.layout import PackedLayout
 from sparse_adam.kernels.tiles import LANES, SUBLANES, for_each, for_each_tile, spread
@@ -59,7 +61,12 @@ class _LookupScratch(NamedTuple):
 
 
 def lookup(
-    lines: jax.Array, rows: Indices, layout: PackedLayout, *, interpret: bool = False
+    lines: jax.Array,
+    rows: Indices,
+    layout: PackedLayout,
+    *,
+    cores: int | None = None,
+    interpret: bool = False,
 ) -> jax.Array:
     """Returns the weights of rows: `[N, D]`; zeros for a row of -1.
 
@@ -67,18 +74,24 @@ def lookup(
         lines: of the table.
         rows: in `[0, V)`, or -1, as must be proven: bounds are not checked.
         layout: of the lines.
+        cores: TensorCores that share the chunks; None for those of the TPU in scope.
         interpret: whether to run in Pallas' interpreter.
     """
     size = rows_per_chunk(rows.size, layout)
-    num_chunks, width = pl.cdiv(rows.size, size), layout.blocks * LANES
+    cores = cores or chips.in_scope().cores
+    chunks_each = pl.cdiv(rows.size, size * cores)
+    num_chunks, width = cores * chunks_each, layout.blocks * LANES
 
     def split(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, (0, num_chunks * size - x.size))
         return x.reshape(num_chunks, 1, size)
 
+    def chunk(core: jax.Array, k: jax.Array, lag: int) -> jax.Array:
+        return core * chunks_each + jnp.clip(k - lag, 0, chunks_each - 1)
+
     def block(lag: int, memory_space: Any) -> pl.BlockSpec:
-        def index(k: jax.Array) -> tuple[jax.Array, int, int]:
-            return jnp.clip(k - lag, 0, num_chunks - 1), 0, 0
+        def index(core: jax.Array, k: jax.Array) -> tuple[jax.Array, int, int]:
+            return chunk(core, k, lag), 0, 0
 
         return pl.BlockSpec((None, None, size), index, memory_space=memory_space)
 
@@ -88,15 +101,13 @@ def lookup(
     weights = pl.pallas_call(
         functools.partial(_kernel, layout=layout),
         name="sparse_adam_lookup",
-        grid=(num_chunks + 1,),
+        grid=(cores, chunks_each + 1),
         in_specs=(
             block(0, pltpu.SMEM),
             block(1, pltpu.VMEM),
             pl.BlockSpec(memory_space=pltpu.HBM),
         ),
-        out_specs=pl.BlockSpec(
-            (size, width), lambda k: (jnp.clip(k - 1, 0, num_chunks - 1), 0)
-        ),
+        out_specs=pl.BlockSpec((size, width), lambda core, k: (chunk(core, k, 1), 0)),
         out_shape=jax.ShapeDtypeStruct((num_chunks * size, width), layout.dtypes[0]),
         scratch_shapes=(
             _LookupScratch(
@@ -111,7 +122,7 @@ def lookup(
             bytes_accessed=bytes_moved(num_chunks * size, layout),
         ),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("arbitrary",),
+            dimension_semantics=("parallel", "arbitrary"),
             disable_bounds_checks=True,
             disable_semaphore_checks=True,
         ),
@@ -129,9 +140,9 @@ def _kernel(
     *,
     layout: PackedLayout,
 ) -> None:
-    k, size = pl.program_id(0), weights.shape[0]
+    k, size = pl.program_id(1), weights.shape[0]
 
-    @pl.when(k < pl.num_programs(0) - 1)
+    @pl.when(k < pl.num_programs(1) - 1)
     def start():
         slot = lax.rem(k, _SLOTS)
 

@@ -1,8 +1,8 @@
 """Combining the rows that each sample looks up, weighted, into one row.
 
-On a CPU the C++ library adds the rows where they are read, so that none is written. On
-other platforms, for tables that are spread over devices, and where there is no library,
-rows are looked up first and added up by XLA.
+On a CPU the C++ library adds the rows where they are read, and so do SparseCores where
+samples have equally many ids or ascend, so that no row is written. Elsewhere, and for
+tables that are spread over devices, rows are looked up first and added up by XLA.
 """
 
 import functools
@@ -14,7 +14,7 @@ from jax import lax
 from jax.interpreters import ad
 
 from sparse_adam._types import Gains, Indices
-from sparse_adam.kernels import cpu
+from sparse_adam.kernels import cpu, sparsecore
 from sparse_adam.kernels.layout import Layout
 from sparse_adam.ops.integers import in_32_bits
 from sparse_adam.ops.late import late_primitive
@@ -52,19 +52,41 @@ def sum_over_samples(
 
 @jax.named_scope("combine")  # `benchmarks step --static` sums by it
 def combine_rows(
-    rows: jax.Array, samples: Samples, num_samples: int, *, ascending: bool = False
+    rows: jax.Array,
+    samples: Samples,
+    num_samples: int,
+    *,
+    ascending: bool = False,
+    zeros: bool = False,
 ) -> jax.Array:
     """Combines rows that were looked up, `[N, D]`: float32 `[S, D]`.
 
-    `ascending` promises that the owners are.
+    `ascending` promises that the owners are; `zeros`, that the row of an id of -1 is.
     """
-    rows = rows.astype(jnp.float32)
-    if samples.gains is not None:
-        rows = samples.gains[:, None] * rows
-    # A select, since a row that is not asked for may hold anything.
-    rows = jnp.where(samples.ids[:, None] >= 0, rows, 0)
+    rows = _weighed(rows, samples)
+    if not zeros:
+        # A select, since a row that is not asked for may hold anything.
+        rows = jnp.where(samples.ids[:, None] >= 0, rows, 0)
     sums = sum_over_samples(rows, samples.owners, num_samples, ascending=ascending)
-    return sums if samples.scales is None else samples.scales[:, None] * sums
+    return _scaled(sums, samples.scales)
+
+
+def _weighed(rows: jax.Array, samples: Samples) -> jax.Array:
+    """Returns the rows in float32, times their gains, which are 0 for none."""
+    rows = rows.astype(jnp.float32)
+    if samples.gains is None:
+        return rows
+    return jnp.where(samples.ids >= 0, samples.gains, 0)[:, None] * rows
+
+
+def _scaled(sums: jax.Array, scales: jax.Array | None) -> jax.Array:
+    """Returns the sums `[S, D]` times the scales of the samples.
+
+    A sample without ids stays 0, even where its scale is infinite.
+    """
+    if scales is None:
+        return sums
+    return jnp.where(sums == 0, 0, scales[:, None] * sums)
 
 
 def combine(
@@ -87,9 +109,11 @@ def combine(
     spread = Shards.of("table", stored) is not None
     alone = samples.owners is None and samples.ids.size == num_samples
     as_stored = alone and samples.gains is None and samples.scales is None
-    if spread or as_stored or cpu.lookup.unsupported(layout) is not None:
+    if spread or as_stored:
         rows = lookup_stored(stored, samples.ids, layout)
-        combined = combine_rows(rows, samples, num_samples, ascending=ascending)
+        combined = combine_rows(
+            rows, samples, num_samples, ascending=ascending, zeros=True
+        )
         return combined.astype(rows.dtype)
     stored, samples = vary_alike((stored, samples))
     options = {"num_samples": num_samples, "ascending": ascending}
@@ -113,9 +137,15 @@ def _run(
     num_samples: int,
     ascending: bool,
 ) -> tuple[jax.Array]:
-    """Combines in C++ on a CPU, and elsewhere rows that were looked up."""
+    """Combines where rows are read: on SparseCores, or in C++ on a CPU.
+
+    Elsewhere, and where owners do not ascend on a TPU, rows are looked up before.
+    """
     stored, samples = jax.tree.unflatten(structure, arrays)
-    if platform == "cpu":
+    in_order = samples.owners is None or ascending
+    if platform == "tpu" and in_order and sparsecore.lookup.is_compiled(layout):
+        combined = _on_sparsecores(stored, samples, num_samples, layout)
+    elif platform == "cpu" and cpu.lookup.unsupported(layout) is None:
         combined = cpu.lookup.combine_rows(
             stored,
             samples.ids,
@@ -125,10 +155,47 @@ def _run(
             scales=samples.scales,
             layout=layout,
         )
-        return (combined,)
-    rows = read_rows(stored, samples.ids, layout)
-    combined = combine_rows(rows, samples, num_samples, ascending=ascending)
-    return (combined.astype(rows.dtype),)
+    elif samples.owners is None:
+        combined = _by_places(stored, samples, num_samples, layout)
+    else:
+        rows = read_rows(stored, samples.ids, layout)
+        combined = combine_rows(
+            rows, samples, num_samples, ascending=ascending, zeros=True
+        )
+    return (combined.astype(layout.dtypes[0]),)
+
+
+def _on_sparsecores(
+    stored: jax.Array, samples: Samples, num_samples: int, layout: Layout
+) -> jax.Array:
+    """Combines on SparseCores; XLA scales what comes out of them, a row a sample."""
+    combined = sparsecore.lookup.combine_rows(
+        *(stored, samples.ids, layout),
+        num_samples=num_samples,
+        owners=samples.owners,
+        gains=samples.gains,
+    )
+    return _scaled(combined, samples.scales)
+
+
+def _by_places(
+    stored: jax.Array, samples: Samples, num_samples: int, layout: Layout
+) -> jax.Array:
+    """Combines samples of L ids each: looks up all first ones, then all second ones.
+
+    A TPU adds up `[L, S, D]` over its first dimension tile by tile. `[S, L, D]` over
+    its second one it would first lay out anew, L filled up to whole tiles.
+    """
+    places = samples.ids.size // max(num_samples, 1)
+
+    def turned(x: jax.Array) -> jax.Array:
+        return x.reshape(num_samples, places).T.reshape(-1)
+
+    gains = None if samples.gains is None else turned(samples.gains)
+    by_place = Samples(turned(samples.ids), None, gains, None)
+    rows = _weighed(read_rows(stored, by_place.ids, layout), by_place)
+    sums = rows.reshape(places, num_samples, layout.dim).sum(0)
+    return _scaled(sums, samples.scales)
 
 
 def _results(

@@ -7,6 +7,7 @@ pass, off the critical path, and handed to `sparse_adam_update(..., plan=plan)`.
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from jax.typing import ArrayLike
 
 from sparse_adam._types import Indices
 from sparse_adam.ops.integers import in_32_bits, integers, to_array
+from sparse_adam.ops.sorting import sort_pairs
 
 
 @functools.partial(
@@ -91,15 +93,29 @@ def plan_update(ids: ArrayLike, num_rows: int) -> UpdatePlan:
             f"{num_rows=} must be at least 1 and below 2**31 - {num_ids} (ids are "
             "int32 in the update): split the table"
         )
-    return _sort(indices_or(ids, num_rows, fill=num_rows), num_rows=num_rows)
+    ids = indices_or(ids, num_rows, fill=num_rows)
+    plan, _ = sort_occurrences(ids, (), num_rows=num_rows)
+    return plan
 
 
 @in_32_bits
 @functools.partial(jax.jit, static_argnames=("num_rows",))
-def _sort(ids: Indices, *, num_rows: int) -> UpdatePlan:
+def sort_occurrences(
+    ids: Indices, payload: Sequence[jax.Array], *, num_rows: int
+) -> tuple[UpdatePlan, list[jax.Array]]:
+    """Plans the update of ids in `[0, num_rows]`, and sorts other arrays with them.
+
+    Args:
+        ids: int32 `[N]`; `num_rows` for none.
+        payload: 32-bit arrays `[N]`.
+        num_rows: V.
+
+    Returns:
+        The plan, and `x[plan.order]` of each array, without the cost of a gather.
+    """
     order = lax.iota(jnp.int32, ids.size)
-    ids, order = lax.sort((ids, order), num_keys=2, is_stable=False)
-    return UpdatePlan(ids, order, num_rows)
+    ids, order, *payload = sort_pairs(ids, order, num_rows + 1, ids.size, payload)
+    return UpdatePlan(ids, order, num_rows), payload
 
 
 def check_plan(ids: Any, plan: UpdatePlan) -> None:

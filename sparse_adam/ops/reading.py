@@ -1,4 +1,7 @@
-"""Reading rows on one device: by a kernel on a TPU, in C++ on a CPU, by XLA elsewhere.
+"""Reading rows on one device: by kernels on a TPU, in C++ on a CPU, by XLA elsewhere.
+
+On a TPU SparseCores read the rows of every table that they can, plain or packed. Of the
+others a TensorCore kernel reads packed ones, and XLA plain ones.
 
 Plain rows are read by one primitive and packed ones by another, since XLA can gather
 plain rows by itself, however they are spread, and knows nothing of packed lines.
@@ -14,7 +17,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from sparse_adam._types import Indices
-from sparse_adam.kernels import cpu
+from sparse_adam.kernels import cpu, sparsecore
 from sparse_adam.kernels import lookup as kernel
 from sparse_adam.kernels.layout import Layout, PackedLayout, PlainLayout
 from sparse_adam.ops.automatic import Cut, Partition
@@ -27,7 +30,7 @@ from sparse_adam.ops.shards import Shards, vary_alike
 def plain_rows(table: jax.Array, rows: jax.Array) -> jax.Array:
     """Returns rows of a plain table that this device has whole; -1 gives zeros."""
     layout = PlainLayout.of_weights(table)
-    if rows.size == 0 or cpu.lookup.unsupported(layout) is not None:
+    if rows.size == 0 or not _has_kernel(layout):
         return gather(table, rows)  # on every platform
     table, flat = vary_alike((table, rows.reshape(-1)))
     return _read_plain(table, flat, layout=layout).reshape(*rows.shape, layout.dim)
@@ -43,10 +46,22 @@ def packed_rows(lines: jax.Array, rows: Indices, *, layout: PackedLayout) -> jax
 
 
 def read_rows(stored: jax.Array, rows: Indices, layout: Layout) -> jax.Array:
-    """Reads rows, those of a plain table by XLA, within the program of a platform."""
+    """Reads rows `[N]` of a table of either layout: `[N, D]`; -1 gives zeros."""
+    if rows.size == 0:
+        return jnp.zeros((0, layout.dim), layout.dtypes[0])
     if isinstance(layout, PackedLayout):
         return _lookup_rows(stored, rows, layout=layout)[0]
+    if _has_kernel(layout):
+        return _gather_rows(stored, rows, layout=layout)[0]
     return gather(stored, rows)
+
+
+def _has_kernel(layout: Layout) -> bool:
+    """Tells whether there is a platform where XLA need not gather the rows."""
+    return None in (
+        cpu.lookup.unsupported(layout),
+        sparsecore.lookup.unsupported(layout),
+    )
 
 
 @in_32_bits
@@ -71,7 +86,7 @@ def by_gather(lines: jax.Array, rows: Indices, *, layout: PackedLayout) -> jax.A
 def _run(
     platform: str | None, lines: jax.Array, rows: Indices, *, layout: PackedLayout
 ) -> tuple[jax.Array]:
-    """Looks up by the kernel on a TPU, in C++ on a CPU, by XLA elsewhere.
+    """Looks up by a kernel on a TPU, in C++ on a CPU, by XLA elsewhere.
 
     Lines `[T, lines, 128]` and rows `[T, N]` are those of T tables, looked up as of one
     tall table.
@@ -82,7 +97,9 @@ def _run(
         rows = jnp.where(rows < 0, -1, rows + number * layout.room).reshape(-1)
         layout = layout.with_rows(shape[0] * layout.room)
         lines = lines.reshape(layout.shape)
-    if platform == "tpu":
+    if platform == "tpu" and sparsecore.lookup.is_compiled(layout):
+        found = sparsecore.lookup.lookup_rows(lines, rows, layout)
+    elif platform == "tpu":
         found = kernel.lookup(lines, rows, layout)
     elif platform == "cpu" and cpu.lookup.unsupported(layout) is None:
         found = cpu.lookup.lookup_rows(lines, rows, layout=layout)
@@ -176,8 +193,10 @@ _lookup_rows = late_primitive(
 def _run_plain(
     platform: str | None, table: jax.Array, rows: Indices, *, layout: PlainLayout
 ) -> tuple[jax.Array]:
-    """Looks up in C++ on a CPU, by XLA elsewhere."""
-    if platform == "cpu":
+    """Looks up on SparseCores, in C++ on a CPU, by XLA elsewhere."""
+    if platform == "tpu" and sparsecore.lookup.is_compiled(layout):
+        return (sparsecore.lookup.lookup_rows(table, rows, layout),)
+    if platform == "cpu" and cpu.lookup.unsupported(layout) is None:
         return (cpu.lookup.lookup_rows(table, rows, layout=layout),)
     return (gather(table, rows),)
 

@@ -25,9 +25,10 @@ from sparse_adam.ops.dispatch import Choice, Choices
 from sparse_adam.ops.integers import in_32_bits
 from sparse_adam.ops.late import late_primitive, no_gradient
 from sparse_adam.ops.options import UpdateInputs
-from sparse_adam.ops.plan import check_plan, indices_or, inside_or, plan_update
+from sparse_adam.ops.plan import check_plan, indices_or, inside_or, sort_occurrences
 from sparse_adam.ops.routed import Routed
 from sparse_adam.ops.shards import Shards, check_alike, everywhere
+from sparse_adam.ops.sorting import in_order
 
 
 class FlatBatch(NamedTuple):
@@ -225,16 +226,19 @@ def _run_one(
     ids, order, grads, sources, gains = batch
     if platform == "cpu" and choice.implementation.name == "xla" and not choice.named:
         cpu.warn_of_fallback()
+    payload, structure = jax.tree.flatten((sources, gains))
+    if order is not None:
+        payload = in_order(platform, order, payload)
+    elif not choice.implementation.sorts:
+        plan, payload = sort_occurrences(ids, payload, num_rows=spec.num_rows)
+        ids, order = plan.ids, plan.order
+    else:
+        order = lax.iota(jnp.int32, ids.size)
+    sources, gains = jax.tree.unflatten(structure, payload)
+    if sources is None:
+        sources = order
     if spec.weighted and gains is None:
         gains = jnp.ones(ids.shape, jnp.float32)
-    if order is None and not choice.implementation.sorts:
-        plan = plan_update(ids, spec.num_rows)
-        ids, order = plan.ids, plan.order
-    if order is not None:
-        sources = order if sources is None else sources[order]
-        gains = None if gains is None else gains[order]
-    elif sources is None:
-        sources = lax.iota(jnp.int32, ids.size)
     return choice.update(state, SortedBatch(grads, ids, sources, gains), scalars, spec)
 
 

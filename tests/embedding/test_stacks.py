@@ -354,3 +354,24 @@ def test_as_many_updates_as_stacks():
         text = str(jax.make_jaxpr(apply_gradients)(state, ids, gradients))
         counts.append(text.count("name=run_update"))
     assert counts == [1, 4]
+
+
+@pytest.mark.parametrize("storage", ["plain", "packed"])
+def test_tables_of_a_stack_that_is_spread(storage):
+    # Rows of 7 do not make two equal parts; those of the stack, 8 + 8, do.
+    tables = [TableConfig(rows, 128, normal, name=f"t{rows}") for rows in (7, 8)]
+    state = init([*map(FeatureConfig, tables)], SGD(0.5), KEY, storage=storage)
+    mesh = jax.make_mesh((2,), ("rows",))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows"))
+    spread = jax.device_put(state, rows)
+    assert_same(to_logical(spread), to_logical(state), rtol=0)
+    ids, ones = [jnp.array([6, 7]), jnp.array([0, 7])], [jnp.ones((2, 128))] * 2
+    assert_same(lookup(spread, ids), lookup(state, ids), rtol=0)
+    new, want = (apply_gradients(s, ids, ones) for s in (spread, state))
+    assert_same(to_logical(new), to_logical(want))
+    weights = np.ones((7, 128), np.float32)
+    loaded = from_logical(new, {"t7": {"parameters": weights}})
+    np.testing.assert_array_equal(loaded.table("t7"), weights)
+    np.testing.assert_array_equal(loaded.table("t8"), new.table("t8"))
+    for array in jax.tree.leaves(loaded):
+        assert array.sharding.is_equivalent_to(rows, 2)

@@ -74,6 +74,15 @@ def test_in_the_tpu_interpreter(run_in_tpu_interpreter, dim, dtype):
     helpers.assert_bitwise_equal(found, expected(table, ids))
 
 
+@pytest.mark.parametrize("count", [1, 150])
+def test_two_cores(run_on_two_cores, count):
+    table = packed(16, jnp.float32)
+    ids = np.random.default_rng(0).integers(-1, V, count).astype(np.int32)
+    run = functools.partial(lookup.lookup, layout=table.layout, cores=2)
+    found = run_on_two_cores(run, table.lines, jnp.asarray(ids))
+    helpers.assert_bitwise_equal(found, expected(table, ids))
+
+
 @pytest.mark.parametrize("axes", [(0, 0), (None, 0), (0, None)])
 def test_vmap_of_the_op(axes):
     # Over tables and batches, over batches for one table, over tables for one batch.

@@ -97,10 +97,11 @@ def test_a_lookup_sends_rows_only(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("slice_", "kernel"), [("v5e:2x2", "tensorcore"), ("v6e:2x2", "sparsecore")]
+    ("slice_", "kernel", "looked_up"),
+    [("v5e:2x2", "tensorcore", "lookup"), ("v6e:2x2", "sparsecore", "combine")],
 )
 def test_a_routed_step_is_in_place_and_sends_what_others_ask_for(
-    slice_, kernel, monkeypatch
+    slice_, kernel, looked_up, monkeypatch
 ):
     """A kernel in the loop of rounds aliases its table; no array has all N ids."""
     mesh, num_ids = four_chips(monkeypatch, slice_, AxisType.Explicit), 512
@@ -125,7 +126,7 @@ def test_a_routed_step_is_in_place_and_sends_what_others_ask_for(
     own = 3 * 4 * V * 64 // 4
     assert own <= memory.alias_size_in_bytes < 1.01 * own
     assert memory.temp_size_in_bytes < own // 50
-    assert f"sparse_adam_{kernel}" in text and "sparse_adam_lookup" in text
+    assert f"sparse_adam_{kernel}" in text and f"sparse_adam_{looked_up}" in text
     sent = list(collectives(text))
     names = {"ragged-all-to-all", "all-to-all", "all-reduce"}
     assert {each.name for each in sent} == names

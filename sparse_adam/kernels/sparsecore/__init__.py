@@ -48,6 +48,7 @@ Needs: what `unsupported` says, and a TPU whose generation is known while tracin
 must be proven to lie in [0, V) or be the sentinel V, and grouped: checks are off.
 """
 
+from sparse_adam.kernels.sparsecore import lookup
 from sparse_adam.kernels.sparsecore.config import Config, absent
 from sparse_adam.kernels.sparsecore.update import (
     bytes_moved,
@@ -55,4 +56,11 @@ from sparse_adam.kernels.sparsecore.update import (
     unsupported,
 )
 
-__all__ = ["Config", "absent", "bytes_moved", "sparsecore_update", "unsupported"]
+__all__ = [
+    "Config",
+    "absent",
+    "bytes_moved",
+    "lookup",
+    "sparsecore_update",
+    "unsupported",
+]

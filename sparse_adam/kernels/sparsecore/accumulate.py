@@ -10,18 +10,18 @@ from jax.experimental import pallas as pl
 from sparse_adam._types import Index
 from sparse_adam.kernels.sparsecore.config import FEW, MARGIN
 from sparse_adam.kernels.sparsecore.memory import Share, Unit
-from sparse_adam.kernels.sparsecore.pipeline import Pipeline
 from sparse_adam.kernels.sparsecore.shim import NONE
+from sparse_adam.kernels.sparsecore.updating import UpdatePipeline
 
 
-class Accumulate(Pipeline):
+class Accumulate(UpdatePipeline):
     """Applies the runs that begin and end in the worker's range; hands over others."""
 
     def lists(self) -> tuple[int, int]:
         """Returns one list for both: the records that are fetched are written."""
         return self.at.fetched, self.at.fetched
 
-    def list_rows(self, unit: Unit, share: Share) -> None:
+    def list_state(self, unit: Unit, share: Share) -> None:
         """Lists the runs that end in the chunk, but not the head: records, places."""
         words, window, records = self.scratch.words, self.window, self.records
         ids = unit.words + self.at.ids + MARGIN

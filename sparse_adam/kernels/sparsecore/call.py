@@ -1,72 +1,51 @@
-"""The call of the kernel: compiled for a TPU's vector subcores, or interpreted."""
+"""The call of a kernel: compiled for a TPU's vector subcores, or interpreted."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import tpu_sc as plsc
 
-from sparse_adam.kernels.sparsecore.accumulate import Accumulate
 from sparse_adam.kernels.sparsecore.config import Config
-from sparse_adam.kernels.sparsecore.memory import Operands, SubcoreScratch
-from sparse_adam.kernels.sparsecore.occurrences import EachOccurrence
-from sparse_adam.kernels.sparsecore.records import RowRecords
 from sparse_adam.kernels.sparsecore.roots import ensure_roots
 from sparse_adam.kernels.sparsecore.shim import Interpreted, Native
-from sparse_adam.kernels.sparsecore.work import SubcoreWork
-from sparse_adam.kernels.spec import State, UpdateSpec
-from sparse_adam.kernels.tiles import SUBLANES
-
-
-class Inputs(NamedTuple):
-    """Arrays that are only read; `Operands` says what they are."""
-
-    work: SubcoreWork
-    numbers: jax.Array
-    seeds: tuple[jax.Array, ...]
-    grads: jax.Array
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class SubcoreKernel:
-    """A kernel with all that is static in a call of it: sizes, spec, cost."""
+class SubcoreProgram:
+    """A program of all vector subcores, with all that is static in a call of it.
 
-    records: RowRecords
-    spec: UpdateSpec
+    Attributes:
+        body: `body(on, operands, scratch)` runs one subcore. The operands are refs of
+            the inputs, then of what is changed in place.
+        scratch: a pytree of what each subcore allocates.
+        config: how the work is cut.
+        keeps_tiles: whether arrays stay in the tiles of a TensorCore.
+        cost: as XLA is told.
+    """
+
+    body: Callable[[Native | Interpreted, tuple, Any], None]
+    scratch: Any
     config: Config
+    keeps_tiles: bool
     cost: pl.CostEstimate
 
-    def _body(self, on: Native | Interpreted, operands: Operands, scratch: Any) -> None:
-        """Runs one subcore's pipeline: a step for each row, or each occurrence."""
-        kind = Accumulate if self.spec.accumulate else EachOccurrence
-        kind(on, operands, scratch, self.records, self.spec, self.config).run()
+    def run(self, inputs: tuple, state: tuple, *, name: str, interpret: bool) -> tuple:
+        """Returns the state, two tuples of pytrees, as the program leaves it."""
+        run = self._interpreted if interpret else self._compiled
+        return run(inputs, state, name=name)
 
-    @property
-    def _scratch(self) -> SubcoreScratch:
-        return SubcoreScratch.types(self.config, self.records, self.spec.accumulate)
-
-    def _no_sums(self, state: State) -> jax.Array:
-        rows = pl.cdiv(2 * self.config.workers, SUBLANES) * SUBLANES
-        size = rows * self.records.blocks * self.records.width
-        return jnp.zeros_like(state[0], jnp.float32, shape=(size,))
-
-    def compiled(
-        self, inputs: Inputs, state: State, *, name: str
-    ) -> tuple[State, jax.Array]:
-        """Updates records of the state; returns them and the sums of split runs."""
+    def _compiled(self, inputs: tuple, state: tuple, *, name: str) -> tuple:
         ensure_roots()
-        types, structure = jax.tree.flatten(self._scratch)
+        types, structure = jax.tree.flatten(self.scratch)
 
         def subcore(*refs: Any) -> None:
             operands, scratch = refs[: -len(types)], refs[-len(types) :]
-            self._body(
-                Native(self.config.cores),
-                Operands(*operands),
-                jax.tree.unflatten(structure, scratch),
-            )
+            scratch = jax.tree.unflatten(structure, scratch)
+            self.body(Native(self.config.cores), operands, scratch)
 
         kernel: Any = pl.kernel(
             subcore,
@@ -83,37 +62,34 @@ class SubcoreKernel:
             compiler_params=pltpu.CompilerParams(
                 needs_layout_passes=False,
                 disable_bounds_checks=True,
-                use_tc_tiling_on_sc=self.records.keeps_tiles,
+                use_tc_tiling_on_sc=self.keeps_tiles,
             ),
         )
-        in_place = pl.run_state(lambda refs: kernel(*inputs, *refs))
-        return in_place((state, self._no_sums(state)))
+        return pl.run_state(lambda refs: kernel(*inputs, *refs))(state)
 
-    def interpreted(
-        self, inputs: Inputs, state: State, *, name: str
-    ) -> tuple[State, jax.Array]:
+    def _interpreted(self, inputs: tuple, state: tuple, *, name: str) -> tuple:
         """Does the same by an ordinary Pallas call: each subcore is a grid step."""
 
-        def subcore(inputs: Any, state_in: Any, *refs: Any) -> None:
+        def subcore(inputs: tuple, state_in: Any, *refs: Any) -> None:
             del state_in  # the same memory as the state that goes out
-            (work, numbers, seeds, grads), (state, sums, scratch) = inputs, refs
-            operands = Operands(work, numbers, seeds, grads, state, sums)
-            self._body(Interpreted(), operands, scratch)
+            *state, scratch = refs
+            self.body(Interpreted(), (*inputs, *state), scratch)
 
         operands = (inputs, state)
         count = len(jax.tree.leaves(inputs))
         hbm = pl.BlockSpec(memory_space=pl.ANY)
-        state, sums = pl.pallas_call(
+        return pl.pallas_call(
             subcore,
             name=name,
             grid=(self.config.workers,),
             in_specs=jax.tree.map(lambda _: hbm, operands),
-            out_specs=((hbm,) * len(state), hbm),
+            out_specs=jax.tree.map(lambda _: hbm, state),
             # Not plain shapes: inside `shard_map` an output varies as the state does.
-            out_shape=jax.eval_shape(lambda *x: (x, self._no_sums(x)), *state),
-            input_output_aliases={count + i: i for i in range(len(state))},
+            out_shape=jax.eval_shape(lambda *x: x, *state),
+            input_output_aliases={
+                count + i: i for i in range(len(jax.tree.leaves(state)))
+            },
             cost_estimate=self.cost,
-            scratch_shapes=(self._scratch,),
+            scratch_shapes=(self.scratch,),
             interpret=True,
         )(*operands)
-        return state, sums

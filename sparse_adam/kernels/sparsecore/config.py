@@ -1,15 +1,17 @@
 """Sizes of the SparseCore kernel, and why they are what they are."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from sparse_adam.kernels import chips
-from sparse_adam.kernels.costs import check_fits
-from sparse_adam.kernels.sparsecore.records import records_of
+from sparse_adam.kernels.costs import check_fits, unsupported_rows
+from sparse_adam.kernels.layout import Layout, PackedLayout
+from sparse_adam.kernels.sparsecore.records import RowRecords, records_of
 from sparse_adam.kernels.spec import UpdateSpec
-from sparse_adam.kernels.tiles import LANES
+from sparse_adam.kernels.tiles import LANES, SUBLANES
 
 SLOTS = 3  # of rows of a chunk: they arrive, are computed, leave
 WINDOW = 16  # words that a scalar is read with: the most lanes of any generation
@@ -57,9 +59,17 @@ class Config:
     def vmem_bytes(self, spec: UpdateSpec) -> int:
         """What the kernel keeps in the memory of each subcore."""
         records = records_of(spec.layout)
-        buffers = (1 + records.planes) * SLOTS * self.chunk * records.width
-        words = WORD_SLOTS * (5 * self.chunk + 3 * WINDOW)
         opened = 1 if spec.accumulate else len(spec.layout.dtypes)
+        return self._bytes(records, 1 + records.planes, opened)
+
+    def lookup_bytes(self, layout: Layout) -> int:
+        """What a lookup keeps there: the rows of one plane."""
+        return self._bytes(records_of(layout), 1, 1)
+
+    def _bytes(self, records: RowRecords, tiles: int, opened: int) -> int:
+        """Counts the tiles of rows, the words, and the rows of an open run."""
+        buffers = tiles * SLOTS * self.chunk * records.width
+        words = WORD_SLOTS * (5 * self.chunk + 3 * WINDOW)
         opened *= records.blocks * records.width
         return 4 * (buffers + words + opened + 3 * self.share_words + 5 * WINDOW)
 
@@ -77,14 +87,23 @@ class Config:
         For rows of 128 words that makes 40 on v6e, and 80 on v5p and 7x, which have
         twice the memory.
         """
+        return cls._longest(spec.num_ids, lambda config: config.vmem_bytes(spec))
+
+    @classmethod
+    def for_lookup(cls, num_ids: int, layout: Layout) -> "Config":
+        """The same for a lookup, whose chunk is 128."""
+        return cls._longest(num_ids, lambda config: config.lookup_bytes(layout))
+
+    @classmethod
+    def _longest(cls, num_ids: int, needs: Callable[["Config"], int]) -> "Config":
         info = chips.in_scope().sparse_core
         step = max(info.num_lanes, MARGIN)
         workers = info.num_cores * info.num_subcores
-        chunk = step * pl.cdiv(max(pl.cdiv(spec.num_ids, workers), WINDOW), step)
+        chunk = step * pl.cdiv(max(pl.cdiv(num_ids, workers), WINDOW), step)
         chunk = min(chunk, MAX_CHUNK)
         while True:
             config = cls(info.num_cores, info.num_subcores, info.num_lanes, chunk)
-            if config.vmem_bytes(spec) <= _capacity():
+            if needs(config) <= _capacity():
                 return config
             chunk -= step
 
@@ -103,6 +122,34 @@ def least_width() -> int:
     """Returns the words of the narrowest record: a vector, or a granule if larger."""
     info = chips.in_scope().sparse_core
     return GRANULE if info is None else max(GRANULE, info.num_lanes)
+
+
+def unsupported_layout(layout: Layout, names: Sequence[str]) -> str | None:
+    """Says why streams cannot move the rows of these arrays, or returns None."""
+    num_rows, dim = layout.num_rows, layout.dim
+    if layout.num_bytes // len(layout.shapes) > MAX_BYTES:
+        return f"V={num_rows} rows of D={dim} are more than 16 GiB an array"
+    if isinstance(layout, PackedLayout):
+        stride, least = layout.stride, least_width()
+        if LANES % stride:
+            return (
+                f"packed rows of D={dim} stand {stride} words apart, which does not "
+                f"divide the {LANES} of a line, so no stream can fetch one alone"
+            )
+        if stride < least:
+            return (
+                f"packed rows of D={dim} stand {stride} words apart, fewer than the "
+                f"{least} that streams and vectors take"
+            )
+        return None
+    if dim > MAX_DIM:
+        return f"D={dim} is above {MAX_DIM}: pack the table, or use another kernel"
+    if dim > LANES and num_rows % SUBLANES:
+        return (
+            f"V={num_rows} is not a multiple of {SUBLANES}, so rows of D={dim} > "
+            f"{LANES} cannot be seen as lines of {LANES} lanes"
+        )
+    return unsupported_rows(layout, names)
 
 
 def absent() -> str | None:

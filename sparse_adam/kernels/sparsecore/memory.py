@@ -119,7 +119,7 @@ class Share(NamedTuple):
     end: jax.Array  # the one after its last
     first: jax.Array  # its first chunk
     chunks: jax.Array  # how many
-    head: jax.Array  # id of a run that began in an earlier range; NO_ID: none
+    head: Index  # id of a run that began in an earlier range; NO_ID: none
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ from jax.experimental import pallas as pl
 
 from sparse_adam.kernels.sparsecore.config import FEW, MARGIN
 from sparse_adam.kernels.sparsecore.memory import Share, Unit
-from sparse_adam.kernels.sparsecore.pipeline import Pipeline
 from sparse_adam.kernels.sparsecore.shim import NONE
+from sparse_adam.kernels.sparsecore.updating import UpdatePipeline
 from sparse_adam.rules import Values
 
 
-class EachOccurrence(Pipeline):
+class EachOccurrence(UpdatePipeline):
     """Applies the runs of the worker's range, which holds whole ones.
 
     A row is fetched to the place of its first occurrence, stays in registers from one
@@ -23,7 +23,7 @@ class EachOccurrence(Pipeline):
         """They are fetched and written at different places."""
         return self.at.fetched, self.at.second
 
-    def list_rows(self, unit: Unit, share: Share) -> None:
+    def list_state(self, unit: Unit, share: Share) -> None:
         """Lists where runs of the range begin, and where they end."""
         words, window, at = self.scratch.words, self.window, self.at
         first = (share.first + unit.chunk) * self.config.chunk

@@ -1,6 +1,7 @@
 """The program of one vector subcore: its share, chunk by chunk, through four stages.
 
-What is done with a chunk once it is there is left to `accumulate` and `occurrences`.
+Which rows of a chunk are moved, and what is done with them once they are there, is left
+to the updates (`updating`) and to the lookup (`combining`).
 """
 
 import abc
@@ -15,8 +16,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from sparse_adam._types import Index, Ref
-from sparse_adam.kernels import rounding
-from sparse_adam.kernels.layout import Noises
 from sparse_adam.kernels.sparsecore.config import (
     MARGIN,
     SLOTS,
@@ -24,17 +23,9 @@ from sparse_adam.kernels.sparsecore.config import (
     WORD_SLOTS,
     Config,
 )
-from sparse_adam.kernels.sparsecore.memory import (
-    Operands,
-    Share,
-    SubcoreScratch,
-    Unit,
-    WordOffsets,
-)
+from sparse_adam.kernels.sparsecore.memory import Share, Unit, WordOffsets
 from sparse_adam.kernels.sparsecore.records import RowRecords
-from sparse_adam.kernels.sparsecore.shim import NONE, Interpreted, Native
-from sparse_adam.kernels.spec import UpdateSpec
-from sparse_adam.rules import StepNumbers, Values
+from sparse_adam.kernels.sparsecore.shim import Interpreted, Native
 
 NO_ID = -1
 
@@ -44,10 +35,9 @@ class Pipeline(abc.ABC):
     """One worker, and all that its steps share."""
 
     on: Native | Interpreted
-    operands: Operands
-    scratch: SubcoreScratch
+    operands: Any  # `Operands`, or those of a lookup; as the scratch
+    scratch: Any
     records: RowRecords
-    spec: UpdateSpec
     config: Config
 
     @abc.abstractmethod
@@ -56,7 +46,15 @@ class Pipeline(abc.ABC):
 
     @abc.abstractmethod
     def compute(self, unit: Unit, share: Share) -> None:
-        """Updates the rows of a unit, which have arrived, where they are."""
+        """Makes what is written of the rows of a unit, which have arrived, in place."""
+
+    @abc.abstractmethod
+    def arriving(self, unit: Unit) -> list[Any]:
+        """Returns the copies of a unit's records into the subcore's memory."""
+
+    @abc.abstractmethod
+    def leaving(self, unit: Unit) -> list[Any]:
+        """Returns the copies of what is written."""
 
     @abc.abstractmethod
     def lists(self) -> tuple[int, int]:
@@ -76,13 +74,8 @@ class Pipeline(abc.ABC):
     def slices(self) -> list[pl.Slice]:
         """Returns the vectors of a record, but for what lies behind a narrow row."""
         lanes = min(self.config.lanes, self.records.width)
-        used = min(self.spec.dim, self.records.width)
+        used = min(self.records.layout.dim, self.records.width)
         return [pl.Slice(lane, lanes) for lane in range(0, used, lanes)]
-
-    def parts(self, size: int) -> list[list[pl.Slice]]:
-        """Returns the vectors in groups of `size`: one for each loop over rows."""
-        starts = range(0, len(self.slices), size)
-        return [self.slices[at : at + size] for at in starts]
 
     def run(self) -> None:
         """Takes every unit through four stages, each a step apart.
@@ -120,32 +113,35 @@ class Pipeline(abc.ABC):
         for copy in self._words(unit, share):
             copy.wait()
         self.list_rows(unit, share)
-        self._list_gradients(unit)
-        for copy in self._arriving(unit):
+        for copy in self.arriving(unit):
             copy.start()
 
     def finish(self, unit: Unit, share: Share) -> None:
-        """Waits for the rows, updates them, and starts to write them back."""
-        for copy in self._arriving(unit):
+        """Waits for the rows, computes, and starts to write."""
+        for copy in self.arriving(unit):
             copy.wait()
         self.compute(unit, share)
-        for copy in self._leaving(unit):
+        for copy in self.leaving(unit):
             copy.start()
 
     def leave(self, unit: Unit, share: Share) -> None:
         """Waits until the rows are written, so that their slot can be filled again."""
         del share
-        for copy in self._leaving(unit):
+        for copy in self.leaving(unit):
             copy.wait()
 
+    def constants(self) -> list[tuple[Ref, Ref]]:
+        """Returns what is copied once, and where to."""
+        return [(self.operands.work.shares, self.scratch.shares)]
+
+    def head(self, first: jax.Array) -> Index:
+        """Returns `Share.head` of the worker whose first chunk this is."""
+        del first
+        return NO_ID
+
     def _share(self) -> Share:
-        scratch, work, chunk = self.scratch, self.operands.work, self.config.chunk
-        copies = [
-            (work.shares, scratch.shares),
-            (self.operands.numbers, scratch.numbers),
-        ]
-        copies += [(seeds, scratch.seeds) for seeds in self.operands.seeds]
-        for source, target in copies:
+        scratch = self.scratch
+        for source, target in self.constants():
             pltpu.sync_copy(source, target)
         worker = self.on.worker()
         bounds, first, chunks = (
@@ -153,14 +149,7 @@ class Pipeline(abc.ABC):
             for at in range(3)
         )
         begin, end, first, chunks = bounds[0], bounds[1], first[0], chunks[0]
-
-        at = pl.multiple_of(first * chunk, MARGIN)
-        pltpu.sync_copy(
-            work.ids.at[pl.ds(at, WINDOW)], scratch.edge.at[pl.ds(0, WINDOW)]
-        )
-        before = self.vector(scratch.edge, MARGIN - 1)[0]
-        head = jnp.where(before == self.vector(scratch.edge, MARGIN)[0], before, NO_ID)
-        return Share(worker, begin, end, first, chunks, head)
+        return Share(worker, begin, end, first, chunks, self.head(first))
 
     def _unit(self, number: jax.Array) -> Unit:
         chunk, block, blocks = number, 0, self.records.blocks
@@ -177,16 +166,6 @@ class Pipeline(abc.ABC):
             row_slot=row_slot,
         )
 
-    def _list_gradients(self, unit: Unit) -> None:
-        """Turns rows of gradients into records of them."""
-        if self.records.blocks == 1:
-            return
-        for place in range(0, self.config.chunk, self.window):
-            here = pl.ds(unit.words + self.at.sources + place, self.window)
-            source = self.scratch.words[here]
-            record = self.records.grads.index(source, unit.block)
-            self.scratch.words[here] = jnp.where(source == NONE, source, record)
-
     def _words(self, unit: Unit, share: Share) -> list[Any]:
         work, chunk = self.operands.work, self.config.chunk
         begin = pl.multiple_of((share.first + unit.chunk) * chunk, MARGIN)
@@ -201,26 +180,7 @@ class Pipeline(abc.ABC):
             for x, target in moves
         ]
 
-    def _arriving(self, unit: Unit) -> list[Any]:
-        operands, scratch = self.operands, self.scratch
-        arrived = scratch.rows_arrived.at[unit.row_slot]
-        planes, copies = self.records.plane_refs(operands.state), []
-        for here, fetched, _, sources in self._streams(unit):
-            tile = scratch.grads.at[here]
-            copies += self.on.gather([operands.grads], sources, [tile], arrived)
-            tiles = [x.at[here] for x in scratch.state]
-            copies += self.on.gather(planes, fetched, tiles, arrived)
-        return copies
-
-    def _leaving(self, unit: Unit) -> list[Any]:
-        left = self.scratch.rows_left.at[unit.row_slot]
-        planes, copies = self.records.plane_refs(self.operands.state), []
-        for here, _, written, _ in self._streams(unit):
-            tiles = [x.at[here] for x in self.scratch.state]
-            copies += self.on.scatter(tiles, planes, written, left)
-        return copies
-
-    def _streams(self, unit: Unit) -> Iterator[tuple[pl.Slice, Ref, Ref, Ref]]:
+    def streams(self, unit: Unit) -> Iterator[tuple[pl.Slice, Ref, Ref, Ref]]:
         """A chunk in equal parts: rows of buffers; records to get, to put, to add."""
         chunk = self.config.chunk
         fetched, written = self.lists()
@@ -253,45 +213,3 @@ class Pipeline(abc.ABC):
         words = self.scratch.words
         same = self.vector(words, at) == self.vector(words, at - 1)
         return same.astype(jnp.int32)[0] != 0
-
-    def gradient(self, unit: Unit, i: jax.Array, lanes: pl.Slice) -> jax.Array:
-        """Returns some lanes of occurrence i's gradient, times its gain if any."""
-        gradient = self.scratch.grads[unit.row + i, lanes]
-        if not self.operands.work.gains:
-            return gradient
-        gains, chunk = self.scratch.gains, self.config.chunk
-        gain = self.vector(gains, unit.word_slot * chunk + i)[0]
-        source = self.vector(self.scratch.words, unit.words + self.at.sources + i)[0]
-        return jnp.where(source != NONE, gain * gradient, 0.0)
-
-    def stored(self, row: Index, lanes: pl.Slice) -> Values:
-        """Returns some lanes of a row in the buffers: float32, one for each array."""
-        return self.records.values(tuple(x[row, lanes] for x in self.scratch.state))
-
-    def store(
-        self, row: Index, lanes: pl.Slice, values: Values, noises: Noises
-    ) -> None:
-        """Rounds some lanes of a row and puts them back into the buffers."""
-        words = self.records.words(values, noises, self.on.pack)
-        for x, word in zip(self.scratch.state, words, strict=True):
-            x[row, lanes] = word
-
-    def numbers(self) -> StepNumbers:
-        """Returns the traced numbers of the update."""
-        numbers = self.vector(self.scratch.numbers, 0)
-        return self.spec.numbers(lambda i: numbers[i])
-
-    def noises(self, unit: Unit, i: Index) -> Callable[[Any], Noises]:
-        """Random bits for vectors of the row of occurrence i."""
-        if not self.operands.seeds:
-            return lambda lanes: None
-        seeds = self.vector(self.scratch.seeds, 0)
-        row = self.vector(self.scratch.words, unit.words + self.at.ids + MARGIN + i)[0]
-
-        def of(lanes: Any) -> Noises:
-            first = unit.block * self.records.width + lanes.start
-            columns = lax.iota(jnp.int32, lanes.size) + first
-            elements = rounding.element(row, columns, self.spec.dim)
-            return rounding.noises(seeds, elements, self.spec.dtypes)
-
-        return of

@@ -56,6 +56,13 @@ class Records:
         blocks = rows.reshape(-1, self.rows, self.blocks, self.width)
         return blocks.transpose(0, 2, 1, 3).reshape(-1, self.width)
 
+    def back(self, records: jax.Array) -> jax.Array:
+        """Makes `[B, D]` of such records, B filled up to whole groups."""
+        if self.blocks == 1:
+            return records
+        blocks = records.reshape(-1, self.blocks, self.rows, self.width)
+        return blocks.transpose(0, 2, 1, 3).reshape(-1, self.blocks * self.width)
+
 
 class RowRecords(abc.ABC):
     """The records of a state, and of the gradients to it: the same blocks of rows.
@@ -77,7 +84,7 @@ class RowRecords(abc.ABC):
 
     @property
     def grads(self) -> Records:
-        """Returns the records of the gradients."""
+        """Returns the records of the gradients, and of rows that are looked up."""
         return tiled(self.state.width, self.state.blocks)
 
     @property
@@ -117,6 +124,23 @@ class RowRecords(abc.ABC):
     ) -> PlaneWords:
         """Writes planes, rounding as the dtypes and the noise say."""
 
+    @property
+    def looked_up(self) -> Any:
+        """Returns the dtype of rows that are looked up, and of their sums.
+
+        The words of narrow rows stay int32: what lays them out anew reads them as
+        floats for nothing, while wide ones would be copied for that alone.
+        """
+        return jnp.float32 if self.width == LANES else self.dtype
+
+    @abc.abstractmethod
+    def weights(self, words: jax.Array) -> jax.Array:
+        """Reads the weights alone from words that are looked up: float32."""
+
+    def words_of_sums(self, sums: jax.Array) -> jax.Array:
+        """Returns float32 sums as they leave."""
+        return _seen_as(sums, self.looked_up)
+
     def lay_out(self, grads: Grads, sources: Indices) -> tuple[jax.Array, Indices]:
         """Returns gradients as records, and which of them each occurrence adds.
 
@@ -129,15 +153,44 @@ class RowRecords(abc.ABC):
         grads = grads.astype(jnp.float32)
         if self.width == LANES:
             return self.grads.of(grads), sources
-        places = LANES // self.width
-        lines = LANES * pl.cdiv(grads.shape[0], LANES * places)
+        places, lines = LANES // self.width, self._lines(grads.shape[0])
         missing = self.width - grads.shape[1], places * lines - grads.shape[0]
         columns = jnp.pad(grads.T, tuple((0, count) for count in missing))
         grads = jnp.concatenate(jnp.split(columns, places, axis=1)).T
-        records = lax.rem(sources, lines) * places + lax.div(sources, lines)
+        records = self.numbers(sources, grads.shape[0])
         # Otherwise XLA makes one reshape of two, and leaves the transposition to it.
         grads = lax.optimization_barrier(grads).reshape(-1, self.width)
         return grads, jnp.where(sources < 0, sources, records)
+
+    def numbers(self, rows: Indices, count: int) -> Indices:
+        """Returns which record each row is, or its first block, of `count` rows."""
+        if self.width == LANES:
+            return rows
+        places, lines = LANES // self.width, self._lines(count)
+        return lax.rem(rows, lines) * places + lax.div(rows, lines)
+
+    def room(self, count: int) -> int:
+        """Returns for how many rows there are records where there are `count` rows."""
+        if self.width == LANES:
+            return pl.cdiv(count, self.grads.rows) * self.grads.rows
+        return self._lines(count) * (LANES // self.width)
+
+    def take_back(self, records: jax.Array, count: int) -> jax.Array:
+        """Returns float32 `[count, D]` of records that `numbers` has given places.
+
+        The way back of `lay_out`: narrow rows become columns by one transposition.
+        """
+        if self.width == LANES:
+            rows = self.grads.back(records)
+        else:
+            columns = lax.optimization_barrier(records.reshape(-1, LANES)).T
+            places = LANES // self.width
+            rows = jnp.concatenate(jnp.split(columns, places), axis=1).T
+        return _seen_as(rows[:count, : self.layout.dim], jnp.float32)
+
+    def _lines(self, count: int) -> int:
+        """The lines of narrow rows: whole tiles of them, when they are transposed."""
+        return LANES * pl.cdiv(count, LANES * (LANES // self.width))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,12 +213,7 @@ class PlainRecords(RowRecords):
 
     def arrays(self, records: State) -> State:
         """Returns records as `[V, D]` arrays."""
-        if self.blocks == 1:
-            return records
-        tiles = (x.reshape(-1, self.blocks, SUBLANES, LANES) for x in records)
-        return tuple(
-            x.transpose(0, 2, 1, 3).reshape(-1, self.layout.dim) for x in tiles
-        )
+        return tuple(map(self.state.back, records))
 
     def plane_refs(self, refs: tuple[Ref, ...]) -> list[Ref]:
         """Returns the arrays themselves."""
@@ -173,6 +221,10 @@ class PlainRecords(RowRecords):
 
     def values(self, words: PlaneWords) -> Values:
         """Returns the words: they are floats."""
+        return words
+
+    def weights(self, words: jax.Array) -> jax.Array:
+        """Returns the words."""
         return words
 
     def words(
@@ -222,11 +274,23 @@ class PackedRecords(RowRecords):
         """Reads planes."""
         return self.layout.values(words)
 
+    def weights(self, words: jax.Array) -> jax.Array:
+        """Reads the plane of the weights."""
+        if self.layout.dtypes[0] == jnp.float32:
+            return _seen_as(words, jnp.float32)
+        return self.layout.weights(_seen_as(words, self.dtype), jnp.float32)
+
     def words(
         self, values: Values, noises: Noises, round_pair: RoundPair
     ) -> PlaneWords:
         """Writes planes."""
         return self.layout.words(values, noises, round_pair)
+
+
+def _seen_as(words: jax.Array, dtype: Any) -> jax.Array:
+    if words.dtype == dtype:
+        return words
+    return lax.bitcast_convert_type(words, dtype)
 
 
 def records_of(layout: Layout) -> RowRecords:

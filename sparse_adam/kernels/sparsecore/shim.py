@@ -61,6 +61,10 @@ class Native:
         halves = plsc.pack(low, high, format=plsc.PackFormat.INTERLEAVED)
         return plsc.bitcast(halves, jnp.int32)
 
+    def seen_as(self, ref: Any, dtype: Any) -> Any:
+        """The same words of 32 bits under another dtype."""
+        return ref if ref.dtype == dtype else ref.bitcast(dtype)
+
     def gather(self, tables: Refs, indices: Ref, tiles: Refs, done: Ref) -> Copies:
         """Indirect streams of these lines of each table, but not of line `NONE`."""
         some = plsc.Indices(indices, ignored_value=NONE)
@@ -116,6 +120,11 @@ class Interpreted:
         """Both rounded to bfloat16, to the nearest, in the halves of int32 words."""
         low, high = round_to_bfloat16(low), round_to_bfloat16(high)
         return lax.shift_right_logical(low, 16) | high
+
+    def seen_as(self, ref: Any, dtype: Any) -> Any:
+        """The same: interpreters know no bitcast of a ref, but of whole arrays."""
+        del dtype
+        return ref
 
     def gather(self, tables: Refs, indices: Ref, tiles: Refs, done: Ref) -> Copies:
         """Copies of single lines."""

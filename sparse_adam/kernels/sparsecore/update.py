@@ -1,24 +1,28 @@
 """The update by SparseCores: what it cannot do, what it moves, and the two calls."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import pallas as pl
 
-from sparse_adam.kernels.costs import cost_estimate, unsupported_rows
-from sparse_adam.kernels.layout import PackedLayout
-from sparse_adam.kernels.sparsecore.call import Inputs, SubcoreKernel
+from sparse_adam.kernels.costs import cost_estimate
+from sparse_adam.kernels.sparsecore.accumulate import Accumulate
+from sparse_adam.kernels.sparsecore.call import SubcoreProgram
 from sparse_adam.kernels.sparsecore.config import (
-    MAX_BYTES,
-    MAX_DIM,
     WINDOW,
     Config,
-    least_width,
+    unsupported_layout,
     wrong_chip,
 )
-from sparse_adam.kernels.sparsecore.records import records_of
+from sparse_adam.kernels.sparsecore.memory import Operands, SubcoreScratch
+from sparse_adam.kernels.sparsecore.occurrences import EachOccurrence
+from sparse_adam.kernels.sparsecore.records import RowRecords, records_of
+from sparse_adam.kernels.sparsecore.shim import Interpreted, Native
 from sparse_adam.kernels.sparsecore.work import share_out, split_runs
 from sparse_adam.kernels.spec import SortedBatch, State, StepScalars, UpdateSpec
-from sparse_adam.kernels.tiles import LANES, SUBLANES
+from sparse_adam.kernels.tiles import SUBLANES
 from sparse_adam.rules import check_rule
 
 _NAME = "sparse_adam_sparsecore"
@@ -37,34 +41,7 @@ def unsupported(spec: UpdateSpec) -> str | None:
             f"its rule uses {', '.join(facts.beyond_subcores)}, which a vector subcore "
             "does not have"
         )
-    return _unsupported_layout(spec) or wrong_chip()
-
-
-def _unsupported_layout(spec: UpdateSpec) -> str | None:
-    layout, dim = spec.layout, spec.dim
-    if layout.num_bytes // len(layout.shapes) > MAX_BYTES:
-        return f"V={spec.num_rows} rows of D={dim} are more than 16 GiB an array"
-    if isinstance(layout, PackedLayout):
-        stride, least = layout.stride, least_width()
-        if LANES % stride:
-            return (
-                f"packed rows of D={dim} stand {stride} words apart, which does not "
-                f"divide the {LANES} of a line, so no stream can fetch one alone"
-            )
-        if stride < least:
-            return (
-                f"packed rows of D={dim} stand {stride} words apart, fewer than the "
-                f"{least} that streams and vectors take"
-            )
-        return None
-    if dim > MAX_DIM:
-        return f"D={dim} is above {MAX_DIM}: pack the table, or use another kernel"
-    if dim > LANES and spec.num_rows % SUBLANES:
-        return (
-            f"V={spec.num_rows} is not a multiple of {SUBLANES}, so rows of D={dim} > "
-            f"{LANES} cannot be seen as lines of {LANES} lanes"
-        )
-    return unsupported_rows(spec)
+    return unsupported_layout(spec.layout, spec.array_names) or wrong_chip()
 
 
 def bytes_moved(num_ids: int, num_unique: int, spec: UpdateSpec) -> int:
@@ -91,17 +68,9 @@ def sparsecore_update(
     """Updates the rows `batch.ids` (sorted; V for none) in place."""
     if config is None:
         config = Config.interpreted(spec.num_ids) if interpret else Config.choose(spec)
-    num_rows, num_ids, workers = spec.num_rows, spec.num_ids, config.workers
+    num_rows, workers = spec.num_rows, config.workers
     layout_records = records_of(spec.layout)
-
-    def run(
-        inputs: Inputs, records: State, count: int, name: str
-    ) -> tuple[State, jax.Array]:
-        cost = cost_estimate(spec, count, bytes_moved(count, count, spec))
-        kernel = SubcoreKernel(layout_records, spec, config, cost)
-        call = kernel.interpreted if interpret else kernel.compiled
-        return call(inputs, records, name=name)
-
+    program = _program(spec, config, spec.num_ids)
     grads, sources = layout_records.lay_out(batch.grads, batch.sources)
     work = share_out(
         *(batch.ids, sources, batch.gains, num_rows, config, workers),
@@ -110,17 +79,50 @@ def sparsecore_update(
     numbers = _operand(scalars.numbers, batch)
     seeds = () if scalars.seeds is None else (_operand(scalars.seeds, batch),)
     records = layout_records.records(state)
-    inputs = Inputs(work, numbers, seeds, grads)
-    records, sums = run(inputs, records, num_ids, _NAME)
+    state_and_sums = records, _no_sums(records, layout_records, config)
+    records, sums = program.run(
+        *((work, numbers, seeds, grads), state_and_sums),
+        name=_NAME,
+        interpret=interpret,
+    )
     if spec.accumulate:
         # The runs that were split: those that exist to the front, still ascending.
         split_ids = split_runs(work, num_rows, workers)
         places = lax.iota(jnp.int32, split_ids.size)
         split_ids, places = lax.sort((split_ids, places), num_keys=2, is_stable=False)
         work = share_out(split_ids, places, None, num_rows, config, workers=1)
-        inputs = Inputs(work, numbers, seeds, sums.reshape(-1, layout_records.width))
-        records, _ = run(inputs, records, split_ids.size, _NAME_OF_SECOND_CALL)
+        grads = sums.reshape(-1, layout_records.width)
+        program = _program(spec, config, split_ids.size)
+        state_and_sums = records, _no_sums(records, layout_records, config)
+        records, _ = program.run(
+            *((work, numbers, seeds, grads), state_and_sums),
+            name=_NAME_OF_SECOND_CALL,
+            interpret=interpret,
+        )
     return layout_records.arrays(records)
+
+
+def _program(spec: UpdateSpec, config: Config, num_ids: int) -> SubcoreProgram:
+    """Returns the program that makes a step for each row, or each occurrence."""
+    records = records_of(spec.layout)
+    kind = Accumulate if spec.accumulate else EachOccurrence
+
+    def body(on: Native | Interpreted, operands: tuple, scratch: Any) -> None:
+        kind(on, Operands(*operands), scratch, records, config, spec).run()
+
+    return SubcoreProgram(
+        body,
+        SubcoreScratch.types(config, records, spec.accumulate),
+        config,
+        records.keeps_tiles,
+        cost_estimate(spec, num_ids, bytes_moved(num_ids, num_ids, spec)),
+    )
+
+
+def _no_sums(state: State, records: RowRecords, config: Config) -> jax.Array:
+    rows = pl.cdiv(2 * config.workers, SUBLANES) * SUBLANES
+    size = rows * records.blocks * records.width
+    return jnp.zeros_like(state[0], jnp.float32, shape=(size,))
 
 
 def _operand(numbers: jax.Array, batch: SortedBatch) -> jax.Array:

@@ -31,22 +31,29 @@ def share_out(
     workers: int,
     *,
     whole_runs: bool = False,
+    run_length: int | None = None,
 ) -> SubcoreWork:
     """Gives each worker equally many chunks, one after the other, of sorted ids.
 
     Workers from number `workers` on get none. With `whole_runs` a worker leaves the run
     that it begins in the middle of to the one before, and goes on to the end of its
     last one. Grouped ids do as well as sorted ones, equal ones side by side; only
-    trailing padding is left out.
+    trailing padding is left out. Where all runs have one `run_length`, and there is no
+    padding, shares of whole runs are found by arithmetic.
     """
     chunk = config.chunk
     filling = (0, pl.cdiv(ids.size, chunk) * chunk - ids.size)
     place = lax.iota(jnp.int32, ids.size)
-    active = pl.cdiv(jnp.max(jnp.where(ids < num_rows, place + 1, 0)), chunk)
+    used = jnp.max(jnp.where(ids < num_rows, place + 1, 0))
+    if run_length is not None:
+        used = jnp.int32(ids.size)
+    active = pl.cdiv(used, chunk)
     share = pl.cdiv(active, workers)
     worker = lax.iota(jnp.int32, config.share_words)
     begin = jnp.minimum(worker * share, active) * chunk
-    if whole_runs:
+    if run_length is not None:
+        begin = jnp.minimum(pl.cdiv(begin, run_length) * run_length, active * chunk)
+    elif whole_runs:
         before = ids[jnp.maximum(begin - 1, 0)]
         after = jnp.where(ids[None] == before[:, None], place[None] + 1, 0).max(axis=1)
         inside = (begin > 0) & (before < num_rows)

@@ -17,6 +17,10 @@ Order: a block is written only by its own grid step, and its slot is fetched int
 when it has left. A row's gradients are added one after the other, in the order of the
 batch, whatever the block sizes: same call, same bits.
 
+Cores: v4 and v5p run this on two TensorCores. Each has blocks that stand together, its
+own scratch, and reads the occurrences of its blocks; a batch that holds some of both is
+read by both, and each adds what is its own.
+
 Numerics: float32 between one read and one rounding. A sum starts from -0, which adds
 nothing, and is never left there: so -0 marks what the batch did not touch, and where a
 lazy update finds it, the old words stay. No other number could do: a sum may be 0, and

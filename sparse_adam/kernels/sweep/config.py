@@ -29,11 +29,13 @@ class Config:
         groups_per_block: a power of two from 16 on.
         occurrences_per_chunk: gradients fetched ahead, a power of two from 16 on.
         unroll: occurrences in one iteration of a loop over them, up to 16.
+        cores: TensorCores that share the blocks; None for those of the TPU in scope.
     """
 
     groups_per_block: int = 1024
     occurrences_per_chunk: int = 256
     unroll: int = BATCH
+    cores: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("groups_per_block", "occurrences_per_chunk"):
@@ -42,6 +44,8 @@ class Config:
                 raise ValueError(f"{name}={size} must be a power of two >= {BATCH}")
         if not 1 <= self.unroll <= BATCH:
             raise ValueError(f"unroll={self.unroll} must be 1 to {BATCH}")
+        if self.cores is not None and self.cores < 1:
+            raise ValueError(f"cores={self.cores} must be at least 1, or None")
 
     @property
     def index_line(self) -> int:

@@ -4,7 +4,8 @@ The time of a row kernel grows with the batch. That of the sweep begins at readi
 writing the whole table, and grows more slowly. Per row of the table, with s occurrences
 of ids for each, it is the larger of what has to be issued and what has to be moved:
 
-    row kernel:  t groups of rows fetched, updated and written; s gradients summed
+    row kernel:  t groups of rows fetched, updated and written; s gradients fetched, of
+                 which s - t are added to others
     sweep:       the table read, updated and written;           s gradients added
 
 Of ids drawn at random, t = (1 - exp(-s P)) / P groups of P rows are met.
@@ -35,8 +36,10 @@ class _RowKernelBundles(NamedTuple):
 
     plain: tuple[float, float]  # fetch, update and write back a row
     packed: tuple[float, float]  # and a group of rows
-    summed: tuple[float, float]  # fetch and sum a gradient
-    shared: float  # the same where rows share lines
+    gradient: tuple[float, float]  # fetch a gradient
+    gradient_shared: float  # and put it into its place, where rows share lines
+    repeated: tuple[float, float]  # add it to another one
+    repeated_shared: float  # the same where rows share lines
 
 
 class _SweepBundles(NamedTuple):
@@ -60,8 +63,10 @@ def _bundles() -> tuple[dict[str, _RowKernelBundles], dict[str, _SweepBundles]]:
         chip: _RowKernelBundles(
             plain=tuple(each["plain"]),
             packed=tuple(each["packed"]),
-            summed=tuple(each["summed"]),
-            shared=each["summed_shared"],
+            gradient=tuple(each["gradient"]),
+            gradient_shared=each["gradient_shared"],
+            repeated=tuple(each["repeated"]),
+            repeated_shared=each["repeated_shared"],
         )
         for chip, each in found["row_kernel"].items()
     }
@@ -116,7 +121,7 @@ def _sweep(layout: Layout, chip: chips.Chip, share: float) -> float:
     added = bundles.shared if per_group > 1 else bundles.added[blocks > 1]
     return _time(
         chip,
-        bundles.line * blocks / per_group + share * added,
+        (bundles.line * blocks / per_group + share * added) / chip.cores,
         2 * layout.group_bytes / per_group + share * 4 * LANES * blocks,
     )
 
@@ -126,21 +131,22 @@ def _row_kernel(layout: Layout, chip: chips.Chip, rows: str, share: float) -> fl
     found, _ = _bundles()
     bundles = found.get(chip.name, found[_SLOWEST])
     per_group, blocks = layout.rows_per_group, layout.blocks
-    gradient = 4 * LANES * blocks
+    gradient_bytes = 4 * LANES * blocks
     if rows == "sparsecore":
         # It moves single rows. The clock of its subcores is not published, so that only
         # its bytes are known.
         touched = -math.expm1(-share)
-        moved = touched * 2 * layout.group_bytes + share * gradient
+        moved = touched * 2 * layout.group_bytes + share * gradient_bytes
         return _time(chip, 0.0, moved / per_group)
     touched = -math.expm1(-share * per_group) / per_group
     group = getattr(bundles, layout.storage)
-    summed = bundles.shared if per_group > 1 else bundles.summed[blocks > 1]
-    return _time(
-        chip,
-        touched * group[blocks > 1] + share * summed,
-        touched * 2 * layout.group_bytes + share * gradient,
-    )
+    if per_group > 1:
+        fetched, added = bundles.gradient_shared, bundles.repeated_shared
+    else:
+        fetched, added = bundles.gradient[blocks > 1], bundles.repeated[blocks > 1]
+    issued = touched * group[blocks > 1] + share * fetched + (share - touched) * added
+    moved = touched * 2 * layout.group_bytes + share * gradient_bytes
+    return _time(chip, issued / chip.cores, moved)
 
 
 def _time(chip: chips.Chip, bundles: float, num_bytes: float) -> float:

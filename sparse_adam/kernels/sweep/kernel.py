@@ -39,17 +39,29 @@ class Sweep:
     groups: Groups
     config: Config
     tiles: int  # updated in one iteration
+    cores: int  # that share the blocks
 
     @property
     def num_blocks(self) -> int:
         """Returns the blocks of the table, the last one perhaps not full."""
         return pl.cdiv(self.spec.layout.num_groups, self.config.groups_per_block)
 
+    @property
+    def blocks_each(self) -> int:
+        """Returns the blocks of a core; of the last one there may be fewer."""
+        return pl.cdiv(self.num_blocks, self.cores)
+
+    @property
+    def groups_each(self) -> int:
+        """Returns the groups in the blocks of a core."""
+        return self.blocks_each * self.config.groups_per_block
+
 
 class SweepScalars(NamedTuple):
     """Refs in SMEM, whole."""
 
-    active: Operand  # [1]: chunks up to the last one that holds a valid id
+    firsts: Operand  # [cores]: the batch of occurrences that a core begins with
+    ends: Operand  # [cores]: the chunk that it ends before
     numbers: Operand  # [1] or [3], as `UpdateSpec.counted` has them
     seeds: Operands  # () or a seed for each array
 
@@ -61,6 +73,14 @@ class Indices(NamedTuple):
     sources: Operand  # gradient row of each; -1 adds nothing, where there are gains
     lanes: Operands  # (), or the first one of each row in its group's lines
     gains: Operands  # () or float32
+
+
+class Share(NamedTuple):
+    """The occurrences that a core reads: from a batch on, up to the end of a chunk."""
+
+    batch: jax.Array
+    chunk: jax.Array  # in which the batch is
+    end: jax.Array
 
 
 class SweepScratch(NamedTuple):
@@ -87,36 +107,48 @@ def kernel(
     *,
     sweep: Sweep,
 ) -> None:
-    """Grid step k starts the arrival of block k, then finishes block k - 1."""
-    k, num_blocks = pl.program_id(0), sweep.num_blocks
+    """A core's step k starts the arrival of its block k, then finishes its block k - 1.
+
+    Its blocks stand together, and no other core moves them.
+    """
+    core, k = pl.program_id(0), pl.program_id(1)
     fetch = functools.partial(_move, sweep, state_in, scratch, arrives=True)
     write_back = functools.partial(_move, sweep, state_out, scratch, arrives=False)
+    first_block = core * sweep.blocks_each
+    block = first_block + k
+    end_block = jnp.minimum(first_block + sweep.blocks_each, sweep.num_blocks)
+    batch = scalars.firsts[core]
+    chunk = lax.div(batch, sweep.config.occurrences_per_chunk // BATCH)
+    share = Share(batch, chunk, scalars.ends[core])
 
     @pl.when(k == 0)
     def begin():
         _forget(scratch.sums)
-        scratch.place[0] = scratch.place[1] = 0
-        pl.when(scalars.active[0] > 0)(
-            lambda: _fetch_indices(indices, scratch, jnp.int32(0))
+        scratch.place[0], scratch.place[1] = share.batch, share.chunk
+        pl.when(share.chunk < share.end)(
+            lambda: _fetch_indices(indices, scratch, share.chunk)
         )
 
-    @pl.when(k < num_blocks)
+    @pl.when(block < end_block)
     def start():
-        pl.when(k >= STATE_SLOTS)(lambda: write_back(k - STATE_SLOTS, _wait))
-        fetch(k, _start)
+        pl.when(k >= STATE_SLOTS)(lambda: write_back(block - STATE_SLOTS, _wait))
+        fetch(block, _start)
 
-    @pl.when(k > 0)
+    @pl.when((k > 0) & (block <= end_block))
     def finish():
-        block = k - 1
-        _add_gradients(block, scalars, indices, grads, scratch, sweep)
-        fetch(block, _wait)
-        _update(block, scalars, scratch, sweep)
-        write_back(block, _start)
+        arrived = block - 1
+        _add_gradients(arrived, share, indices, grads, scratch, sweep)
+        fetch(arrived, _wait)
+        _update(arrived, scalars, scratch, sweep)
+        write_back(arrived, _start)
 
-    @pl.when(k == num_blocks)
+    @pl.when(k == sweep.blocks_each)
     def drain():
-        for block in range(max(num_blocks - STATE_SLOTS, 0), num_blocks):
-            write_back(jnp.int32(block), _wait)
+        def block_has_left(block: jax.Array, _: None) -> None:
+            write_back(block, _wait)
+
+        leaving = jnp.maximum(end_block - STATE_SLOTS, first_block)
+        lax.fori_loop(leaving, end_block, block_has_left, None)
 
 
 def _start(copy: Any) -> None:
@@ -158,7 +190,7 @@ def _move(
 
 def _add_gradients(
     block: jax.Array,
-    scalars: SweepScalars,
+    share: Share,
     indices: Indices,
     grads: Ref,
     scratch: SweepScratch,
@@ -174,7 +206,7 @@ def _add_gradients(
     """
     size = sweep.config.occurrences_per_chunk
     per_chunk = size // BATCH
-    batches = scalars.active[0] * per_chunk
+    batches = share.end * per_chunk
     base = block * sweep.config.groups_per_block
     end = base + sweep.config.groups_per_block
 
@@ -187,7 +219,7 @@ def _add_gradients(
         chunk = lax.div(batch, per_chunk)
 
         def fetch_next(i: jax.Array, _: None) -> None:
-            _fetch_gradients(i, scalars, indices, grads, scratch, sweep)
+            _fetch_gradients(i, share, indices, grads, scratch, sweep)
 
         lax.fori_loop(fetched, chunk + 2, fetch_next, None)
 
@@ -214,7 +246,7 @@ def _add_gradients(
 
 def _fetch_gradients(
     chunk: jax.Array,
-    scalars: SweepScalars,
+    share: Share,
     indices: Indices,
     grads: Ref,
     scratch: SweepScratch,
@@ -223,16 +255,18 @@ def _fetch_gradients(
     """Starts the gradients of a chunk and the indices of the next one; waits for those
     of the chunk before.
     """
-    active, size = scalars.active[0], scratch.grads.shape[1]
+    size = scratch.grads.shape[1]
 
-    @pl.when(chunk < active)
+    @pl.when(chunk < share.end)
     def start():
         slot, into = lax.rem(chunk, INDEX_SLOTS), lax.rem(chunk, GRADIENT_SLOTS)
         for index in jax.tree.leaves(scratch.indices):
             there = index.at[_chunk_of(index, slot)]
             arrived = scratch.indices_arrived.at[slot]
             pltpu.make_async_copy(there, there, arrived).wait()
-        pl.when(chunk + 1 < active)(lambda: _fetch_indices(indices, scratch, chunk + 1))
+        pl.when(chunk + 1 < share.end)(
+            lambda: _fetch_indices(indices, scratch, chunk + 1)
+        )
 
         sources = scratch.indices.sources
         line = sources.shape[0] // INDEX_SLOTS
@@ -249,7 +283,7 @@ def _fetch_gradients(
 
         for_each(size, fetch, sweep.config.unroll)
 
-    @pl.when(chunk > 0)
+    @pl.when(chunk > share.chunk)
     def wait():
         slot = lax.rem(chunk - 1, GRADIENT_SLOTS)
         there = scratch.grads.at[slot]

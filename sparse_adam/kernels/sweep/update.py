@@ -10,6 +10,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from sparse_adam._types import Grads
+from sparse_adam.kernels import chips
 from sparse_adam.kernels.costs import cost_estimate
 from sparse_adam.kernels.layout import MAX_DIM, Layout
 from sparse_adam.kernels.spec import SortedBatch, State, StepScalars, UpdateSpec
@@ -84,8 +85,9 @@ def sweep_update(
         chosen = dataclasses.replace(chosen, unroll=1)
     groups = groups_of(spec.layout, whole_rows=False, compiled=not interpret)
     tiles = _TILES_INTERPRETED if interpret else TILES
-    sweep = Sweep(spec, groups, chosen, tiles)
-    active, indices = _split(batch, sweep)
+    cores = chosen.cores or chips.in_scope().cores
+    sweep = Sweep(spec, groups, chosen, tiles, cores)
+    firsts, ends, indices = _split(batch, sweep)
     seeds = () if scalars.seeds is None else (scalars.seeds,)
     grads = _repeat_in_lines(batch.grads, spec.layout)
     # A TPU stores tables in tiles of 8 rows, but not those with fewer rows.
@@ -93,7 +95,7 @@ def sweep_update(
     missing = -rows % SUBLANES if interpret or rows < SUBLANES else 0
     state = tuple(jnp.pad(x, ((0, missing), (0, 0))) for x in state)
     state = _call(
-        SweepScalars(active, spec.counted(scalars.numbers), seeds),
+        SweepScalars(firsts, ends, spec.counted(scalars.numbers), seeds),
         indices,
         grads,
         state,
@@ -116,8 +118,11 @@ def _repeat_in_lines(grads: Grads, layout: Layout) -> jax.Array:
     return jnp.pad(pad_to_lines(grads, layout), ((0, missing), (0, 0)))
 
 
-def _split(batch: SortedBatch, sweep: Sweep) -> tuple[jax.Array, Indices]:
-    """Cuts occurrences into chunks, one at least; counts those with a valid id."""
+def _split(batch: SortedBatch, sweep: Sweep) -> tuple[jax.Array, jax.Array, Indices]:
+    """Cuts occurrences into chunks, one at least, and says which each core reads.
+
+    Returns the batch that each core begins with, and the chunk that it ends before.
+    """
     size, line = sweep.config.occurrences_per_chunk, sweep.config.index_line
     num_chunks = max(1, pl.cdiv(batch.ids.size, size))
     layout = sweep.spec.layout
@@ -133,6 +138,13 @@ def _split(batch: SortedBatch, sweep: Sweep) -> tuple[jax.Array, Indices]:
     ids = fill(batch.ids, _NONE)
     valid = ids < layout.num_rows
     groups = jnp.where(valid, lax.div(ids, per_group), _NONE).reshape(-1, BATCH)
+    # A core reads from the first occurrence of its blocks to the last one.
+    core = lax.broadcasted_iota(jnp.int32, (sweep.cores, 1), 0)
+    owners = groups.reshape(1, -1)
+    of_core = (lax.div(owners, sweep.groups_each) == core) & (owners < _NONE)
+    first = jnp.argmax(of_core, axis=1).astype(jnp.int32)
+    place = lax.iota(jnp.int32, groups.size)
+    end = jnp.max(jnp.where(of_core, place[None] + 1, 0), axis=1)
     # An occurrence of no row says, by a complement, where the batches after it go on.
     following = lax.cummin(groups.min(axis=1), reverse=True)
     after = jnp.append(following[1:], _NONE)[:, None]
@@ -141,12 +153,15 @@ def _split(batch: SortedBatch, sweep: Sweep) -> tuple[jax.Array, Indices]:
     if per_group > 1:
         place = jnp.where(valid, lax.rem(ids, per_group), 0)
         lanes = (cut(place * layout.stride),)
-    active = (following[:: size // BATCH] < _NONE).sum(dtype=jnp.int32)
-    return active[None], Indices(
-        groups=cut(groups.reshape(-1)),
-        sources=cut(fill(batch.sources, 0)),
-        lanes=lanes,
-        gains=() if batch.gains is None else (cut(fill(batch.gains, 0)),),
+    return (
+        lax.div(first, BATCH),
+        pl.cdiv(end, size),
+        Indices(
+            groups=cut(groups.reshape(-1)),
+            sources=cut(fill(batch.sources, 0)),
+            lanes=lanes,
+            gains=() if batch.gains is None else (cut(fill(batch.gains, 0)),),
+        ),
     )
 
 
@@ -171,7 +186,7 @@ def _call(
     (updated,) = pl.pallas_call(
         functools.partial(kernel, sweep=sweep),
         name="sparse_adam_sweep",
-        grid=(sweep.num_blocks + 1,),
+        grid=(sweep.cores, sweep.blocks_each + 1),
         in_specs=specs,
         out_specs=(specs[3],),
         out_shape=(jax.eval_shape(lambda *x: x, *state),),
@@ -197,7 +212,7 @@ def _call(
         # The ids are proven in range before the call; the checks would cost ten
         # instruction bundles a DMA.
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("arbitrary",),
+            dimension_semantics=("parallel", "arbitrary"),
             disable_bounds_checks=True,
             disable_semaphore_checks=True,
             vmem_limit_bytes=config.vmem_limit(sweep.spec),

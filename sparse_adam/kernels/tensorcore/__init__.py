@@ -25,11 +25,16 @@ call touch the same group but those two. So chunks need no order among themselve
 this: a slot's write-backs are waited for before its next fetch, and an unfinished run
 passes from chunk to chunk in VMEM.
 
-Numerics: float32 between one read and one rounding per row and call. A run is summed by
-a segmented scan with selects, 8 rows at a time, so a NaN stays in the row it belongs to
-(a one-hot matmul would spread it: 0 * NaN). Of a line that rows share, only the lanes
-of rows in the batch change. The order of additions depends on the sorted positions
-only: same call, same bits.
+Cores: v4 and v5p run this on two TensorCores. The batch is parted where a run begins,
+so that no two cores touch the same group; each has its own chunks, scratch and
+semaphores.
+
+Numerics: float32 between one read and one rounding per row and call. The gradients of a
+chunk come in an order of its own (`Chunks`): those that end a run first, where their
+groups are listed, then the others, each of which is added to the end of its run. So
+distinct ids cost no sum, and a NaN stays in the row it belongs to. Of a line that rows
+share, only the lanes of rows in the batch change. The order of additions depends on the
+sorted positions only: same call, same bits.
 
 Needs: what `unsupported` says. Ids must be proven to lie in [0, V) or be the sentinel
 V, sorted: a wild id would be a wild DMA, and the checks are off.

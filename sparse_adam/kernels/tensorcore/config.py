@@ -18,10 +18,13 @@ class Config:
     Attributes:
         rows_per_chunk: occurrences in a chunk, a power of two from 8 on.
         dma_unroll: rows per iteration of a DMA loop; 8 costs 3 % more bundles than 16.
+        cores: TensorCores that share the occurrences, 1 or 2; None for those of the TPU
+            in scope.
     """
 
     rows_per_chunk: int = 256
     dma_unroll: int = 16
+    cores: int | None = None
 
     def __post_init__(self) -> None:
         rows, unroll = self.rows_per_chunk, self.dma_unroll
@@ -29,6 +32,8 @@ class Config:
             raise ValueError(f"rows_per_chunk={rows} must be a power of two >= 8")
         if unroll < 1:
             raise ValueError(f"dma_unroll={unroll} must be at least 1")
+        if self.cores not in (None, 1, 2):
+            raise ValueError(f"cores={self.cores} must be 1, 2 or None")
 
     def vmem_bytes(self, spec: UpdateSpec) -> int:
         """Returns what the kernel keeps in VMEM."""

@@ -20,9 +20,8 @@ from sparse_adam.kernels.spec import (
 from sparse_adam.kernels.tensorcore.chunks import Moved, moved
 from sparse_adam.kernels.tensorcore.config import SLOTS, Config
 from sparse_adam.kernels.tensorcore.runs import (
+    ChunkRuns,
     Columns,
-    OpenRun,
-    close_run,
     mark_rows,
     spread,
     sum_runs,
@@ -41,15 +40,15 @@ from sparse_adam.rules import StepNumbers
 class RowScalars(NamedTuple):
     """Refs in SMEM, whole."""
 
-    active: Operand  # [1]
     counts: Operand  # [chunks]
     continues: Operand  # [chunks + 1]
+    repeats: Operand  # [chunks]
     numbers: Operand  # [1] or [3], as `UpdateSpec.counted` has them
     seeds: Operands  # (), or a seed for each array
 
 
 class Arriving(NamedTuple):
-    """Refs of chunk k, whose DMAs a grid step starts: SMEM [C] each."""
+    """Refs of a core's chunk k, whose DMAs a grid step starts: SMEM [C] each."""
 
     groups: Operand
     sources: Operand
@@ -63,7 +62,6 @@ class Finishing(NamedTuple):
 
     groups: Operand  # SMEM
     marks: Operand  # SMEM
-    owners: Operands  # VMEM; of sums
     places: Operands  # VMEM of sums, else SMEM; of rows that share lines
     listed: Operands  # VMEM: the groups once more, for the noise of sums
     weights: Operands  # VMEM: gains, and 1 where a gradient counts
@@ -80,7 +78,8 @@ class RowScratch(NamedTuple):
     state: Operands  # [SLOTS, ...]
     columns: Columns
     row_slots: Operands  # [C, 128]: a slot that is per row, spread over lanes
-    carried: Any  # OpenRun or ResidentGroup: from chunk to chunk
+    # From chunk to chunk: sums of an open run, [1, W] each; or a ResidentGroup.
+    carried: Any
     grads_arrived: Operand
     state_arrived: Operand
     state_left: Operand
@@ -92,7 +91,7 @@ class RowScratch(NamedTuple):
         layout, widths = spec.layout, (width,)
         if spec.accumulate:
             widths = (width, LANES) if layout.rows_per_group > 1 else (width,)
-            carried = OpenRun.scratch(*widths)
+            carried = tuple(pltpu.VMEM((1, w), jnp.float32) for w in widths)
         else:
             carried = ResidentGroup.scratch(groups, len(layout.dtypes))
         semaphores = pltpu.SemaphoreType.DMA((SLOTS,))
@@ -135,6 +134,7 @@ class _ChunkWork:
 
 
 def kernel(
+    bounds: Ref,  # SMEM [cores + 1]
     scalars: RowScalars,
     arriving: Arriving,
     finishing: Finishing,
@@ -148,23 +148,25 @@ def kernel(
     groups: Groups,
     config: Config,
 ) -> None:
-    """Starts the DMAs of chunk k and finishes chunk k-1."""
+    """Starts the DMAs of a core's chunk k and finishes its chunk k-1."""
     work = _ChunkWork(spec, groups, config, scalars, scratch)
-    k, active = pl.program_id(0), scalars.active[0]
+    core = pl.program_id(0)
+    first, end = bounds[core], bounds[core + 1]
+    k = first + pl.program_id(1)
 
     def wait_until_left(chunk: jax.Array) -> None:
         slot = lax.rem(chunk, SLOTS)
         _wait(work, scratch.state_left, slot, work.moved(chunk).written)
 
-    @pl.when(k < active)
+    @pl.when(k < end)
     def start():
-        @pl.when(k >= SLOTS)
+        @pl.when(k >= first + SLOTS)
         def slot_is_free():
             wait_until_left(k - SLOTS)
 
         _fetch(work, arriving, grads, state_in, lax.rem(k, SLOTS), work.moved(k))
 
-    @pl.when((k > 0) & (k <= active))
+    @pl.when((k > first) & (k <= end))
     def finish():
         slot, these = lax.rem(k - 1, SLOTS), work.moved(k - 1)
         _take_gradients(work, finishing, slot)
@@ -177,12 +179,12 @@ def kernel(
             _step(work, finishing, slot, k - 1)
         _write_back(work, finishing, state_out, slot, these.written)
 
-    @pl.when(k == pl.num_programs(0) - 1)
+    @pl.when(pl.program_id(1) == pl.num_programs(1) - 1)
     def drain():
         def chunk_has_left(chunk: jax.Array, _: None) -> None:
             wait_until_left(chunk)
 
-        lax.fori_loop(jnp.maximum(active - SLOTS, 0), active, chunk_has_left, None)
+        lax.fori_loop(jnp.maximum(end - SLOTS, first), end, chunk_has_left, None)
 
 
 def _fetch(
@@ -255,19 +257,17 @@ def _sum(
 ) -> None:
     """Sums the runs, and for rows that share lines finds those that are touched."""
     scratch, scalars = work.scratch, work.scalars
-    grads, open_run, columns = scratch.grads.at[slot], scratch.carried, scratch.columns
-    count = scalars.counts[chunk]
+    grads, columns = scratch.grads.at[slot], scratch.columns
     for places, touched in zip(finishing.places, scratch.touched, strict=True):
         mark_rows(grads, touched, places, work.spec.layout.stride, columns)
 
-    @pl.when(chunk == 0)
-    def no_run_is_open():
-        close_run(open_run)
-
-    @pl.when((count < grads.shape[0]) | (scalars.continues[chunk] != 0))
-    def some_group_has_several():
-        arrays, owners = (grads, *scratch.touched), finishing.owners[0]
-        sum_runs(arrays, owners, finishing.marks, count, columns, open_run)
+    runs = ChunkRuns(
+        ended=scalars.counts[chunk],
+        repeats=scalars.repeats[chunk],
+        continues=scalars.continues[chunk] != 0,
+        goes_on=scalars.continues[chunk + 1] != 0,
+    )
+    sum_runs((grads, *scratch.touched), scratch.carried, finishing.marks, runs)
 
 
 def _update(

@@ -1,8 +1,8 @@
-"""Sums of runs of occurrences, for gradients that lie in VMEM in the order of the ids.
+"""Sums of runs of occurrences, for gradients that lie in VMEM in the order of `Chunks`.
 
-A segmented scan with selects, 8 rows at a time: a NaN stays in the run it belongs to.
-(A one-hot matmul would be shorter, but 0 * NaN is NaN.) The order of the additions
-depends on positions only, so the same call gives the same bits.
+A gradient is added to the one that ends its run, one after the other: a NaN stays in
+the run it belongs to, and distinct ids cost nothing. The order of the additions depends
+on positions only, so the same call gives the same bits.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sparse_adam._types import Operand, Operands, Ref
+from sparse_adam._types import Operand, Ref
 from sparse_adam.kernels.tiles import (
     LANES,
     SUBLANES,
@@ -21,8 +21,6 @@ from sparse_adam.kernels.tiles import (
     for_each_tile,
     spread,
 )
-
-_DISTANCES = (1, 2, 4)  # of a scan over 8 rows
 
 
 class Columns(NamedTuple):
@@ -37,25 +35,13 @@ class Columns(NamedTuple):
         return cls(pltpu.VMEM(shape, jnp.int32), pltpu.VMEM(shape, jnp.float32))
 
 
-class OpenRun(NamedTuple):
-    """VMEM refs: the run with which the last chunk summed ended, perhaps unfinished."""
+class ChunkRuns(NamedTuple):
+    """Of a chunk: the runs that end in it, and those that it shares with others."""
 
-    owner: Operand  # [1, 128]
-    sums: Operands  # [1, W] each
-
-    @classmethod
-    def scratch(cls, *widths: int) -> "OpenRun":
-        return cls(
-            pltpu.VMEM((1, LANES), jnp.int32),
-            tuple(pltpu.VMEM((1, width), jnp.float32) for width in widths),
-        )
-
-
-def close_run(run: OpenRun) -> None:
-    """No run is open: none is -1."""
-    run.owner[...] = jnp.full_like(run.owner, -1)
-    for sum_ in run.sums:
-        sum_[...] = jnp.zeros_like(sum_)
+    ended: jax.Array  # how many
+    repeats: jax.Array  # occurrences to be added to others
+    continues: jax.Array  # whether its first run began in an earlier chunk
+    goes_on: jax.Array  # whether its last run ends in a later one
 
 
 def weigh(grads: Ref, gains: Ref, counted: Ref, columns: Columns) -> None:
@@ -115,54 +101,34 @@ def mark_rows(
 
 
 def sum_runs(
-    arrays: tuple[Ref, ...],
-    owners: Ref,
-    ends: Ref,
-    count: jax.Array,
-    columns: Columns,
-    open_run: OpenRun,
+    arrays: tuple[Ref, ...], open_sums: tuple[Ref, ...], marks: Ref, runs: ChunkRuns
 ) -> None:
-    """Puts the sum of the i-th run that ends in this chunk into row i of each array.
+    """Adds each occurrence that ends no run to the one that does, in their order.
 
-    arrays: [C, W] each; owners: [C], the same for the rows of a run, which stand side
-    by side; ends: [C] in SMEM, the last row of each of the `count` runs. The run of
-    the last row is left open for the next chunk.
+    arrays: [C, W] each, in the order of `Chunks`; open_sums: [1, W] each, what earlier
+    chunks hold of the first run, then what this one holds of the last; marks: [C] in
+    SMEM, what each occurrence behind those listed is added to.
     """
-    size = arrays[0].shape[0]
-    spread(owners, columns.integers)
-    sublane = lax.broadcasted_iota(jnp.int32, (SUBLANES, LANES), 0)
+    last_of_open = runs.ended + runs.repeats
 
-    # 1. Inclusive scan, segmented by owner: after it the last row of a run holds its
-    #    sum.
-    def scan(rows: pl.Slice) -> None:
-        owner = columns.integers[rows]
-        follows = [
-            (owner == pltpu.roll(owner, distance, 0)) & (sublane >= distance)
-            for distance in _DISTANCES
-        ]
-        goes_on = owner == open_run.owner[...]
-        for array, open_sum in zip(arrays, open_run.sums, strict=True):
-            total = array[rows]
-            for distance, same in zip(_DISTANCES, follows, strict=True):
-                total = total + _where(same, pltpu.roll(total, distance, 0))
-            total = total + _where(goes_on, open_sum[...])
-            array[rows] = total
-            open_sum[...] = total[SUBLANES - 1 :]
-        open_run.owner[...] = owner[SUBLANES - 1 :]
-
-    for_each_tile(size, scan, SUBLANES)
-
-    # 2. Those last rows move to the front. ends[i] >= i, so in ascending order no row
-    #    is overwritten before it has moved.
-    def move(i: jax.Array) -> None:
+    def add(i: jax.Array) -> None:
+        i = runs.ended + i
+        into = pl.ds(marks[i], 1)
         for array in arrays:
-            array[pl.ds(i, 1)] = array[pl.ds(ends[i], 1)]
+            array[into] = array[into] + array[pl.ds(i, 1)]
 
-    for_each(count, move, SUBLANES)
+    @pl.when(runs.continues)
+    def first_run_began_before():
+        into = pl.ds(jnp.where(runs.ended > 0, 0, last_of_open), 1)
+        for array, open_sum in zip(arrays, open_sums, strict=True):
+            array[into] = array[into] + open_sum[...]
 
+    for_each(runs.repeats, add, SUBLANES)
 
-def _where(column: jax.Array, rows: jax.Array) -> jax.Array:
-    return jnp.where(_across(column, rows.shape[1]), rows, 0.0)
+    @pl.when(runs.goes_on)
+    def last_run_ends_later():
+        for array, open_sum in zip(arrays, open_sums, strict=True):
+            open_sum[...] = array[pl.ds(last_of_open, 1)]
 
 
 def _across(column: jax.Array, width: int) -> jax.Array:

@@ -10,7 +10,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sparse_adam._types import Tile
+from sparse_adam._types import Index, Ref, Tile
+from sparse_adam.kernels import chips
 from sparse_adam.kernels.chips import VMEM_BUDGET
 from sparse_adam.kernels.costs import cost_estimate, unsupported_rows
 from sparse_adam.kernels.spec import (
@@ -47,7 +48,7 @@ def unsupported(spec: UpdateSpec) -> str | None:
             "its rule has a slot per row, which this kernel steps once a row; "
             "use_gradient_accumulation=False steps each occurrence"
         )
-    reason = unsupported_rows(spec)
+    reason = unsupported_rows(spec.layout, spec.array_names)
     if reason is not None:
         return reason
     if Config(SUBLANES).vmem_bytes(spec) > VMEM_BUDGET:
@@ -81,7 +82,8 @@ def tensorcore_update(
         # Unrolling buys an interpreter nothing and triples the time to compile.
         chosen = dataclasses.replace(chosen, dma_unroll=1)
     layout = spec.layout
-    chunks = split_into_chunks(batch, spec, chosen.rows_per_chunk)
+    cores = chosen.cores or chips.in_scope().cores
+    chunks = split_into_chunks(batch, spec, chosen.rows_per_chunk, cores)
     # A slot that is per row is one word a row, which no DMA moves alone: XLA gathers
     # those of the groups that each chunk lists, and scatters the new ones.
     moved, by_row = part_per_row(layout.per_row, state)
@@ -94,7 +96,7 @@ def tensorcore_update(
     listed = listed < chunks.counts[:, None, None]
     rows = jnp.where(listed, chunks.groups, spec.num_rows).reshape(-1)
     by_row = [
-        slot.at[rows].set(new[:, 0], mode="drop")
+        slot.at[rows].set(new[: rows.size, 0], mode="drop")
         for slot, new in zip(by_row, fresh, strict=True)
     ]
     return join_per_row(layout.per_row, moved, by_row)
@@ -118,31 +120,40 @@ def _call(
         grads = pltpu.with_memory_space_constraint(grads, pltpu.HBM)
     operands = (*_operands(chunks, scalars, row_slots, spec), grads, state)
     specs = _specs(operands, num_chunks, size, spec)
-    first_table = len(jax.tree.leaves(operands)) - tables
-    fresh = jax.ShapeDtypeStruct((most, LANES), jnp.float32)
-    block = pl.BlockSpec((size, LANES), lambda k: (_chunk(k, 1, num_chunks), 0))
+    first_table = 1 + len(jax.tree.leaves(operands)) - tables
+    # And a chunk for what a core without any would write.
+    fresh = jax.ShapeDtypeStruct((most + size, LANES), jnp.float32)
+
+    def written(core: jax.Array, k: jax.Array, bounds: Ref) -> tuple[jax.Array, int]:
+        has_any = bounds[core] < bounds[core + 1]
+        return jnp.where(has_any, _chunk(core, k, bounds, 1), num_chunks), 0
+
+    block = pl.BlockSpec((size, LANES), written)
     return pl.pallas_call(
         functools.partial(kernel, spec=spec, groups=groups, config=config),
         name="sparse_adam_tensorcore",
-        grid=(num_chunks + 1,),
-        in_specs=specs,
-        out_specs=(specs[-1], (block,) * len(row_slots)),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(chunks.bounds.size - 1, _steps(chunks)),
+            in_specs=specs,
+            out_specs=(specs[-1], (block,) * len(row_slots)),
+            scratch_shapes=(RowScratch.shapes(spec, groups, size),),
+        ),
         out_shape=(
             jax.eval_shape(lambda *x: x, *state),
             (fresh,) * len(row_slots),
         ),
         input_output_aliases={first_table + i: i for i in range(tables)},
-        scratch_shapes=(RowScratch.shapes(spec, groups, size),),
         cost_estimate=cost_estimate(spec, most, bytes_moved(most, most, spec)),
         # The ids are proven in range before the call; the checks would cost ten
         # instruction bundles a DMA.
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("arbitrary",),
+            dimension_semantics=("parallel", "arbitrary"),
             disable_bounds_checks=True,
             disable_semaphore_checks=True,
         ),
         interpret=interpret,
-    )(*operands)
+    )(chunks.bounds, *operands)
 
 
 def _operands(
@@ -152,9 +163,9 @@ def _operands(
     seeds = () if scalars.seeds is None else (scalars.seeds,)
     return (
         RowScalars(
-            chunks.active,
             chunks.counts,
             chunks.continues,
+            chunks.repeats,
             spec.counted(scalars.numbers),
             seeds,
         ),
@@ -162,7 +173,6 @@ def _operands(
         Finishing(
             chunks.groups,
             chunks.marks,
-            (chunks.owners,) if spec.accumulate else (),
             chunks.places,
             (chunks.groups,) if seeds and spec.accumulate else (),
             chunks.weights,
@@ -176,12 +186,13 @@ def _specs(
 ) -> tuple[Any, ...]:
     """Returns where the operands are: scalars whole, the indices of a chunk at a time.
 
-    Of these grid step k starts chunk k and finishes chunk k - 1. All else stays in HBM.
+    Of these a core's step k starts chunk k and finishes chunk k - 1. All else stays in
+    HBM.
     """
 
     def block(lag: int, memory_space: Any) -> pl.BlockSpec:
-        def index(k: jax.Array) -> tuple[jax.Array, int, int]:
-            return _chunk(k, lag, num_chunks), 0, 0
+        def index(core: jax.Array, k: jax.Array, bounds: Ref) -> tuple[Index, int, int]:
+            return jnp.minimum(_chunk(core, k, bounds, lag), num_chunks - 1), 0, 0
 
         return pl.BlockSpec((None, None, size), index, memory_space=memory_space)
 
@@ -204,6 +215,20 @@ def _specs(
     )
 
 
-def _chunk(k: jax.Array, lag: int, num_chunks: int) -> jax.Array:
-    """Returns the chunk that is handled `lag` grid steps after it was started."""
-    return jnp.clip(k - lag, 0, num_chunks - 1)
+def _steps(chunks: Chunks) -> Index:
+    """Returns the grid steps of each core: one more than chunks, of the core with most.
+
+    Where one core has all chunks, their number is known to the compiler.
+    """
+    bounds = chunks.bounds
+    if bounds.size == 2:
+        return chunks.counts.size + 1
+    return jnp.max(bounds[1:] - bounds[:-1]) + 1
+
+
+def _chunk(core: jax.Array, k: jax.Array, bounds: Ref, lag: int) -> jax.Array:
+    """Returns the chunk that a core handles `lag` grid steps after it was started."""
+    if bounds.shape[0] == 2:
+        return jnp.maximum(k - lag, 0)
+    first, end = bounds[core], bounds[core + 1]
+    return jnp.maximum(jnp.minimum(first + k - lag, end - 1), first)

@@ -22,7 +22,7 @@ from jax import lax
 from sparse_adam.ops.routing import exchange
 from sparse_adam.ops.routing.exchange import LANES, Axes, Window
 from sparse_adam.ops.routing.placement import Placement
-from sparse_adam.ops.routing.unique import sort_pairs
+from sparse_adam.ops.sorting import sort_pairs
 
 _HEADER = 2  # words of a message that are not ids
 

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sparse_adam.ops.sorting import sort_pairs
+
 
 class UniqueRows(NamedTuple):
     """The distinct places that N occurrences of ids name, and who names which.
@@ -41,29 +43,6 @@ def unique_rows(places: jax.Array, end: int) -> UniqueRows:
     distinct = lax.sort(jnp.where(starts, ascending, jnp.int32(end)))
     _, inverse = sort_pairs(order, runs, size, size)
     return UniqueRows(distinct, order, runs, inverse)
-
-
-def sort_pairs(
-    keys: jax.Array, values: jax.Array, key_bound: int, value_bound: int
-) -> tuple[jax.Array, jax.Array]:
-    """Sorts pairs of int32 by key, then value.
-
-    One word holds a pair where its bits suffice, since a sort of words compiles and
-    runs several times as fast as one of pairs.
-
-    Args:
-        keys: `[N]`, in `[0, key_bound)`.
-        values: `[N]`, in `[0, value_bound)`.
-        key_bound: above all keys.
-        value_bound: above all values.
-    """
-    bits = max(value_bound - 1, 1).bit_length()
-    if bits + max(key_bound - 1, 1).bit_length() > 32:
-        first, second = lax.sort((keys, values), num_keys=2, is_stable=False)
-        return first, second
-    words = lax.sort((keys.astype(jnp.uint32) << bits) | values.astype(jnp.uint32))
-    mask = jnp.uint32(2**bits - 1)
-    return (words >> bits).astype(jnp.int32), (words & mask).astype(jnp.int32)
 
 
 def sum_runs(unique: UniqueRows, grads: jax.Array) -> jax.Array:

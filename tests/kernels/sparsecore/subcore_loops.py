@@ -55,6 +55,18 @@ class Loops:
             cycles += loop.cycles * (chunk - around // loop.counts.vst)
         return update.cycles, total.cycles, round(cycles / chunk, 1)
 
+    def lookup(self, chunk: int, *, sums: bool = True) -> float:
+        """Bundles of a chunk of a lookup, for each occurrence."""
+        (add,), (listing,) = self.named("add"), self.named("list")
+        window = LANES[self.report.chip]
+        inner = ("add", "list")
+        outer = [e.loop for e in self.all if e.loop.depth > 1 and e.phase not in inner]
+        cycles = sum(loop.cycles for loop in outer) + chunk // window * listing.cycles
+        if sums:
+            around = sum(o.counts.vst for o in outer if o.index == add.parent)
+            cycles += add.cycles * (chunk - around // add.counts.vst)
+        return round(cycles / chunk, 1)
+
 
 def check_counts(
     counts: Sequence[float],

@@ -4,6 +4,8 @@ The plain interpreter runs a DMA at its start and so cannot see a missing wait, 
 read too early or two DMAs that race. Blocks and chunks are tiny here.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -33,6 +35,28 @@ def test_distributions(run_in_tpu_interpreter, distribution):
 
 def test_no_valid_id(run_in_tpu_interpreter):
     check(run_in_tpu_interpreter, Case("", 40, 128, 20), np.full(20, -1))
+
+
+# Five blocks: three of one core, two of the other, whose ids begin within a batch.
+@pytest.mark.parametrize(
+    "ids",
+    [
+        np.arange(70),
+        np.full(70, 5),
+        np.full(70, 69),
+        [*range(40), *[47, 48] * 15],
+        [-1] * 70,
+    ],
+    ids=["distinct", "all of the first", "all of the second", "around", "none"],
+)
+def test_two_cores(run_on_two_cores, ids):
+    config = dataclasses.replace(SMALL, cores=2)
+    check(run_on_two_cores, Case("", 70, 128, 70), np.asarray(ids), config)
+
+
+def test_one_block_for_two_cores(run_on_two_cores):
+    config = dataclasses.replace(SMALL, cores=2)
+    check(run_on_two_cores, Case("", 10, 16, 1), [3], config, packed=True)
 
 
 def test_every_row(run_in_tpu_interpreter):

@@ -21,8 +21,11 @@ V = 20
     st.sampled_from([1, 2, 8]),
     st.sampled_from([8, 16]),
     st.booleans(),
+    st.sampled_from([1, 2]),
 )
-def test_each_group_is_moved_in_and_out_once(ids, rows_per_group, size, accumulate):
+def test_each_group_is_moved_in_and_out_once(
+    ids, rows_per_group, size, accumulate, cores
+):
     ids = np.sort(np.int32(ids))
     case = Case("", V, 128, 4, options={"use_gradient_accumulation": accumulate})
     problem = helpers.spec(case, cases.arrays(case))
@@ -31,7 +34,7 @@ def test_each_group_is_moved_in_and_out_once(ids, rows_per_group, size, accumula
     assert problem.layout.rows_per_group == rows_per_group
     none: Any = None  # no gradient is looked at
     batch = SortedBatch(none, jnp.asarray(ids), jnp.arange(ids.size), None)
-    chunks = split_into_chunks(batch, problem, size)
+    chunks = split_into_chunks(batch, problem, size, cores)
     counts, continues, groups = map(
         np.asarray, (chunks.counts, chunks.continues, chunks.groups)
     )
@@ -46,9 +49,26 @@ def test_each_group_is_moved_in_and_out_once(ids, rows_per_group, size, accumula
             written[group] = k
     own = ids[ids < V] // rows_per_group
     assert set(fetched) == set(written) == set(own.tolist())
+    first, *cuts, end = np.asarray(chunks.bounds).tolist()
+    assert first == 0
+    if cores == 1:
+        assert end == -(-own.size // size)
+        place = np.arange(own.size)
+    else:
+        # Each core has whole runs: those that begin before the cut, or the others.
+        (cut,) = cuts
+        assert 0 <= cut <= end
+        of_first = np.isin(own, [g for g, k in written.items() if k < cut])
+        before = int(of_first.sum())
+        assert of_first[:before].all() and cut == -(-before // size)
+        assert end == cut + -(-(own.size - before) // size) or before == own.size
+        place = np.arange(own.size) + np.where(of_first, 0, -before % size)
+        starts = [0, *(np.flatnonzero(np.diff(own)) + 1), own.size]
+        middle = own.size // 2
+        nearest = min(abs(start - middle) for start in starts[:-1] or [0])
+        assert not own.size or abs(before - middle) <= nearest
     # In place from before its first occurrence is stepped until after its last.
-    last_of = {group: int(np.flatnonzero(own == group)[-1]) // size for group in own}
-    first_of = {group: int(np.flatnonzero(own == group)[0]) // size for group in own}
+    last_of = {group: place[own == group][-1] // size for group in own}
+    first_of = {group: place[own == group][0] // size for group in own}
     assert written == last_of
     assert fetched == (last_of if accumulate else first_of)
-    assert chunks.active[0] == -(-own.size // size)

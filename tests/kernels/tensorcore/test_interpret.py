@@ -51,6 +51,35 @@ def test_runs_across_chunks(run_in_tpu_interpreter, first, run):
     check(run_in_tpu_interpreter, Case("", 40, 128, 29), ids[::-1])
 
 
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [7] * 29,  # one core has nothing to do
+        [*range(10), *[10] * 9, *range(11, 21)],  # a run lies across the middle
+        [*range(12), *[-1] * 17],
+        [-1] * 29,
+    ],
+    ids=["equal", "a run in the middle", "distinct, padded", "none"],
+)
+def test_two_cores(run_on_two_cores, ids):
+    config = Config(rows_per_chunk=8, dma_unroll=4, cores=2)
+    check(run_on_two_cores, Case("", 40, 128, 29), ids, config)
+
+
+@pytest.mark.parametrize("options", [{}, STEPS], ids=["sums", "steps"])
+def test_two_cores_never_share_lines(run_on_two_cores, options):
+    # All 16 ids around the middle are of two groups of 8 rows.
+    ids = [*range(12), *range(16, 24), *[25, 25, 30]]
+    config = Config(rows_per_chunk=8, dma_unroll=4, cores=2)
+    case = Case("", 40, 16, len(ids), "uniform", weighted=True, options=options)
+    check(run_on_two_cores, case, ids, config, packed=True)
+
+
+def test_one_id_for_two_cores(run_on_two_cores):
+    config = Config(rows_per_chunk=8, dma_unroll=4, cores=2)
+    check(run_on_two_cores, Case("", 40, 128, 1), [3], config)
+
+
 def test_wide_rows(run_in_tpu_interpreter):
     check(run_in_tpu_interpreter, Case("", 12, 256, 12))
 

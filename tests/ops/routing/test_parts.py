@@ -13,7 +13,8 @@ from jax.sharding import AxisType, PartitionSpec
 from sparse_adam.ops import routing
 from sparse_adam.ops.routing import Placement, exchange
 from sparse_adam.ops.routing.rounds import Quota, default_quota
-from sparse_adam.ops.routing.unique import sort_pairs, sum_equal, unique_rows
+from sparse_adam.ops.routing.unique import sum_equal, unique_rows
+from sparse_adam.ops.sorting import sort_pairs
 from tests.strategies import SEEDS
 
 

@@ -1,0 +1,128 @@
+"""Stacks whose rows are spread over the devices of a mesh: storage, lookup, update.
+
+A stack is placed as one table: its rows are interleaved, and its batches routed to
+the devices that have them (docs/routing.md).
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparse_adam.embedding.config import QuantizationConfig
+from sparse_adam.embedding.quantization import simulate_quantization
+from sparse_adam.embedding.stacks import Stack
+from sparse_adam.kernels.layout import Layout, PlainLayout
+from sparse_adam.ops.combine import Samples
+from sparse_adam.ops.options import UpdateOptions
+from sparse_adam.ops.packed import PackedTable
+from sparse_adam.ops.spread import Spread, everywhere
+from sparse_adam.ops.spread_samples import lookup_batch, update_batch
+
+
+def spread_of(mesh: Any, axes: Any) -> Spread | None:
+    """Returns the devices that `mesh` and `axes` name; None where there is no mesh.
+
+    Raises:
+        TypeError: `mesh` is no mesh.
+        ValueError: there are axes without a mesh, or of another one.
+    """
+    if mesh is None:
+        if axes is not None:
+            raise ValueError(f"{axes=} need a mesh: pass mesh= too")
+        return None
+    if not isinstance(mesh, jax.sharding.Mesh):
+        raise TypeError(f"{mesh=} must be a jax.sharding.Mesh, or None")
+    if axes is None:
+        axes = mesh.axis_names
+    return Spread(mesh, (axes,) if isinstance(axes, str) else tuple(axes))
+
+
+def place(stack: Stack, stored: Any) -> Any:
+    """Spreads a stack that is stored in logical order over its devices."""
+    if isinstance(stored, PackedTable):
+        return PackedTable.pack(*_placed(stack, stored.unpack()))
+    return stack.optimizer.state_of(_placed(stack, stored))
+
+
+def collect(stack: Stack, stored: Any) -> tuple[jax.Array, ...]:
+    """Returns the weights and slots of a stack in logical order."""
+    assert stack.spread is not None
+    arrays = stored.unpack() if isinstance(stored, PackedTable) else stored
+    found = (stack.spread.logical(jnp.asarray(x), stack.num_rows) for x in arrays)
+    return tuple(map(everywhere, found))
+
+
+def _placed(stack: Stack, arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    assert stack.spread is not None
+    rows = stack.spread.part_rows(stack.num_rows, stack.dim)
+    return [stack.spread.place(jnp.asarray(x), rows) for x in arrays]
+
+
+def look_up(
+    stack: Stack,
+    stored: Any,
+    batch: Sequence[Samples],
+    sizes: Sequence[int],
+    quantization: QuantizationConfig | None,
+) -> list[jax.Array]:
+    """Returns the combined rows of each feature of a stack, `[S, D]`."""
+    assert stack.spread is not None
+    layout = _layout(stack, stored)
+    found = lookup_batch(
+        stored.lines if isinstance(stored, PackedTable) else jnp.asarray(stored[0]),
+        batch,
+        spread=stack.spread,
+        layout=layout,
+        sizes=tuple(sizes),
+        change=None if quantization is None else _quantizer(quantization),
+    )
+    return [x.astype(layout.dtypes[0]) for x in found]
+
+
+def update(
+    stack: Stack,
+    stored: Any,
+    batch: Sequence[Samples],
+    grads: Sequence[jax.Array | None],
+    sizes: Sequence[int],
+    options: UpdateOptions,
+) -> Any:
+    """Returns the stack after one update by the gradients `[S, D]` of its features."""
+    assert stack.spread is not None
+    packed = isinstance(stored, PackedTable)
+    new = update_batch(
+        (stored.lines,) if packed else tuple(map(jnp.asarray, stored)),
+        batch,
+        grads,
+        stack.optimizer.rule,
+        options,
+        spread=stack.spread,
+        layout=_layout(stack, stored),
+        sizes=tuple(sizes),
+    )
+    if packed:
+        return PackedTable(new[0], stored.layout)
+    return stack.optimizer.state_of(new)
+
+
+def _layout(stack: Stack, stored: Any) -> Layout:
+    """Returns the layout of a stack as if it were on one device."""
+    if isinstance(stored, PackedTable):
+        return stored.layout.with_rows(stack.num_rows)
+    dtypes = tuple(np.dtype(x.dtype) for x in stored)
+    per_row = (False, *(slot.per == "row" for slot in stack.optimizer.rule.slots))
+    return PlainLayout(stack.num_rows, stack.dim, dtypes, per_row)
+
+
+@functools.cache
+def _quantizer(config: QuantizationConfig) -> Callable[[jax.Array], jax.Array]:
+    """Returns one function for each configuration, for `jax.jit` to know it again."""
+
+    def quantize(rows: jax.Array) -> jax.Array:
+        return simulate_quantization(rows.astype(jnp.float32), config)
+
+    return quantize

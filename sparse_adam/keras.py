@@ -1,0 +1,163 @@
+"""Embedding tables in Keras 3 on JAX: a layer, and a model whose `fit` trains it.
+
+Two names replace those of Keras; `examples/layers/two_tower_keras.py` shows them:
+
+| Keras | here |
+|---|---|
+| `keras.layers.Embedding`, for each table | `Embeddings`, for all tables |
+| `keras.Model` | `Model`, also for functional models |
+"""
+
+import warnings
+from typing import Any
+
+import jax
+
+from sparse_adam._taps import is_recording, tapped_lookup
+from sparse_adam._taps import value_and_grad as _value_and_grad
+from sparse_adam.embedding import EmbeddingState, init
+from sparse_adam.embedding import Optimizer as TableOptimizer
+
+_NEEDS = (
+    "sparse_adam.keras needs Keras on JAX: pip install sparse_adam[keras], and set "
+    "KERAS_BACKEND=jax in the environment before keras is imported"
+)
+try:
+    import keras  # without a backend that is installed, this fails as well
+except ImportError as error:
+    raise ImportError(_NEEDS) from error
+if keras.backend.backend() != "jax":
+    raise ImportError(f"{_NEEDS}; its backend is {keras.backend.backend()!r}")
+
+
+class Embeddings(keras.layers.Layer):
+    """Embedding tables that `Model.fit` trains sparsely.
+
+    Tables and slots are non-trainable variables, so no optimizer of Keras touches them,
+    and `save_weights` and `load_weights` hold them.
+
+    Args:
+        feature_config: a `FeatureConfig` or a nested structure of them, as in `init`.
+        optimizer: for the tables that have none of their own; None if all have. The
+            rate of each is a number.
+        seed: an int, for the first weights.
+        storage: as in `init`.
+        **options: `name` and others of a `keras.layers.Layer`.
+
+    Example:
+        >>> import numpy as np
+        >>> from sparse_adam.embedding import Adam, FeatureConfig, TableConfig
+        >>> features = {"user": FeatureConfig(TableConfig(1000, 16, name="user"))}
+        >>> embeddings = Embeddings(features, Adam(0.1))
+        >>> embeddings({"user": np.array([7, 42])})["user"].shape
+        (2, 16)
+    """
+
+    def __init__(
+        self,
+        feature_config: Any,
+        optimizer: TableOptimizer | None,
+        *,
+        seed: int = 0,
+        storage: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        first = init(feature_config, optimizer, jax.random.key(seed), storage=storage)
+        leaves, self._structure = jax.tree.flatten(first)
+        self._leaves = [
+            self.add_weight(
+                shape=leaf.shape,
+                dtype=str(leaf.dtype),
+                initializer=lambda shape, dtype, leaf=leaf: leaf,
+                trainable=False,
+                autocast=False,
+                name=f"leaf_{number}",
+            )
+            for number, leaf in enumerate(leaves)
+        ]
+        self.built = True
+
+    @property
+    def state(self) -> EmbeddingState:
+        """The `EmbeddingState`, with the slots of the tables' optimizers."""
+        leaves = [variable.value for variable in self._leaves]
+        return jax.tree.unflatten(self._structure, leaves)
+
+    def call(
+        self, features: Any, weights: Any = None, training: bool | None = None
+    ) -> Any:
+        """Returns activations; see `sparse_adam.embedding.lookup`."""
+        if training and not is_recording():
+            warnings.warn(
+                f"the layer {self.name!r} is called in training, but the model is no "
+                "sparse_adam.keras.Model, whose fit updates the tables: they stay as "
+                "they are",
+                stacklevel=2,
+            )
+        return tapped_lookup(self, self.state, features, weights)
+
+
+class Model(keras.Model):
+    """A `keras.Model` whose `fit` trains the tables of its `Embeddings` sparsely.
+
+    Each `Embeddings` is called at most once in a step. `evaluate` and `predict` are
+    those of Keras.
+    """
+
+    def train_step(self, state: Any, data: Any) -> Any:
+        """Does a step as Keras on JAX does it, and updates the rows of the batch."""
+        _check_loss_is_not_scaled(self.optimizer)
+        trainable, fixed, optimizer, metrics = state
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        layers = _layers(self)
+        names = {id(layer): name for name, layer in layers.items()}
+
+        def loss_of(trainable: Any) -> Any:
+            return self.compute_loss_and_updates(
+                trainable,
+                fixed,
+                metrics,
+                x,
+                y,
+                sample_weight,
+                training=True,
+                optimizer_variables=optimizer,
+            )
+
+        (_, aux), gradients = _value_and_grad(
+            loss_of, trainable, lambda layer: names.get(id(layer))
+        )
+        loss, predicted, fixed, metrics = aux
+        trainable, optimizer = self.optimizer.stateless_apply(
+            optimizer, gradients.dense, trainable
+        )
+        fixed = list(fixed)
+        places = {id(v): place for place, v in enumerate(self.non_trainable_variables)}
+        for name, gradient in gradients.tables.items():
+            own = [places[id(variable)] for variable in layers[name]._leaves]
+            tables = jax.tree.unflatten(
+                layers[name]._structure, [fixed[place] for place in own]
+            )
+            new = jax.tree.leaves(gradient.apply(tables))
+            for place, leaf in zip(own, new, strict=True):
+                fixed[place] = leaf
+        logs, metrics = self._update_metrics_variables(
+            metrics, loss, x, y, predicted, sample_weight
+        )
+        return logs, (trainable, fixed, optimizer, metrics)
+
+
+def _check_loss_is_not_scaled(optimizer: Any) -> None:
+    scaler = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    if scaler or optimizer.loss_scale_factor is not None:
+        raise ValueError(
+            f"the optimizer {optimizer.name!r} scales the loss, and the tables would "
+            "get scaled gradients: leave out loss_scale_factor and LossScaleOptimizer, "
+            "and compute in bfloat16 rather than float16"
+        )
+
+
+def _layers(model: keras.Model) -> dict[str, Embeddings]:
+    found = [x for x in model._flatten_layers() if isinstance(x, Embeddings)]
+    return {f"{number}/{layer.name}": layer for number, layer in enumerate(found)}

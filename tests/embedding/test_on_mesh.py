@@ -1,0 +1,155 @@
+"""Tables spread over the eight devices of a mesh, held to those of one device."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from sparse_adam.embedding import (
+    Adagrad,
+    EmbeddingState,
+    FeatureConfig,
+    Ragged,
+    Sparse,
+    TableConfig,
+    apply_gradients,
+    init,
+    lookup,
+    to_logical,
+)
+
+V, D, B, PLACES = 4091, 4, 24, 5
+
+
+@functools.cache
+def mesh(*types: AxisType) -> Mesh:
+    return jax.make_mesh((4, 2), ("x", "y"), axis_types=types or (AxisType.Auto,) * 2)
+
+
+@functools.cache
+def config() -> dict[str, FeatureConfig]:
+    """Features of every form; two tables share a stack, one is alone in its width."""
+    item = TableConfig(V, D, combiner="mean", name="item")
+    user = TableConfig(77, D, combiner="sqrtn", name="user")
+    wide = TableConfig(9, 2 * D, combiner="sum", name="wide")
+    return {
+        "dense": FeatureConfig(item),
+        "padded": FeatureConfig(item),
+        "ragged": FeatureConfig(user),
+        "sequence": FeatureConfig(user, max_sequence_length=3),
+        "sparse": FeatureConfig(wide),
+    }
+
+
+def features(kind: str, seed: int) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+
+    def ids(num_rows: int, *shape: int) -> np.ndarray:
+        drawn = rng.integers(0, num_rows, shape)
+        if kind == "zipf":
+            drawn = np.minimum(rng.zipf(1.2, shape) - 1, num_rows - 1)
+        elif kind == "one owner":
+            drawn = drawn // 8 * 8
+        elif kind == "padded":
+            drawn = np.where(rng.random(shape) < 0.9, -1, drawn)
+        elif kind == "empty devices":
+            drawn[: shape[0] // 2] = -1
+        return drawn.astype(np.int32)
+
+    splits = np.sort(np.append(rng.integers(0, 41, B - 1), (0, 40))).astype(np.int32)
+    cells = rng.permutation(B * PLACES)[:30]
+    indices = np.stack((cells // PLACES, cells % PLACES), 1).astype(np.int32)
+    return {
+        "dense": ids(V, B),
+        "padded": ids(V, B, PLACES),
+        "ragged": Ragged(ids(77, 40), splits),
+        "sequence": ids(77, B, 4),
+        "sparse": Sparse(indices, ids(9, 30), (B, PLACES)),
+    }
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def step(state: EmbeddingState, features: Any) -> Any:
+    """Also returns the activations, on which the gradients depend."""
+    activations = lookup(state, features)
+    gradients = jax.tree.map(lambda x: jnp.sin(3 * x) + 0.1, activations)
+    return apply_gradients(state, features, gradients), activations
+
+
+def start(storage: str, mesh: Any = None, axes: Any = None) -> EmbeddingState:
+    key, optimizer = jax.random.key(0), Adagrad(0.1, initial_accumulator_value=0.5)
+    return init(config(), optimizer, key, storage=storage, mesh=mesh, axes=axes)
+
+
+def check(one: Any, other: Any) -> None:
+    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("storage", ["plain", "packed"])
+def test_steps_are_those_of_one_device(storage):
+    one, many = start(storage), start(storage, mesh(), ("y", "x"))
+    same = jax.tree.map(np.array_equal, to_logical(one), to_logical(many))
+    assert jax.tree.all(same)
+    place = NamedSharding(mesh(), PartitionSpec(("y", "x")))
+    kinds = ("uniform", "zipf", "one owner", "padded", "empty devices")
+    for seed, kind in enumerate(kinds):
+        batch = features(kind, seed)
+        one, expected = step(one, batch)
+        many, found = step(many, batch)
+        check(found, expected)
+        for x in jax.tree.leaves(many):
+            assert x.sharding.is_equivalent_to(place, x.ndim)
+    check(to_logical(many), to_logical(one))
+    check(many.table("user"), one.table("user"))
+
+
+@pytest.mark.parametrize(
+    ("storage", "types"),
+    [
+        ("plain", (AxisType.Explicit, AxisType.Explicit)),
+        ("packed", (AxisType.Auto, AxisType.Explicit)),
+    ],
+)
+def test_explicit_and_mixed_axes_with_copies_along_one(storage, types):
+    one, many = start(storage), start(storage, mesh(*types), "x")
+    batch = features("zipf", 1)
+    one, expected = step(one, batch)
+    with jax.set_mesh(mesh(*types)):
+        many, found = step(many, batch)
+    check(found, expected)
+    check(to_logical(many), to_logical(one))
+    assert found["dense"].sharding.spec[0] == "x"
+
+
+@pytest.mark.parametrize("storage", ["plain", "packed"])
+def test_a_step_within_a_shard_map(storage):
+    """Each device passes its own samples, and gets their activations."""
+    one, many = start(storage), start(storage, mesh())
+    batch = {
+        name: features("zipf", 1)[name] for name in ("dense", "padded", "sequence")
+    }
+    rows = PartitionSpec(("x", "y"))
+
+    def of_all(own: Any, size: int) -> Any:
+        splits = jnp.zeros(size + 1, jnp.int32)
+        ragged = Ragged(jnp.zeros(0, jnp.int32), splits)
+        sparse = Sparse(
+            jnp.zeros((0, 2), jnp.int32), jnp.zeros(0, jnp.int32), (size, 1)
+        )
+        return own | {"ragged": ragged, "sparse": sparse}
+
+    def step_own(state: EmbeddingState, own: Any) -> Any:
+        return step(state, of_all(own, B // 8))
+
+    one, expected = step(one, of_all(batch, B))
+    mapped = jax.shard_map(
+        step_own, mesh=mesh(), in_specs=(rows, rows), out_specs=rows, check_vma=False
+    )
+    many, found = jax.jit(mapped)(many, batch)
+    check(found, expected)
+    check(to_logical(many), to_logical(one))
