@@ -1,6 +1,10 @@
 """The embedding API on top of the op."""
 
 from sparse_adam.embedding.adam import Adam as Adam
+from sparse_adam.embedding.by_row import RowGradients as RowGradients
+from sparse_adam.embedding.by_row import apply_row_gradients as apply_row_gradients
+from sparse_adam.embedding.by_row import join_row_gradients as join_row_gradients
+from sparse_adam.embedding.by_row import row_gradients as row_gradients
 from sparse_adam.embedding.config import FeatureConfig as FeatureConfig
 from sparse_adam.embedding.config import QuantizationConfig as QuantizationConfig
 from sparse_adam.embedding.config import TableConfig as TableConfig
@@ -15,6 +19,7 @@ from sparse_adam.embedding.inputs import Sparse as Sparse
 from sparse_adam.embedding.logical import from_logical as from_logical
 from sparse_adam.embedding.logical import map_arrays as map_arrays
 from sparse_adam.embedding.logical import to_logical as to_logical
+from sparse_adam.embedding.norm import gradient_norm as gradient_norm
 from sparse_adam.embedding.optimizer import Optimizer as Optimizer
 from sparse_adam.embedding.optimizers import FTRL as FTRL
 from sparse_adam.embedding.optimizers import SGD as SGD
@@ -25,5 +30,8 @@ from sparse_adam.embedding.optimizers import RuleOptimizer as RuleOptimizer
 from sparse_adam.embedding.serving import (
     serving_embedding_lookup as serving_embedding_lookup,
 )
+from sparse_adam.embedding.serving import weights_only as weights_only
 from sparse_adam.embedding.state import EmbeddingState as EmbeddingState
+from sparse_adam.embedding.stats import BatchStats as BatchStats
+from sparse_adam.embedding.stats import batch_stats as batch_stats
 from sparse_adam.embedding.tpu_embedding import TPUEmbedding as TPUEmbedding

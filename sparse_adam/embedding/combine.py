@@ -15,7 +15,7 @@ from jax import lax
 
 from sparse_adam.embedding import on_mesh
 from sparse_adam.embedding.config import QuantizationConfig
-from sparse_adam.embedding.occurrences import Occurrences
+from sparse_adam.embedding.occurrences import Occurrences, occurrences
 from sparse_adam.embedding.quantization import simulate_quantization
 from sparse_adam.embedding.stored import combined_rows
 from sparse_adam.embedding.stored import rows as stored_rows
@@ -44,6 +44,18 @@ class Part(NamedTuple):
     def activations(self) -> tuple[int, ...]:
         """Returns the shape of its activations."""
         return (*self.occurrences.shape, self.feature.config.table.dim)
+
+
+def parts_of(layout: EmbeddingLayout, features: Any, weights: Any) -> list[Part]:
+    """Returns the ids of each feature, in the order of the flattened structure."""
+    ids = layout.leaves("features", features)
+    weights = (
+        [None] * len(ids) if weights is None else layout.leaves("weights", weights)
+    )
+    return [
+        Part.of(layout, feature, occurrences(feature, *own))
+        for feature, *own in zip(layout.features, ids, weights, strict=True)
+    ]
 
 
 def _samples(part: Occurrences, combiner: str) -> Samples:
@@ -172,6 +184,23 @@ class UpdateBatch(NamedTuple):
     grads: jax.Array  # [B, D]
     sample_ids: jax.Array | None  # [N]; None where id i has the gradient i
     gains: jax.Array | None  # [N]
+
+    def gradients_of(self, occurrences: jax.Array) -> jax.Array:
+        """Returns the gradients of some of the N ids: `[C, D]`, float32.
+
+        Args:
+            occurrences: int32 `[C]`, which of them; zeros for one that is not below N.
+        """
+        samples = occurrences
+        if self.sample_ids is not None:
+            samples = self.sample_ids.at[occurrences].get(mode="fill", fill_value=-1)
+        samples = jnp.where(samples < 0, self.grads.shape[0], samples)
+        found = self.grads.at[samples].get(mode="fill", fill_value=0)
+        found = found.astype(jnp.float32)
+        if self.gains is None:
+            return found
+        gains = self.gains.at[occurrences].get(mode="fill", fill_value=0)
+        return gains[:, None] * found
 
 
 def gather_batch(

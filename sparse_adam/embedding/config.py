@@ -14,6 +14,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from sparse_adam.embedding.optimizer import Optimizer
 from sparse_adam.ops.validate import STORED_DTYPES
+from sparse_adam.rules import numbers
 
 COMBINERS = ("mean", "sum", "sqrtn")
 MAX_ROWS = 2**31 - 2
@@ -103,8 +104,11 @@ class TableConfig(_ShowsWhatIsSet):
         dtype: of the weights: float32 or bfloat16. Let a bfloat16 table round
             stochastically (`apply_gradients`), or it loses small updates.
         slot_dtype: of the slots: float32 or bfloat16.
+        trainable: False freezes the table: it has no slots, no optimizer and no
+            gradient, and updates leave it as it is.
 
     Raises:
+        TypeError: `trainable` is not True or False.
         ValueError: an argument is not what it must be.
 
     Example:
@@ -125,6 +129,7 @@ class TableConfig(_ShowsWhatIsSet):
     quantization_config: QuantizationConfig | None = None
     dtype: DTypeLike = np.float32
     slot_dtype: DTypeLike = np.float32
+    trainable: bool = True
 
     def __post_init__(self) -> None:
         for argument, what in (("vocabulary_size", "rows"), ("dim", "numbers a row")):
@@ -162,6 +167,8 @@ class TableConfig(_ShowsWhatIsSet):
                 f"quantization_config={quantization!r} must be a QuantizationConfig, "
                 "or None"
             )
+        trainable = numbers.flag("trainable", self.trainable)
+        object.__setattr__(self, "trainable", trainable)
         for argument in ("dtype", "slot_dtype"):
             object.__setattr__(self, argument, _stored_dtype(self, argument))
 

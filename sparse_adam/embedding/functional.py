@@ -11,16 +11,15 @@ and they go to the optimizer as `[samples, D]` with each id's sample and factor,
 nothing of the size `[ids, D]` is made of them either.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.typing import ArrayLike
 
 from sparse_adam.embedding import on_mesh
-from sparse_adam.embedding.combine import Part, activations_of, gather_batch
+from sparse_adam.embedding.combine import activations_of, gather_batch, parts_of
 from sparse_adam.embedding.gradients import check_gradients, warn_of_missing_gradients
-from sparse_adam.embedding.occurrences import occurrences
 from sparse_adam.embedding.optimizer import Optimizer
 from sparse_adam.embedding.rates import (
     LearningRates,
@@ -28,7 +27,7 @@ from sparse_adam.embedding.rates import (
     rates_of_update,
     tables_by_rate,
 )
-from sparse_adam.embedding.stacks import Table
+from sparse_adam.embedding.stacks import Stack, Table
 from sparse_adam.embedding.state import EmbeddingState
 from sparse_adam.embedding.stored import checked, stacked
 from sparse_adam.embedding.tables import EmbeddingLayout, make_layout
@@ -145,7 +144,7 @@ def lookup(state: EmbeddingState, features: Any, weights: Any = None) -> Any:
          [1. 2.]]
     """
     layout = state.layout
-    parts = _parts(layout, features, weights)
+    parts = parts_of(layout, features, weights)
     stacks = checked(state.stacks, layout.stacks)
     activations = activations_of(layout, stacks, parts, quantize=True)
     return jax.tree.unflatten(layout.structure, activations)
@@ -158,6 +157,7 @@ def apply_gradients(
     weights: Any = None,
     *,
     learning_rates: Mapping[str, ArrayLike] | None = None,
+    gradient_scale: ArrayLike | None = None,
     rounding: str = "nearest",
     key: jax.Array | None = None,
     implementation: str | None = None,
@@ -178,13 +178,17 @@ def apply_gradients(
         features: as in `lookup`.
         activation_gradients: nested alike, each of the shape of its activation: the
             loss's gradient by it, summed over samples, never averaged here. None
-            counts as zeros, with a warning.
+            counts as zeros, with a warning. Those of tables that are not trainable are
+            not used, and may be None.
         weights: as in `lookup`.
         learning_rates: by table name, traced or not, in place of the optimizers' own;
             of some tables or all. Needed under `jit` for a rate that is a callable:
             pass `current_learning_rates(state)`, made outside, in as an argument.
             Tables of a stack that have equal numbers or one traced object are updated
             together, and those of another rate apart.
+        gradient_scale: a scalar, traced or not, that the gradients of rows are
+            multiplied by before `clipvalue`: for clipping by global norm
+            (`gradient_norm`), or loss scaling. None is 1.
         rounding: of bfloat16 tables and slots: "nearest", to which an update of less
             than half a unit in the last place is lost, or "stochastic", which keeps it
             on average.
@@ -226,6 +230,7 @@ def apply_gradients(
         activation_gradients,
         weights,
         learning_rates=learning_rates,
+        gradient_scale=gradient_scale,
         rounding=rounding,
         key=key,
         implementation=implementation,
@@ -239,6 +244,7 @@ def update_tables(
     weights: Any,
     *,
     learning_rates: Mapping[str, ArrayLike] | None,
+    gradient_scale: ArrayLike | None,
     rounding: str,
     key: jax.Array | None,
     implementation: str | None,
@@ -246,45 +252,78 @@ def update_tables(
     """Does what `apply_gradients` says, without its warning."""
     layout = state.layout
     rates = rates_of_update(layout.tables, learning_rates)
-    parts = _parts(layout, features, weights)
+    parts = parts_of(layout, features, weights)
     shapes = [part.activations for part in parts]
     gradients = check_gradients(layout, activation_gradients, shapes)
+
+    def change(stack: Stack, stored: Any, tables: Sequence[Table], how: Any) -> Any:
+        mine = [layout.tables.index(table) for table in tables]
+        own = [i for i, part in enumerate(parts) if part.feature.table in mine]
+        mine_parts, grads = [parts[i] for i in own], [gradients[i] for i in own]
+        if stack.spread is not None:
+            return on_mesh.update(
+                stack,
+                stored,
+                [part.samples for part in mine_parts],
+                [None if x is None else x.reshape(-1, stack.dim) for x in grads],
+                [part.occurrences.num_samples for part in mine_parts],
+                stack.optimizer.options(**how),
+            )
+        batch = gather_batch(mine_parts, grads)
+        return stack.optimizer.update(
+            stored,
+            batch.ids,
+            batch.grads,
+            sample_ids=batch.sample_ids,
+            gains=batch.gains,
+            **how,
+        )
+
+    return update_stacks(
+        state,
+        rates,
+        change,
+        gradient_scale=gradient_scale,
+        rounding=rounding,
+        key=key,
+        implementation=implementation,
+    )
+
+
+def update_stacks(
+    state: EmbeddingState,
+    rates: Mapping[str, Any],
+    change: Callable[[Stack, Any, Sequence[Table], Any], Any],
+    *,
+    key: jax.Array | None,
+    **options: Any,
+) -> EmbeddingState:
+    """Makes one update for each rate of each trainable stack.
+
+    Args:
+        state: the state before.
+        rates: by table name.
+        change: `(stack, stored, tables, how)`, of the tables of one rate: returns the
+            stack, as it is stored, after their update with the options `how`.
+        key: for stochastic rounding; each update gets its own of it.
+        **options: what else `Optimizer.update` takes.
+    """
+    layout = state.layout
     stacks = list(checked(state.stacks, layout.stacks))
     for number, stack in enumerate(layout.stacks):
+        if not stack.trainable:
+            continue
         for rate, tables in tables_by_rate(stack, rates):
-            mine = [layout.tables.index(table) for table in tables]
-            own = [i for i, part in enumerate(parts) if part.feature.table in mine]
-            how: Any = {
+            how = options | {
                 "learning_rate": rate,
-                "rounding": rounding,
-                "key": _key_of(key, mine[0]),
-                "implementation": implementation,
+                "key": _key_of(key, layout.tables.index(tables[0])),
             }
-            mine_parts, grads = [parts[i] for i in own], [gradients[i] for i in own]
-            if stack.spread is not None:
-                stacks[number] = on_mesh.update(
-                    stack,
-                    stacks[number],
-                    [part.samples for part in mine_parts],
-                    [None if x is None else x.reshape(-1, stack.dim) for x in grads],
-                    [part.occurrences.num_samples for part in mine_parts],
-                    stack.optimizer.options(**how),
-                )
-                continue
-            batch = gather_batch(mine_parts, grads)
-            stacks[number] = stack.optimizer.update(
-                stacks[number],
-                batch.ids,
-                batch.grads,
-                sample_ids=batch.sample_ids,
-                gains=batch.gains,
-                **how,
-            )
+            stacks[number] = change(stack, stacks[number], tables, how)
     return EmbeddingState(tuple(stacks), layout)
 
 
 def current_learning_rates(state: EmbeddingState) -> LearningRates:
-    """Asks for the rate of each table, now: by name, as `apply_gradients` takes them.
+    """Asks for the rates of trainable tables, now, as `apply_gradients` takes them.
 
     A callable that several tables share is called once. Call this outside of `jit` and
     pass the rates in: a new value does not recompile. The dict is a pytree in which the
@@ -302,22 +341,11 @@ def current_learning_rates(state: EmbeddingState) -> LearningRates:
     return rates_now(state.layout.tables)
 
 
-def _parts(layout: EmbeddingLayout, features: Any, weights: Any) -> list[Part]:
-    ids = layout.leaves("features", features)
-    weights = (
-        [None] * len(ids) if weights is None else layout.leaves("weights", weights)
-    )
-    return [
-        Part.of(layout, feature, occurrences(feature, *own))
-        for feature, *own in zip(layout.features, ids, weights, strict=True)
-    ]
-
-
 def activation_shapes(
     layout: EmbeddingLayout, features: Any, weights: Any
 ) -> list[tuple[int, ...]]:
     """Returns the shape of each feature's activations; refuses what `lookup` would."""
-    return [part.activations for part in _parts(layout, features, weights)]
+    return [part.activations for part in parts_of(layout, features, weights)]
 
 
 def _key_of(key: Any, number: int) -> Any:

@@ -1,15 +1,18 @@
-"""What is asked of the gradients that a user hands back."""
+"""The gradients that a user hands back: what is asked of them, and whose they are."""
 
 import reprlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from sparse_adam.embedding.combine import Part, UpdateBatch, gather_batch, parts_of
 from sparse_adam.embedding.inputs import as_array
+from sparse_adam.embedding.stacks import Stack
 from sparse_adam.embedding.tables import EmbeddingLayout
+from sparse_adam.ops.shards import everywhere
 
 
 def check_gradients(
@@ -54,13 +57,34 @@ def check_gradients(
 def warn_of_missing_gradients(
     layout: EmbeddingLayout, gradients: Any, *, stacklevel: int
 ) -> None:
-    """Warns of each feature without a gradient."""
+    """Warns of each feature of a trainable table without a gradient."""
     leaves = layout.leaves("activation_gradients", gradients)
     for feature, gradient in zip(layout.features, leaves, strict=True):
-        if gradient is None:
+        if gradient is None and layout.tables[feature.table].trainable:
             warnings.warn(
                 f"activation_gradients has no gradient for feature {feature.name!r}: "
                 "it counts as zero, and the rows that were looked up still move with "
                 "their momenta. Pass zeros if that is meant",
                 stacklevel=stacklevel,
             )
+
+
+def batches_of_stacks(
+    layout: EmbeddingLayout, features: Any, gradients: Any, weights: Any
+) -> Iterator[tuple[Stack, list[Part], UpdateBatch]]:
+    """Returns each trainable stack, its features, and all their ids and gradients.
+
+    The arrays of a batch are whole on every device.
+
+    Raises what `check_gradients` does.
+    """
+    parts = parts_of(layout, features, weights)
+    shapes = [part.activations for part in parts]
+    gradients = check_gradients(layout, gradients, shapes)
+    for number, stack in enumerate(layout.stacks):
+        if not stack.trainable:
+            continue
+        own = [i for i, part in enumerate(parts) if part.stack == number]
+        mine = [parts[i] for i in own]
+        batch = gather_batch(mine, [gradients[i] for i in own])
+        yield stack, mine, everywhere(batch)

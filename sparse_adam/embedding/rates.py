@@ -40,7 +40,7 @@ class LearningRates(dict[str, Any]):
 
 
 def rates_now(tables: Sequence[Table]) -> LearningRates:
-    """Returns each table's rate, the optimizer's own. Equal ones are one object.
+    """Returns each trainable table's rate, the optimizer's own. Equal ones are one.
 
     A callable that several share is called once. TensorFlow sends one rate for each
     different callable, too, so tables that share a schedule can not drift apart.
@@ -55,7 +55,9 @@ def rates_now(tables: Sequence[Table]) -> LearningRates:
         known.append((rate, rate() if callable(rate) else rate))
         return known[-1][1]
 
-    return LearningRates({t.name: rate_of(t.optimizer) for t in tables})
+    return LearningRates(
+        {table.name: rate_of(table.optimizer) for table in tables if table.trainable}
+    )
 
 
 def rates_of_update(

@@ -1,4 +1,4 @@
-"""Lookup for serving: any part of the features, from a state that stays as it is."""
+"""Serving: weights without slots, and lookups of any part of the features."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,39 @@ from sparse_adam.embedding.host import is_input
 from sparse_adam.embedding.inputs import Ragged
 from sparse_adam.embedding.occurrences import occurrences
 from sparse_adam.embedding.state import EmbeddingState
-from sparse_adam.embedding.stored import checked
+from sparse_adam.embedding.stored import checked, weights_of
+
+
+def weights_only(state: EmbeddingState) -> EmbeddingState:
+    """Returns a state for serving: all tables frozen, and so without slots.
+
+    Lookups of it are those of `state`, to the bit, from a fraction of the memory: a
+    third with `Adam`.
+
+    Args:
+        state: of any stacking and storage, both of which stay.
+
+    Returns:
+        A state as of tables with `trainable=False`. Weights of plain tables are the
+        state's own arrays: copy them, `jax.tree.map(jnp.copy, weights_only(state))`,
+        if a training step goes on to donate those.
+
+    Raises:
+        TypeError: the state has arrays of a wrong dtype.
+        ValueError: the state is not of its layout's shape.
+
+    Example:
+        >>> import jax
+        >>> from sparse_adam.embedding import Adam, FeatureConfig, TableConfig, init
+        >>> config = FeatureConfig(TableConfig(4, 2, name="user"))
+        >>> served = weights_only(init(config, Adam(), jax.random.key(0)))
+        >>> [x.shape for x in jax.tree.leaves(served)], served.slots("user")
+        ([(4, 2)], {})
+    """
+    layout = state.layout.frozen()
+    stored = checked(state.stacks, state.layout.stacks)
+    stacks = map(weights_of, stored, layout.stacks)
+    return EmbeddingState(tuple(stacks), layout)
 
 
 def serving_embedding_lookup(

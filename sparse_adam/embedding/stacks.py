@@ -18,6 +18,7 @@ from typing import Any
 import jax.core
 
 from sparse_adam.embedding.config import TableConfig
+from sparse_adam.embedding.frozen import Frozen
 from sparse_adam.embedding.optimizer import Optimizer
 from sparse_adam.kernels.layout import SUBLANES, PackedLayout
 from sparse_adam.ops.spread import Spread
@@ -32,6 +33,11 @@ class Table:
     name: str
     config: TableConfig
     optimizer: Optimizer
+
+    @property
+    def trainable(self) -> bool:
+        """Returns whether updates move it."""
+        return not isinstance(self.optimizer, Frozen)
 
     @functools.cached_property
     def array_names(self) -> tuple[str, ...]:
@@ -78,6 +84,11 @@ class Stack:
     def optimizer(self) -> Optimizer:
         """Returns the optimizer, which is equal for all tables."""
         return self.tables[0].optimizer
+
+    @property
+    def trainable(self) -> bool:
+        """Returns whether updates move its tables: all of them, or none."""
+        return self.tables[0].trainable
 
     @property
     def array_names(self) -> tuple[str, ...]:

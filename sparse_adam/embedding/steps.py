@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from sparse_adam.embedding import functional
 from sparse_adam.embedding.rates import LearningRates
 from sparse_adam.embedding.serving import serving_embedding_lookup
 from sparse_adam.embedding.state import EmbeddingState
 from sparse_adam.embedding.tables import EmbeddingLayout
+from sparse_adam.rules import numbers
 
 lookup = jax.jit(functional.lookup)
 serve = jax.jit(serving_embedding_lookup)
@@ -36,6 +38,7 @@ def update(
         change.gradients,
         change.weights,
         learning_rates=change.rates,
+        gradient_scale=change.scale,
         rounding=rounding,
         key=None if noise is None else jax.random.fold_in(noise, change.step),
         implementation=implementation,
@@ -59,7 +62,27 @@ class Update(NamedTuple):
     weights: Any
     gradients: Any
     rates: LearningRates
+    scale: Any  # of the gradients, a scalar; None is 1
     step: np.uint32  # its number, from 0
+
+    @classmethod
+    def of(
+        cls,
+        batch: QueuedBatch,
+        gradients: Any,
+        rates: LearningRates,
+        scale: ArrayLike | None,
+        step: int,
+    ) -> "Update":
+        """Returns the update of a batch: its numbers as arrays, so none recompiles."""
+        return cls(
+            batch.features,
+            batch.weights,
+            gradients,
+            jax.tree.map(functools.partial(numbers.scalar, "learning_rate"), rates),
+            None if scale is None else numbers.scalar("gradient_scale", scale),
+            np.uint32(step),
+        )
 
 
 def _signature(tree: Any) -> Hashable:

@@ -203,6 +203,18 @@ def table_arrays(stored: Any, stack: Stack, place: int) -> tuple[jax.Array, ...]
     return PackedTable(lines, own).unpack()
 
 
+def weights_of(stored: Any, stack: Stack) -> Any:
+    """Returns the weights of a whole stack, stored alike, without its slots.
+
+    Args:
+        stored: with its slots.
+        stack: the same of frozen tables.
+    """
+    if not isinstance(stored, PackedTable):
+        return stack.optimizer.state_of(stored[:1])
+    return as_stored(stack, stored.unpack()[:1], packed=True)
+
+
 def _cut(array: Any, start: int, size: int, step: int = 1) -> Any:
     """Returns rows of an array, spread as it is where `step` rows are the least."""
     if size == array.shape[0]:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from sparse_adam.embedding.config import FeatureConfig, check_optimizer
+from sparse_adam.embedding.frozen import Frozen
 from sparse_adam.embedding.optimizer import Optimizer
 from sparse_adam.embedding.stacks import Stack, Table, make_stacks
 from sparse_adam.ops.spread import Spread
@@ -84,6 +85,15 @@ class EmbeddingLayout:
             raise KeyError(f"{name!r} is none of the tables {list(self.places)}")
         return self.places[name]
 
+    def frozen(self) -> "EmbeddingLayout":
+        """Returns the same with no table trainable: those of a stack share it still."""
+        stacks = tuple(
+            dataclasses.replace(stack, tables=tuple(map(_frozen, stack.tables)))
+            for stack in self.stacks
+        )
+        tables = tuple(map(_frozen, self.tables))
+        return dataclasses.replace(self, tables=tables, stacks=stacks)
+
     def leaves(self, what: str, tree: Any) -> list[Any]:
         """Returns what `tree` holds for each feature.
 
@@ -112,6 +122,10 @@ class EmbeddingLayout:
         except (TypeError, ValueError) as error:
             return str(error)
         return f"it is {type(tree).__name__}"
+
+
+def _frozen(table: Table) -> Table:
+    return dataclasses.replace(table, optimizer=Frozen())
 
 
 def make_layout(
@@ -155,7 +169,7 @@ def make_layout(
         table = config.table
         if id(table) not in tables:
             numbers[id(table)] = number = len(tables)
-            own = table.optimizer or optimizer
+            own = (table.optimizer or optimizer) if table.trainable else Frozen()
             name = f"table_{number}" if table.name is None else table.name
             if own is None:
                 raise ValueError(

@@ -5,7 +5,6 @@ It holds a state and a queue of batches; it adds no numbers of its own.
 
 import collections
 import dataclasses
-import functools
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -284,7 +283,13 @@ class TPUEmbedding:
         return activations
 
     @exclusive
-    def apply_gradients(self, gradients: Any, name: str | None = None) -> None:
+    def apply_gradients(
+        self,
+        gradients: Any,
+        name: str | None = None,
+        *,
+        gradient_scale: ArrayLike | None = None,
+    ) -> None:
         """Updates the rows of the training batch that was dequeued last.
 
         Learning rates that are callables are called now, each once.
@@ -293,11 +298,14 @@ class TPUEmbedding:
             gradients: by the activations, in their structure. None counts as zeros,
                 with a warning.
             name: for TensorFlow's sake; without effect.
+            gradient_scale: as in the function `apply_gradients`.
 
         Raises:
             RuntimeError: no training batch was dequeued.
-            TypeError: a gradient that is no array of floats.
-            ValueError: another structure or shape than the activations'.
+            TypeError: a gradient that is no array of floats, or a scale that is no
+                number.
+            ValueError: another structure or shape than the activations'; a scale that
+                is no scalar.
         """
         del name
         if self._looked_up is None:
@@ -309,16 +317,12 @@ class TPUEmbedding:
         leaves = check_gradients(self._layout, gradients, batch.shapes)
         warn_of_missing_gradients(self._layout, gradients, stacklevel=4)
         gradients = jax.tree.unflatten(self._layout.structure, leaves)
-        rates = jax.tree.map(
-            functools.partial(numbers.scalar, "learning_rate"),
-            functional.current_learning_rates(self._built_state()),
-        )
-        update = Update(
-            batch.features,
-            batch.weights,
+        update = Update.of(
+            batch,
             gradients,
-            rates,
-            np.uint32(self._num_updates),
+            functional.current_learning_rates(self._built_state()),
+            gradient_scale,
+            self._num_updates,
         )
         if self._pipelined:
             self._checks.update(self._built_state(), update, self._noise, **self._how)

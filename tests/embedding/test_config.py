@@ -35,6 +35,7 @@ def test_arguments_and_defaults_are_tensorflows():
         ("quantization_config", None),
         ("dtype", np.float32),  # from here on not TensorFlow's
         ("slot_dtype", np.float32),
+        ("trainable", True),
     ]
     assert list(defaults(FeatureConfig).items()) == [
         ("table", missing),

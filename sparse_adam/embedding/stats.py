@@ -1,0 +1,134 @@
+"""What a batch holds, by table: counted inside a jitted step."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from sparse_adam.embedding.combine import Part, parts_of
+from sparse_adam.embedding.inputs import Ragged, Sparse, as_array, is_bcoo
+from sparse_adam.embedding.stacks import Stack
+from sparse_adam.embedding.state import EmbeddingState
+from sparse_adam.ops.shards import everywhere
+
+
+class BatchStats(NamedTuple):
+    """Counts of the ids of one table, scalars.
+
+    Attributes:
+        ids: int32, how many there are; -1, which fills up, is none.
+        valid: int32, how many of these are in `[0, V)`.
+        ignored: int32, how many are not: `ids - valid`.
+        unique: int32, how many different rows are looked up.
+        hottest: float32, the share that the most frequent row has of the valid ids; 0
+            if there are none.
+    """
+
+    ids: jax.Array
+    valid: jax.Array
+    ignored: jax.Array
+    unique: jax.Array
+    hottest: jax.Array
+
+
+def batch_stats(state: EmbeddingState, features: Any) -> dict[str, BatchStats]:
+    """Counts the ids of a batch: for logs, to find ids that are wrong or rows too hot.
+
+    Ids that no sample owns, and those behind the end of a sequence, are not counted:
+    nobody looks them up. It takes a sort of the ids of each stack, so return it from a
+    jitted step, of every step or of some.
+
+    Args:
+        state: from `init` or from an update, of which only the layout is read.
+        features: as in `lookup`.
+
+    Returns:
+        By table name, over all features of a table.
+
+    Raises:
+        TypeError: ids are not integers.
+        ValueError: another structure, or shapes that do not fit.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from sparse_adam.embedding import Adam, FeatureConfig, TableConfig, init
+        >>> config = FeatureConfig(TableConfig(10, 2, name="user"))
+        >>> state = init(config, Adam(), jax.random.key(0))
+        >>> stats = jax.jit(batch_stats)(state, jnp.array([[7, 7, 3], [7, 10, -1]]))
+        >>> {name: x.item() for name, x in stats["user"]._asdict().items()}
+        {'ids': 5, 'valid': 4, 'ignored': 1, 'unique': 2, 'hottest': 0.75}
+    """
+    layout = state.layout
+    parts = parts_of(layout, features, None)
+    leaves = layout.leaves("features", features)
+    there = jax.tree.unflatten(layout.structure, list(map(_places, leaves)))
+    places = parts_of(layout, there, None)
+    found: dict[str, BatchStats] = {}
+    for number, stack in enumerate(layout.stacks):
+        own = [i for i, part in enumerate(parts) if part.stack == number]
+        given = [
+            sum(
+                _count(places[i])
+                for i in own
+                if layout.tables[parts[i].feature.table].name == table.name
+            )
+            for table in stack.tables
+        ]
+        ids = jnp.concatenate([everywhere(parts[i].samples.ids) for i in own])
+        found |= _of_stack(stack, ids, jnp.stack(given))
+    return {table.name: found[table.name] for table in layout.tables}
+
+
+def _count(part: Part) -> jax.Array:
+    return jnp.sum(everywhere(part.samples.ids) >= 0, dtype=jnp.int32)
+
+
+def _of_stack(stack: Stack, ids: jax.Array, given: jax.Array) -> dict[str, BatchStats]:
+    """Counts the ids of the tables of one stack.
+
+    Args:
+        stack: T tables.
+        ids: `[N]` rows of the stack, -1 for none.
+        given: `[T]`, how many ids there are for each table.
+    """
+    ids = lax.sort(ids)
+    position = lax.iota(jnp.int32, ids.size)
+    starts = jnp.append(jnp.ones((1,), bool), ids[1:] != ids[:-1])[: ids.size]
+    length = position - lax.cummax(jnp.where(starts, position, 0)) + 1
+    first = np.array(stack.offsets, np.int32)[:, None]
+    rows = np.array([table.num_rows for table in stack.tables], np.int32)[:, None]
+    mine = (ids[None] >= first) & (ids[None] < first + rows)  # [T, N], fused
+    valid = jnp.sum(mine, 1, dtype=jnp.int32)
+    unique = jnp.sum(mine & starts[None], 1, dtype=jnp.int32)
+    most = jnp.max(jnp.where(mine, length[None], 0), 1, initial=0)
+    hottest = most.astype(jnp.float32) / jnp.maximum(valid, 1).astype(jnp.float32)
+    counts = given, valid, given - valid, unique, hottest
+    return {
+        table.name: BatchStats(*(count[i] for count in counts))
+        for i, table in enumerate(stack.tables)
+    }
+
+
+def _places(ids: Any) -> Any:
+    """Returns ids in their form with 0 for each that is given, and -1 for those of -1.
+
+    0 is a row of every table, so what is counted are all that a sample owns.
+    """
+    if isinstance(ids, Ragged):
+        return Ragged(_given(ids.values), ids.row_splits)
+    if isinstance(ids, Sparse):
+        return Sparse(ids.indices, _given(ids.values), ids.dense_shape)
+    if is_bcoo(ids):
+        return Sparse(ids.indices, _given(ids.data), ids.shape)
+    return _given(ids)
+
+
+def _given(ids: Any) -> Any:
+    ids = as_array("ids", ids)
+    if ids.dtype.kind != "i":  # nothing is below 0, or it is refused with the ids
+        return np.zeros(ids.shape, np.int32)
+    xp = jnp if isinstance(ids, jax.Array) else np
+    return xp.where(ids == -1, xp.int32(-1), xp.int32(0))
