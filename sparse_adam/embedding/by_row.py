@@ -12,6 +12,7 @@ from sparse_adam.embedding import on_mesh
 from sparse_adam.embedding.combine import UpdateBatch
 from sparse_adam.embedding.functional import update_stacks
 from sparse_adam.embedding.gradients import batches_of_stacks
+from sparse_adam.embedding.on_mesh import check_whole_batch
 from sparse_adam.embedding.rates import rates_of_update
 from sparse_adam.embedding.stacks import Stack, Table
 from sparse_adam.embedding.state import EmbeddingState
@@ -61,7 +62,8 @@ def row_gradients(
 
     Raises:
         TypeError: ids or gradients are of a wrong kind.
-        ValueError: another structure, or shapes that do not fit.
+        ValueError: another structure, or shapes that do not fit; within `jax.shard_map`
+            over the devices of the state.
 
     Example:
         >>> import jax
@@ -76,6 +78,7 @@ def row_gradients(
          [5. 0.]
          [0. 0.]]
     """
+    check_whole_batch(state.layout.stacks, "row_gradients")
     layout = state.layout
     found: dict[str, RowGradients] = {}
     for stack, parts, batch in batches_of_stacks(

@@ -8,6 +8,7 @@ from jax import lax
 
 from sparse_adam.embedding.combine import UpdateBatch
 from sparse_adam.embedding.gradients import batches_of_stacks
+from sparse_adam.embedding.on_mesh import check_whole_batch
 from sparse_adam.embedding.state import EmbeddingState
 from sparse_adam.ops.routing.unique import sort_pairs
 
@@ -48,7 +49,8 @@ def gradient_norm(
 
     Raises:
         TypeError: ids or gradients are of a wrong kind.
-        ValueError: another structure, or shapes that do not fit.
+        ValueError: another structure, or shapes that do not fit; within `jax.shard_map`
+            over the devices of the state.
 
     Example:
         >>> import jax
@@ -59,6 +61,7 @@ def gradient_norm(
         >>> print(gradient_norm(state, jnp.array([1, 1, 3]), gradients))
         5.0
     """
+    check_whole_batch(state.layout.stacks, "gradient_norm")
     squares = [
         _sum_of_squares(batch, stack.num_rows)
         for stack, _, batch in batches_of_stacks(

@@ -41,6 +41,21 @@ def spread_of(mesh: Any, axes: Any) -> Spread | None:
     return Spread(mesh, (axes,) if isinstance(axes, str) else tuple(axes))
 
 
+def check_whole_batch(stacks: Sequence[Stack], function: str) -> None:
+    """Refuses to count or sum over a batch of which a device sees its own part only.
+
+    Raises:
+        ValueError: this is traced in a `jax.shard_map` over the axes of a stack.
+    """
+    for stack in stacks:
+        if stack.spread is not None and stack.spread.is_inside:
+            raise ValueError(
+                f"{function}() within jax.shard_map over the axes {stack.spread.axes} "
+                "would see the samples of one device only: call it outside, with the "
+                "whole batch"
+            )
+
+
 def place(stack: Stack, stored: Any) -> Any:
     """Spreads a stack that is stored in logical order over its devices."""
     if isinstance(stored, PackedTable):

@@ -9,6 +9,7 @@ from jax import lax
 
 from sparse_adam.embedding.combine import Part, parts_of
 from sparse_adam.embedding.inputs import Ragged, Sparse, as_array, is_bcoo
+from sparse_adam.embedding.on_mesh import check_whole_batch
 from sparse_adam.embedding.stacks import Stack
 from sparse_adam.embedding.state import EmbeddingState
 from sparse_adam.ops.shards import everywhere
@@ -49,7 +50,8 @@ def batch_stats(state: EmbeddingState, features: Any) -> dict[str, BatchStats]:
 
     Raises:
         TypeError: ids are not integers.
-        ValueError: another structure, or shapes that do not fit.
+        ValueError: another structure, or shapes that do not fit; within `jax.shard_map`
+            over the devices of the state.
 
     Example:
         >>> import jax
@@ -61,6 +63,7 @@ def batch_stats(state: EmbeddingState, features: Any) -> dict[str, BatchStats]:
         >>> {name: x.item() for name, x in stats["user"]._asdict().items()}
         {'ids': 5, 'valid': 4, 'ignored': 1, 'unique': 2, 'hottest': 0.75}
     """
+    check_whole_batch(state.layout.stacks, "batch_stats")
     layout = state.layout
     parts = parts_of(layout, features, None)
     leaves = layout.leaves("features", features)

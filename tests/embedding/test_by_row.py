@@ -289,3 +289,28 @@ def test_row_gradients_that_do_not_fit():
     state = init(config, Adam(use_gradient_accumulation=False), KEY)
     with pytest.raises(ValueError, match="a step for each occurrence"):
         apply_row_gradients(state, {"a": good})
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda state, ids: batch_stats(state, ids),
+        lambda state, ids: gradient_norm(state, ids, jnp.ones((2, 4))),
+        lambda state, ids: row_gradients(state, ids, jnp.ones((2, 4))),
+    ],
+    ids=["batch_stats", "gradient_norm", "row_gradients"],
+)
+def test_a_part_of_a_batch_is_refused(function):
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+    state = init(FeatureConfig(TableConfig(8, 4)), Adam(), KEY, mesh=mesh)
+    mapped = jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=(PartitionSpec("data"), PartitionSpec("data")),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )
+    spread = NamedSharding(mesh, PartitionSpec("data"))
+    ids = jax.device_put(jnp.array([1, 2, 3, 4]), spread)
+    with pytest.raises(ValueError, match="call it outside, with the whole batch"):
+        jax.eval_shape(mapped, state, ids)
