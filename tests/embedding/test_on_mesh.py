@@ -1,6 +1,7 @@
 """Tables spread over the eight devices of a mesh, held to those of one device."""
 
 import functools
+from collections import Counter
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from sparse_adam.embedding import (
     lookup,
     to_logical,
 )
+from tests.embedding import hlo
 
 V, D, B, PLACES = 4091, 4, 24, 5
 
@@ -106,6 +108,21 @@ def test_steps_are_those_of_one_device(storage):
             assert x.sharding.is_equivalent_to(place, x.ndim)
     check(to_logical(many), to_logical(one))
     check(many.table("user"), one.table("user"))
+
+
+def test_lookup_and_update_in_one_jit_share_a_route():
+    """XLA merges what both make of the ids: three sorts and all that they send."""
+    config = {"item": FeatureConfig(TableConfig(V, D, name="item"))}
+    state = init(config, Adagrad(0.1), jax.random.key(0), storage="plain", mesh=mesh())
+    batch = {"item": features("uniform", 0)["padded"]}
+
+    def counts(function: Any, *arguments: Any) -> Counter[str]:
+        text = jax.jit(function).lower(state, batch, *arguments).compile().as_text()
+        return hlo.counts(text, "sort", "while", "all-to-all", "all-reduce")
+
+    separate = counts(lookup) + counts(apply_gradients, {"item": jnp.ones((B, D))})
+    route = Counter({"sort": 3, "while": 1, "all-to-all": 2, "all-reduce": 2})
+    assert separate - counts(step) == route
 
 
 @pytest.mark.parametrize(
