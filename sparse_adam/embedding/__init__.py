@@ -27,3 +27,4 @@ from sparse_adam.embedding.serving import (
 )
 from sparse_adam.embedding.state import EmbeddingState as EmbeddingState
 from sparse_adam.embedding.tpu_embedding import TPUEmbedding as TPUEmbedding
+from sparse_adam.embedding.travel import explain as explain

@@ -145,7 +145,7 @@ def lookup(state: EmbeddingState, features: Any, weights: Any = None) -> Any:
          [1. 2.]]
     """
     layout = state.layout
-    parts = _parts(layout, features, weights)
+    parts = batch_parts(layout, features, weights)
     stacks = checked(state.stacks, layout.stacks)
     activations = activations_of(layout, stacks, parts, quantize=True)
     return jax.tree.unflatten(layout.structure, activations)
@@ -246,7 +246,7 @@ def update_tables(
     """Does what `apply_gradients` says, without its warning."""
     layout = state.layout
     rates = rates_of_update(layout.tables, learning_rates)
-    parts = _parts(layout, features, weights)
+    parts = batch_parts(layout, features, weights)
     shapes = [part.activations for part in parts]
     gradients = check_gradients(layout, activation_gradients, shapes)
     stacks = list(checked(state.stacks, layout.stacks))
@@ -302,7 +302,8 @@ def current_learning_rates(state: EmbeddingState) -> LearningRates:
     return rates_now(state.layout.tables)
 
 
-def _parts(layout: EmbeddingLayout, features: Any, weights: Any) -> list[Part]:
+def batch_parts(layout: EmbeddingLayout, features: Any, weights: Any) -> list[Part]:
+    """Returns the ids of each feature, as rows of its stack."""
     ids = layout.leaves("features", features)
     weights = (
         [None] * len(ids) if weights is None else layout.leaves("weights", weights)
@@ -317,7 +318,7 @@ def activation_shapes(
     layout: EmbeddingLayout, features: Any, weights: Any
 ) -> list[tuple[int, ...]]:
     """Returns the shape of each feature's activations; refuses what `lookup` would."""
-    return [part.activations for part in _parts(layout, features, weights)]
+    return [part.activations for part in batch_parts(layout, features, weights)]
 
 
 def _key_of(key: Any, number: int) -> Any:
