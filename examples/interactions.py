@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from devices import on_each
+from jax.sharding import Mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,12 +146,14 @@ def split(data: Interactions, length: int) -> tuple[Examples, Examples]:
     return examples(~is_last), examples(is_last & (event > first))
 
 
-def put_on_device(examples: Examples, data: Interactions) -> Device:
-    """Puts examples on the device, with what is known of the items they choose."""
+def put_on_device(
+    examples: Examples, data: Interactions, mesh: Mesh | None = None
+) -> Device:
+    """Puts examples on each device, with what is known of the items they choose."""
     counts = np.bincount(examples.items, minlength=data.num_items)
     log_popularity = np.log((counts + 1) / (counts + 1).sum()).astype(np.float32)
     arrays = (examples.users, examples.history, examples.items)
-    return Device(*map(jnp.asarray, (*arrays, data.categories, log_popularity)))
+    return Device(*on_each((*arrays, data.categories, log_popularity), mesh))
 
 
 def recall_of_popular(train: Examples, test: Examples, num_items: int) -> float:

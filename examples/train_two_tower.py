@@ -2,6 +2,7 @@
 
     python examples/train_two_tower.py                  # a shop that it makes up
     python examples/train_two_tower.py --data log.csv   # with columns user and item
+    python examples/train_two_tower.py --devices 4      # which share tables and batches
 
 One tower makes a vector of a user and the items that the user chose last, the other one
 of an item; the model learns to put a user near the item that is chosen next. There are
@@ -37,6 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from checkpoints import open_checkpoints
+from devices import device_options, mesh_of, on_each
 from interactions import (
     Device,
     Interactions,
@@ -46,6 +48,7 @@ from interactions import (
     recall_of_popular,
     split,
 )
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -57,8 +60,10 @@ from sparse_adam.embedding import (
     FeatureConfig,
     TableConfig,
     apply_gradients,
+    from_logical,
     init,
     lookup,
+    to_logical,
 )
 
 Tower = dict[str, jax.Array]
@@ -100,15 +105,22 @@ class Model(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What a checkpoint holds."""
+    """What a run has come to: a checkpoint holds it, tables `[V, D]` by name."""
 
     model: Model
     losses: np.ndarray  # float32 [steps], NaN where a step is yet to come
     recalls: np.ndarray  # float32 [checkpoints], as well
 
 
-def new_model(settings: Settings, data: Interactions) -> Model:
-    """Makes three tables, for four features, and two towers."""
+def new_model(
+    settings: Settings, data: Interactions, mesh: Mesh | None = None
+) -> Model:
+    """Makes three tables, for four features, and two towers.
+
+    The devices of a mesh share the rows of tables, and each has the towers. Then a
+    lookup gives each device the activations of some of the samples, and XLA spreads
+    the work of the towers in the same way.
+    """
     user = TableConfig(data.num_users, settings.dim, name="user")
     item = TableConfig(data.num_items, settings.dim, name="item")
     category = TableConfig(data.num_categories, settings.dim // 4, name="category")
@@ -125,7 +137,8 @@ def new_model(settings: Settings, data: Interactions) -> Model:
         item=new_tower(keys[1], settings.dim + settings.dim // 4, settings),
     )
     zeros, more = (jax.tree.map(jnp.zeros_like, towers) for _ in range(2))
-    return Model(init(feature_config, optimizer, keys[2]), towers, zeros, more)
+    embedding = init(feature_config, optimizer, keys[2], mesh=mesh)
+    return Model(embedding, *on_each((towers, zeros, more), mesh))
 
 
 def new_tower(key: jax.Array, width: int, settings: Settings) -> Tower:
@@ -234,8 +247,8 @@ def train_steps(
 
 
 @jax.jit
-def found(model: Model, examples: Device, some: jax.Array) -> jax.Array:
-    """Tells of some of the examples whether their item is among the nearest ten."""
+def found(model: Model, examples: Device, some: np.ndarray) -> jax.Array:
+    """Counts of some of the examples whose item is among the nearest ten."""
     items = jnp.arange(len(examples.categories))
     candidates, _ = features_of(
         jnp.full_like(items, -1),
@@ -251,15 +264,15 @@ def found(model: Model, examples: Device, some: jax.Array) -> jax.Array:
     user = climb(model.towers.user, activations["user"], activations["history"])
     scores = user @ vectors.T
     own = jnp.take_along_axis(scores, examples.items[some][:, None], axis=1)
-    return jnp.sum(scores > own, axis=1) < 10
+    return jnp.sum(jnp.sum(scores > own, axis=1) < 10)
 
 
 def recall(model: Model, examples: Device) -> float:
     """Returns recall@10 of up to 2000 users, 500 at a time."""
     size = min(500, len(examples.users))
     count = min(2000, len(examples.users)) // size * size
-    chunks = jnp.arange(count).reshape(-1, size)
-    return float(np.mean([found(model, examples, some) for some in chunks]))
+    chunks = np.arange(count, dtype=np.int32).reshape(-1, size)
+    return sum(int(found(model, examples, some)) for some in chunks) / count
 
 
 def train(
@@ -267,22 +280,26 @@ def train(
     settings: Settings,
     checkpoints: ocp.CheckpointManager,
     console: Console,
+    mesh: Mesh | None = None,
 ) -> Run:
     """Trains from the last checkpoint, or from the beginning, to the end."""
     train_on, test_on = (
-        put_on_device(examples, data) for examples in split(data, settings.history)
+        put_on_device(examples, data, mesh)
+        for examples in split(data, settings.history)
     )
     losses = np.full(settings.steps, np.nan, np.float32)
     every = settings.steps_per_checkpoint
     recalls = np.full(-(-settings.steps // every), np.nan, np.float32)
-    run = Run(new_model(settings, data), losses, recalls)
+    model = new_model(settings, data, mesh)
     first = checkpoints.latest_step() or 0
     if first:
+        run = to_save(Run(model, losses, recalls))
         saved = checkpoints.restore(first, args=ocp.args.StandardRestore(run))
-        run = cast(Run, saved)
+        saved, losses, recalls = cast(Run, saved)
+        tables: Any = saved.embedding
+        model = saved._replace(embedding=from_logical(model.embedding, tables))
         console.print(f"continuing from the checkpoint of step {first:,}")
 
-    model, losses, recalls = run
     with progress_bar(console) as bar:
         task = bar.add_task(
             "", total=settings.steps, completed=first, loss=0, recall=0, speed=0
@@ -290,19 +307,25 @@ def train(
         for start in range(first, settings.steps, settings.steps_per_call):
             began = time.perf_counter()
             done = min(start + settings.steps_per_call, settings.steps)
-            steps = jnp.arange(start, done)
+            steps = np.arange(start, done, dtype=np.int32)
             model, losses[start:done] = train_steps(
                 model, train_on, steps, settings=settings
             )
             speed = (done - start) * settings.batch / (time.perf_counter() - began)
             if done % every == 0 or done == settings.steps:
                 recalls[(done - 1) // every] = recall(model, test_on)
-                state = Run(model, losses, recalls)
+                state = to_save(Run(model, losses, recalls))
                 checkpoints.save(done, args=ocp.args.StandardSave(state))
                 bar.update(task, recall=recalls[(done - 1) // every])
             mean = losses[start:done].mean()
             bar.update(task, completed=done, loss=mean, speed=speed)
     return Run(model, losses, recalls)
+
+
+def to_save(run: Run) -> Run:
+    """Returns a run with its tables in logical order, which fit any devices."""
+    tables: Any = to_logical(run.model.embedding)
+    return run._replace(model=run.model._replace(embedding=tables))
 
 
 def progress_bar(console: Console) -> Progress:
@@ -347,11 +370,18 @@ def results(run: Run, settings: Settings, popular: float) -> Table:
 @click.option("--steps", type=click.IntRange(1), help="Length of the run.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--quick", is_flag=True, help="A short run in a small shop, for tests.")
+@device_options
 def main(
-    path: Path | None, out: Path, steps: int | None, seed: int, quick: bool
+    path: Path | None,
+    out: Path,
+    steps: int | None,
+    seed: int,
+    quick: bool,
+    **devices: Any,
 ) -> None:
     """Trains, and shows how well."""
-    console = Console()
+    mesh = mesh_of(**devices)
+    console = Console(quiet=jax.process_index() > 0)
     settings = Settings(seed=seed)
     if quick:
         settings = dataclasses.replace(
@@ -384,7 +414,7 @@ def main(
     with open_checkpoints(out, settings, data.fingerprint()) as checkpoints:
         if checkpoints.latest_step() == settings.steps:
             console.print("this run is finished: showing its results again")
-        run = train(data, settings, checkpoints, console)
+        run = train(data, settings, checkpoints, console, mesh)
     popular = recall_of_popular(train_on, test_on, data.num_items)
     console.print(results(run, settings, popular))
 

@@ -35,3 +35,4 @@ from sparse_adam.embedding.state import EmbeddingState as EmbeddingState
 from sparse_adam.embedding.stats import BatchStats as BatchStats
 from sparse_adam.embedding.stats import batch_stats as batch_stats
 from sparse_adam.embedding.tpu_embedding import TPUEmbedding as TPUEmbedding
+from sparse_adam.embedding.travel import explain as explain

@@ -86,7 +86,7 @@ def look_up(
 ) -> list[jax.Array]:
     """Returns the combined rows of each feature of a stack, `[S, D]`."""
     assert stack.spread is not None
-    layout = _layout(stack, stored)
+    layout = layout_of(stack, stored)
     found = lookup_batch(
         stored.lines if isinstance(stored, PackedTable) else jnp.asarray(stored[0]),
         batch,
@@ -116,7 +116,7 @@ def update(
         stack.optimizer.rule,
         options,
         spread=stack.spread,
-        layout=_layout(stack, stored),
+        layout=layout_of(stack, stored),
         sizes=tuple(sizes),
     )
     if packed:
@@ -124,7 +124,7 @@ def update(
     return stack.optimizer.state_of(new)
 
 
-def _layout(stack: Stack, stored: Any) -> Layout:
+def layout_of(stack: Stack, stored: Any) -> Layout:
     """Returns the layout of a stack as if it were on one device."""
     if isinstance(stored, PackedTable):
         return stored.layout.with_rows(stack.num_rows)

@@ -6,14 +6,14 @@ It holds a state and a queue of batches; it adds no numbers of its own.
 import collections
 import dataclasses
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from sparse_adam.embedding import functional, steps
+from sparse_adam.embedding import functional, on_mesh, steps
 from sparse_adam.embedding.config import TableConfig, is_int
 from sparse_adam.embedding.exclusive import exclusive
 from sparse_adam.embedding.gradients import check_gradients, warn_of_missing_gradients
@@ -64,12 +64,15 @@ class TPUEmbedding:
         stack: True lets tables that are alike share an array, as in `init`.
         rounding: of bfloat16 tables and slots, "nearest" or "stochastic", as in
             `apply_gradients`.
+        mesh: whose devices share tables and batches, as in `init`.
+        axes: of the mesh, over which they are spread, as in `init`.
         seed: of stochastic rounding: each update has a key of its own, made of the seed
             and of how many updates this object has made. Pass another one when you go
             on from a checkpoint.
         implementation: of the update, as in `sparse_adam_update`.
 
     Raises:
+        TypeError: see `init`.
         ValueError: see `init`.
 
     Example:
@@ -105,12 +108,19 @@ class TPUEmbedding:
         storage: str | None = None,
         stack: bool = True,
         rounding: str = "nearest",
+        mesh: jax.sharding.Mesh | None = None,
+        axes: str | Sequence[str] | None = None,
         seed: int = 0,
         implementation: str | None = None,
     ) -> None:
         self._feature_config = feature_config
         self._optimizer = optimizer
-        self._layout = make_layout(feature_config, optimizer, stack=stack)
+        self._layout = make_layout(
+            feature_config,
+            optimizer,
+            stack=stack,
+            spread=on_mesh.spread_of(mesh, axes),
+        )
         self._pipelined = numbers.flag(
             "pipeline_execution_with_tensor_core", pipeline_execution_with_tensor_core
         )
@@ -122,7 +132,12 @@ class TPUEmbedding:
             )
         if not is_int(seed):
             raise TypeError(f"{seed=} must be an int")
-        self._made = {"storage": storage, "stack": stack}
+        self._made: dict[str, Any] = {
+            "storage": storage,
+            "stack": stack,
+            "mesh": mesh,
+            "axes": axes,
+        }
         self._how = {"rounding": rounding, "implementation": implementation}
         self._noise = None if rounding == "nearest" else jax.random.key(seed)
         self._layout.tables[0].optimizer.options(
@@ -200,8 +215,8 @@ class TPUEmbedding:
         if state.layout != self._layout:
             raise ValueError(
                 f"{state.layout=} must be that of this object, {self._layout}: make "
-                "both from one feature_config, optimizer and stack=, or load() what "
-                "to_logical(state) returns"
+                "both from one feature_config, optimizer, stack=, mesh= and axes=, or "
+                "load() what to_logical(state) returns"
             )
         stacks = owned(state.stacks, self._layout.stacks)
         self._finish_update()

@@ -1,10 +1,15 @@
-"""One of several processes that train together: number, how many, port, file to write.
+"""One of several processes that train together: number, how many, port, folder.
 
-Each process has two devices, and passes its own part of every batch.
+Each process has two devices, and passes its own part of every batch. The processes
+train to the end, and then once more from the beginning, until the last one kills
+itself. Started again with the same folder, they go on from the last checkpoint.
 """
 
 import functools
+import os
+import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +22,7 @@ from sparse_adam.embedding import (
     FeatureConfig,
     TableConfig,
     apply_gradients,
+    from_logical,
     init,
     lookup,
     to_logical,
@@ -56,23 +62,56 @@ def spread(ids: dict[str, np.ndarray], mesh: Mesh) -> Any:
     return {name: make(np.split(x, count)[me]) for name, x in ids.items()}
 
 
-def train(mesh: Mesh | None) -> dict[str, dict[str, np.ndarray]]:
-    """Makes some steps, on one device or on those of a mesh; returns the tables."""
+def train(
+    mesh: Mesh | None, folder: Path, dies_before: int | None = None
+) -> dict[str, dict[str, np.ndarray]]:
+    """Makes steps from the last checkpoint of a folder on; returns the tables.
+
+    Args:
+        mesh: whose devices train; None for one device.
+        folder: has a file for each step that was made, written by process 0.
+        dies_before: the step before which the last process kills itself.
+    """
     state = init(CONFIG, Adagrad(0.1), jax.random.key(0), mesh=mesh)
-    for number in range(STEPS):
+    first = len(list(folder.glob("*.npz")))
+    if first:
+        with np.load(folder / f"{first - 1}.npz") as saved:
+            tables: dict[str, Any] = {name: {} for name in CONFIG}
+            for name, x in saved.items():
+                table, _, array = name.partition("/")
+                tables[table][array] = x
+        state = from_logical(state, tables)
+    for number in range(first, STEPS):
+        if number == dies_before and jax.process_index() == jax.process_count() - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
         ids = batch(number)
         state = step(state, ids if mesh is None else spread(ids, mesh))
-        jax.block_until_ready(state)
+        logical = jax.tree.map(np.asarray, to_logical(state))
+        if jax.process_index() == 0:
+            save(folder / f"{number}.npz", logical)
     return jax.tree.map(np.asarray, to_logical(state))
 
 
-if __name__ == "__main__":
-    number, count, port, file = sys.argv[1:]
-    jax.config.update("jax_num_cpu_devices", 2)
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"localhost:{port}", int(count), int(number))
-    tables = train(Mesh(np.array(jax.devices()), ("data",)))
+def save(file: Path, tables: dict[str, dict[str, np.ndarray]]) -> None:
+    """Writes tables to a file that is whole as soon as it has its name."""
     flat: Any = {
         f"{table}/{name}": x for table, own in tables.items() for name, x in own.items()
     }
-    np.savez(file, **flat)
+    file.parent.mkdir(exist_ok=True)
+    new = file.with_suffix(".new")
+    with new.open("wb") as writer:
+        np.savez(writer, **flat)
+    new.replace(file)
+
+
+if __name__ == "__main__":
+    number, count, port, folder = sys.argv[1:]
+    jax.config.update("jax_num_cpu_devices", 2)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"localhost:{port}", int(count), int(number))
+    mesh, out = Mesh(np.array(jax.devices()), ("data",)), Path(folder)
+    broken = out / "broken"
+    again = broken.exists()
+    if not again:
+        save(out / number / "whole.npz", train(mesh, out / "whole"))
+    save(out / number / "broken.npz", train(mesh, broken, None if again else 2))

@@ -332,7 +332,7 @@ def test_the_object_shares_too(monkeypatch):
         one.apply_gradients(ONES)
     assert len(calls) == 1 + 3
     assert moved(embedding.state) == moved(apart.state) == [0.5] * 3
-    with pytest.raises(ValueError, match="optimizer and stack=, or load"):
+    with pytest.raises(ValueError, match="stack=, mesh= and axes=, or load"):
         embedding.state = dataclasses.replace(apart.state)
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from sparse_adam.embedding import (
     Adam,
@@ -96,6 +97,32 @@ def test_pipelined_activations_are_one_step_old():
     state = apply_gradients(state, *update)
     assert_same(embedding(*batch(5)), lookup(state, *batch(5)))  # inference is exact
     assert_same(embedding.state, state)
+
+
+def test_the_devices_of_a_mesh_are_as_one():
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    options = {"pipeline_execution_with_tensor_core": True}
+    one, many = built(**options), built(mesh=mesh, axes=("y", "x"), **options)
+    assert_same(many.retrieve(), one.retrieve(), rtol=0)
+    for number in range(3):
+        assert_same(train(many, number), train(one, number))
+    trained = many.retrieve()
+    assert_same(trained, one.retrieve())
+    rows = NamedSharding(mesh, PartitionSpec(("y", "x")))
+    assert all(
+        x.sharding.is_equivalent_to(rows, x.ndim) for x in jax.tree.leaves(many.state)
+    )
+
+    train(many, 3)
+    assert np.any(many.embedding_tables["item"] != trained["item"]["parameters"])
+    many.load(trained)
+    assert_same(many.retrieve(), trained, rtol=0)
+    assert_same(many(*batch(5)), one(*batch(5)))
+    assert_same(train(many, 3), train(one, 3))  # its arrays can be donated
+    with pytest.raises(ValueError, match="mesh= and axes=, or load"):
+        many.state = one.state
+    with pytest.raises(ValueError, match="axes='x' need a mesh"):
+        built(axes="x")
 
 
 def test_the_order_of_calls():

@@ -17,6 +17,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from click.testing import CliRunner
+from jax.sharding import AxisType
+from rich.console import Console
 
 from tests.embedding import hlo
 
@@ -144,6 +146,45 @@ def test_a_bad_file_is_a_sentence(
     done = CliRunner().invoke(example.main, options)
     assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
     assert words in done.output and str(path) in done.output
+
+
+def test_devices_train_as_one_and_go_on_from_each_others_checkpoints(
+    modules: Any, tmp_path: Path
+) -> None:
+    example, interactions = modules
+    checkpoints = importlib.import_module("checkpoints")
+    settings = example.Settings(
+        users=60, items=30, categories=5, dim=8, hidden=8, batch=16, history=3
+    )
+    settings = dataclasses.replace(
+        settings, steps=4, steps_per_call=2, steps_per_checkpoint=2
+    )
+    data = interactions.make_interactions(60, 30, 5, seed=0)
+    kinds = (AxisType.Auto,)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=kinds, devices=jax.devices()[:2])
+
+    def train(name: str, mesh: Any, again_from: int | None = None) -> Any:
+        with checkpoints.open_checkpoints(tmp_path / name, settings, "") as saved:
+            if again_from is not None:
+                saved.delete(settings.steps)
+                assert saved.latest_step() == again_from
+            return example.train(data, settings, saved, Console(quiet=True), mesh)
+
+    def check(run: Any) -> None:
+        for x, y in zip(jax.tree.leaves(run), jax.tree.leaves(one), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
+
+    one = example.to_save(train("one", None))
+    many = train("many", mesh)
+    assert len(jax.tree.leaves(many.model.embedding)[0].sharding.device_set) == 2
+    check(example.to_save(many))
+    check(example.to_save(train("many", None, again_from=2)))
+
+
+def test_options_for_a_coordinator_go_together(modules: Any) -> None:
+    done = CliRunner().invoke(modules[0].main, ["--coordinator", "localhost:1"])
+    assert done.exit_code == 1
+    assert "--coordinator, --processes and --process-id go together" in done.output
 
 
 def test_a_step_does_nothing_of_the_size_of_a_table(modules: Any) -> None:

@@ -143,7 +143,7 @@ def many(
 
 
 def check(spread: Spread, kinds: Any, storage: str = "plain", early: bool = True):
-    """Makes a step of each kind of batch, whose sums are exact, and then two more."""
+    """Makes a step of each kind of batch, whose sums are exact; of "zipf" two more."""
     start = table()
 
     def compare(same: Any, expected: Any, found: Any, state: Any, new: Any) -> None:
@@ -157,6 +157,8 @@ def check(spread: Spread, kinds: Any, storage: str = "plain", early: bool = True
         new, layout = stored(start, spread, storage)
         new, found = many(new, batch, grads, spread, layout, early)
         compare(assert_bitwise_equal, expected, found, state, new)
+        if kind != "zipf":
+            continue
         for seed in (1, 2):
             batch, grads = draw(kind, seed)
             state, expected = one_device(state, batch, grads)
@@ -185,18 +187,18 @@ def test_any_mesh_with_replicas_along_other_axes(types, axes, interleaved):
     check(spread, ["zipf"], early=False)
 
 
-@pytest.mark.parametrize("storage", ["plain", "packed"])
 @pytest.mark.parametrize(
-    "options",
+    ("storage", "options"),
     [
-        UpdateOptions(learning_rate=0.25, lazy=False, clip_weight_max=1.0),
-        UpdateOptions(
-            learning_rate=0.25, use_gradient_accumulation=False, gradient_scale=0.5
+        ("packed", UpdateOptions(0.25, lazy=False, clip_weight_max=1.0)),
+        (
+            "plain",
+            UpdateOptions(0.25, use_gradient_accumulation=False, gradient_scale=0.5),
         ),
     ],
     ids=["not lazy", "a step for each occurrence"],
 )
-def test_updates_that_are_no_sum_for_each_row(options, storage):
+def test_updates_that_are_no_sum_for_each_row(storage, options):
     batch, grads = draw("zipf")
     arrays, spread = table(), spread_over()
     state, layout = stored(arrays, spread, storage)

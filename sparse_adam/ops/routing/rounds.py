@@ -53,6 +53,11 @@ def default_quota(num_ids: int, num_shards: int) -> Quota:
     return Quota(max(num_shards, min(total, num_shards * part)), part)
 
 
+def message_words(quota: Quota) -> int:
+    """Returns the words of a message by which a device asks an owner for rows."""
+    return quota.part + _HEADER
+
+
 class Round(NamedTuple):
     """What travels in one round, as one device sees it.
 
