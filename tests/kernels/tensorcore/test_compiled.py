@@ -6,10 +6,12 @@ were read with and do not drift; another libtpu must stay within the limits.
 
 from importlib.metadata import version
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 from benchmarks.static import StaticCase, count_all
+from sparse_adam import UpdatePlan, sparse_adam_update
 from sparse_adam.kernels.layout import PackedLayout
 
 CHIPS = ("v4", "v5e", "v5p", "v6e", "7x")
@@ -220,3 +222,42 @@ def test_work_does_not_grow_with_the_table(program):
 
 def loops(report):
     return [[entry.loop.bundles for entry in k.loops] for k in report.counted]
+
+
+TABLES = 4
+
+
+def tall(rows, dim, ids, rates=()):
+    """A program for `benchmarks.static`: tables under `jax.vmap`."""
+
+    def update(table, momenta, velocities, ids, grads, order, rate):
+        state = (table, momenta, velocities)
+        plan = UpdatePlan(ids, order, rows)
+        options = {"plan": plan, "learning_rate": rate, "implementation": "tensorcore"}
+        return sparse_adam_update(*state, ids, grads, **options)
+
+    def array(*shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    table = array(TABLES, rows, dim)
+    batch = array(TABLES, ids, dtype=jnp.int32)
+    gradients = array(TABLES, ids, dim)
+    arguments = (table, table, table, batch, gradients, batch, array(*rates))
+    axes = (0,) * 6 + (0 if rates else None,)
+    return jax.vmap(update, axes), arguments, (0, 1, 2)
+
+
+def in_turn(rows, dim, ids):
+    """The same with a rate for each table."""
+    return tall(rows, dim, ids, (TABLES,))
+
+
+@pytest.mark.parametrize("chip", ["v5p", "v6e"])  # of two cores, and of one
+def test_tables_under_vmap(chip):
+    rows, dim = 8000, 128
+    cases = [
+        StaticCase(f"{__name__}:{name}", chip, rows, dim, 1000)
+        for name in ("tall", "in_turn")
+    ]
+    for case, report in zip(cases, count_all(cases), strict=True):
+        check_in_place(case, report, 3 * 4 * TABLES * rows * dim)
