@@ -3,6 +3,7 @@
 from typing import Any
 
 import hypothesis
+import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
@@ -72,3 +73,15 @@ def test_each_group_is_moved_in_and_out_once(
     first_of = {group: place[own == group][0] // size for group in own}
     assert written == last_of
     assert fetched == (last_of if accumulate else first_of)
+
+
+def test_chunks_are_the_same_however_many_are_sorted_at_once(monkeypatch):
+    problem = helpers.spec(Case("", V, 128, 4), cases.arrays(Case("", V, 128, 4)))
+    ids = np.sort(np.random.default_rng(0).integers(0, V + 1, 37).astype(np.int32))
+    none: Any = None  # no gradient is looked at
+    batch = SortedBatch(none, jnp.asarray(ids), jnp.arange(ids.size), None)
+    at_once = split_into_chunks(batch, problem, size=8)
+    monkeypatch.setattr("sparse_adam.kernels.tensorcore.chunks._SORTED_AT_ONCE", 2)
+    in_turn = split_into_chunks(batch, problem, size=8)
+    assert at_once.counts.size == 5
+    jax.tree.map(np.testing.assert_array_equal, in_turn, at_once)

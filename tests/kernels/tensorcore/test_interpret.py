@@ -4,13 +4,16 @@ The plain interpreter runs a DMA at its start and so cannot see a missing wait, 
 read too early or two DMAs that race. Chunks are tiny here: a few rows fill several.
 """
 
+import dataclasses
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparse_adam import PackedTable
+from sparse_adam import AdamState, PackedTable, reference, sparse_adam_update
+from sparse_adam.kernels import chips
 from sparse_adam.kernels.tensorcore import tensorcore_update
 from sparse_adam.kernels.tensorcore.config import SLOTS, Config
 from tests import cases, helpers
@@ -78,6 +81,38 @@ def test_two_cores_never_share_lines(run_on_two_cores, options):
 def test_one_id_for_two_cores(run_on_two_cores):
     config = Config(rows_per_chunk=8, dma_unroll=4, cores=2)
     check(run_on_two_cores, Case("", 40, 128, 1), [3], config)
+
+
+@pytest.mark.parametrize("rates", [(0.01, 0.01), (0.01, 0.1)], ids=["tall", "in turn"])
+def test_tables_under_vmap_on_two_cores(rates, monkeypatch):
+    """T tables are one tall table; with a rate each, they are updated in turn."""
+    asked = []
+
+    def two_cores():
+        asked.append(chips.UNKNOWN)
+        return dataclasses.replace(chips.UNKNOWN, cores=2)
+
+    monkeypatch.setattr(chips, "in_scope", two_cores)
+    tables = [cases.arrays(Case("", 40, 128, 29), seed) for seed in range(2)]
+    shared = rates[0] == rates[1]
+
+    def update(state: AdamState, ids, grads, rate):
+        options = {"learning_rate": rate, "implementation": "tensorcore"}
+        return sparse_adam_update(*state, ids, grads, **options)
+
+    update = jax.jit(jax.vmap(update, in_axes=(0, 0, 0, None if shared else 0)))
+    state = AdamState(
+        *(jnp.stack([jnp.asarray(t.state[i]) for t in tables]) for i in range(3))
+    )
+    ids, grads = np.stack([t.ids for t in tables]), np.stack([t.grads for t in tables])
+    rate = jnp.float32(rates[0] if shared else rates)
+    new = update(state, ids, grads, rate)
+    assert asked
+    for i, (table, rate) in enumerate(zip(tables, rates, strict=True)):
+        arguments = (*table.state, table.ids, table.grads)
+        expected = reference.sparse_adam_update(*arguments, learning_rate=rate)
+        one = [x[i] for x in new]
+        helpers.assert_close_states(one, table.state, expected, learning_rate=rate)
 
 
 def test_wide_rows(run_in_tpu_interpreter):
