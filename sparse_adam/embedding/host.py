@@ -23,7 +23,24 @@ def is_input(value: Any) -> bool:
     return isinstance(value, Ragged | Sparse) or is_bcoo(value)
 
 
-def num_samples(ids: Any) -> int:
+def check_batch_size(layout: EmbeddingLayout, features: Any, size: int | None) -> None:
+    """Refuses a batch of which a feature has another number of samples than `size`.
+
+    Raises:
+        ValueError: it has; None is not checked.
+    """
+    if size is None:
+        return
+    leaves = layout.leaves("features", features)
+    for feature, ids in zip(layout.features, leaves, strict=True):
+        if _num_samples(ids) != size:
+            raise ValueError(
+                f"feature {feature.name!r} has {_num_samples(ids)} samples; they must "
+                f"be batch_size={size}"
+            )
+
+
+def _num_samples(ids: Any) -> int:
     """Returns how many samples a feature's ids, in any form, are of."""
     if isinstance(ids, Ragged):
         return np.shape(ids.row_splits)[0] - 1

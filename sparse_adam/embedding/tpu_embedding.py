@@ -17,7 +17,11 @@ from sparse_adam.embedding import functional, on_mesh, steps
 from sparse_adam.embedding.config import TableConfig, is_int
 from sparse_adam.embedding.exclusive import exclusive
 from sparse_adam.embedding.gradients import check_gradients, warn_of_missing_gradients
-from sparse_adam.embedding.host import num_samples, ready_for_jit, some_ready_for_jit
+from sparse_adam.embedding.host import (
+    check_batch_size,
+    ready_for_jit,
+    some_ready_for_jit,
+)
 from sparse_adam.embedding.logical import from_logical, to_logical
 from sparse_adam.embedding.optimizer import Optimizer
 from sparse_adam.embedding.state import ByTable, EmbeddingState
@@ -115,11 +119,9 @@ class TPUEmbedding:
     ) -> None:
         self._feature_config = feature_config
         self._optimizer = optimizer
+        spread = on_mesh.spread_of(mesh, axes)
         self._layout = make_layout(
-            feature_config,
-            optimizer,
-            stack=stack,
-            spread=on_mesh.spread_of(mesh, axes),
+            feature_config, optimizer, stack=stack, spread=spread
         )
         self._pipelined = numbers.flag(
             "pipeline_execution_with_tensor_core", pipeline_execution_with_tensor_core
@@ -257,14 +259,7 @@ class TPUEmbedding:
         """
         del name, device
         features, weights = ready_for_jit(self._layout, features, weights)
-        if self._batch_size is not None:
-            leaves = self._layout.leaves("features", features)
-            for feature, ids in zip(self._layout.features, leaves, strict=True):
-                if num_samples(ids) != self._batch_size:
-                    raise ValueError(
-                        f"feature {feature.name!r} has {num_samples(ids)} samples; "
-                        f"they must be batch_size={self._batch_size}"
-                    )
+        check_batch_size(self._layout, features, self._batch_size)
         shapes = self._checks.activation_shapes(features, weights)
         self._enqueued.append(QueuedBatch(features, weights, bool(training), shapes))
 

@@ -59,6 +59,15 @@ class _LookupScratch(NamedTuple):
     places: Operand  # VMEM [C, 128]
     arrived: Operand  # DMA semaphores, one a slot
 
+    @classmethod
+    def types(cls, size: int, layout: PackedLayout) -> "_LookupScratch":
+        """Returns what a core has for chunks of C=`size` rows."""
+        return cls(
+            lines=pltpu.VMEM((_SLOTS, size * layout.blocks, LANES), jnp.int32),
+            places=pltpu.VMEM((size, LANES), jnp.int32),
+            arrived=pltpu.SemaphoreType.DMA((_SLOTS,)),
+        )
+
 
 def lookup(
     lines: jax.Array,
@@ -81,6 +90,7 @@ def lookup(
     cores = cores or chips.in_scope().cores
     chunks_each = pl.cdiv(rows.size, size * cores)
     num_chunks, width = cores * chunks_each, layout.blocks * LANES
+    moved = bytes_moved(num_chunks * size, layout)
 
     def split(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, (0, num_chunks * size - x.size))
@@ -109,18 +119,8 @@ def lookup(
         ),
         out_specs=pl.BlockSpec((size, width), lambda core, k: (chunk(core, k, 1), 0)),
         out_shape=jax.ShapeDtypeStruct((num_chunks * size, width), layout.dtypes[0]),
-        scratch_shapes=(
-            _LookupScratch(
-                lines=pltpu.VMEM((_SLOTS, size * layout.blocks, LANES), jnp.int32),
-                places=pltpu.VMEM((size, LANES), jnp.int32),
-                arrived=pltpu.SemaphoreType.DMA((_SLOTS,)),
-            ),
-        ),
-        cost_estimate=pl.CostEstimate(
-            flops=0,
-            transcendentals=0,
-            bytes_accessed=bytes_moved(num_chunks * size, layout),
-        ),
+        scratch_shapes=(_LookupScratch.types(size, layout),),
+        cost_estimate=pl.CostEstimate(flops=0, transcendentals=0, bytes_accessed=moved),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"),
             disable_bounds_checks=True,
