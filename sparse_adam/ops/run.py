@@ -266,7 +266,8 @@ def _over_tables(
     The update of T tables of V rows is the update of one table of T * V rows, with the
     ids of table t raised by t * V: one call, in place, no slower than one table with as
     many ids. (On a TPU the tall table is the same memory where V is a multiple of 8,
-    else a copy.)
+    else a copy.) Tables with noise, or with a number each (such as a learning rate),
+    are updated in turn; on a TPU they pass through copies.
     """
     size = next(
         x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None
