@@ -4,6 +4,7 @@ Rows that are moved together are a *group* (`layout`); plain rows are groups of 
 *run* is a sequence of occurrences of one group: ids come sorted, so a group has one.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -104,12 +105,7 @@ def split_into_chunks(
     else:
         marks = jnp.where(counts_here, marks - 1, -1)
     last = jnp.max(jnp.where(is_row, lax.iota(jnp.int32, ids.size), -1))
-    sources, places, weights = split(jnp.maximum(batch.sources, 0), 0), (), ()
-    if rows_per_group > 1:
-        places = (split(lax.rem(ids, jnp.int32(rows_per_group)), 0),)
-    if batch.gains is not None:
-        counted = (batch.sources >= 0).astype(jnp.int32)
-        weights = (split(batch.gains, 0), split(counted, 0))
+    sources, places, weights = _each(batch, rows_per_group, split)
     # A chunk is put in order by a sort of C keys, which a TPU does much faster than a
     # scatter.
     keys = jnp.where(listed, lane, jnp.where(counts_here, lane + size, lane + 2 * size))
@@ -119,17 +115,24 @@ def split_into_chunks(
         groups, marks, sources, places, weights = _sort(keys, keyed)
     else:
         groups = _sort(keys, groups)
+    bounds = jnp.stack([jnp.int32(0), *cuts, pl.cdiv(last + 1, size)])
     return Chunks(
-        bounds=jnp.stack([jnp.int32(0), *cuts, pl.cdiv(last + 1, size)]),
-        counts=counts,
-        continues=continues,
-        groups=groups,
-        repeats=repeats,
-        marks=marks,
-        sources=sources,
-        places=places,
-        weights=weights,
+        *(bounds, counts, continues, groups, repeats, marks),
+        *(sources, places, weights),
     )
+
+
+def _each(
+    batch: SortedBatch, rows_per_group: int, split: Callable[..., jax.Array]
+) -> tuple[jax.Array, tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    """Returns the sources, the places and the weights of occurrences, in chunks."""
+    places, weights = (), ()
+    if rows_per_group > 1:
+        places = (split(lax.rem(batch.ids, jnp.int32(rows_per_group)), 0),)
+    if batch.gains is not None:
+        counted = (batch.sources >= 0).astype(jnp.int32)
+        weights = (split(batch.gains, 0), split(counted, 0))
+    return split(jnp.maximum(batch.sources, 0), 0), places, weights
 
 
 def _part(
