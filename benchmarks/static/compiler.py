@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from benchmarks.static.attribution import KernelTotals, attribute
+from benchmarks.static.attribution import attribute
 from benchmarks.static.bundles import BundledKernel, parse_tensorcore
 from benchmarks.static.chips import CHIPS, AnalyzedChip
 from benchmarks.static.programs import find
@@ -200,12 +200,9 @@ def _kernel_reports(
     program, chip = find(case.program), CHIPS[case.chip]
     kernels = list(kernels_in(dumps, chip))
     for kernel in [*kernels, *_reused(kernels, record["instructions"])]:
-        # The subcores of a chip share the rows, and so may its TensorCores.
-        cores = chip.cores if program.shared else 1
-        sharers = chip.subcores if kernel.engine == "subcore" else cores
         found = attribute(
             kernel,
-            work=KernelTotals(case.ids / sharers, case.dim, case.rows // cores),
+            work=program.share(kernel, chip, case.ids, case.dim, case.rows),
             phases=program.phases,
             tables=program.tables,
             granule=chip.granule,

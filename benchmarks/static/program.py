@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.static.attribution import RowRule
+from benchmarks.static.attribution import KernelTotals, RowRule
+from benchmarks.static.bundles import BundledKernel
+from benchmarks.static.chips import AnalyzedChip
 
 # A jittable function, its arguments, and which of them it updates in place.
 Built = tuple[Callable[..., Any], tuple[jax.ShapeDtypeStruct, ...], tuple[int, ...]]
@@ -41,6 +43,23 @@ class Program:
     repeats: tuple[str, ...] = ()
     shared: bool = False
     compiler_options: Mapping[str, str] = field(default_factory=dict)
+
+    def share(
+        self,
+        kernel: BundledKernel,
+        chip: AnalyzedChip,
+        ids: int,
+        dim: int,
+        table_rows: int,
+    ) -> KernelTotals:
+        """Returns what one core does of a batch.
+
+        The subcores of a chip share the ids, and its TensorCores may share the ids and
+        the blocks of a table.
+        """
+        cores = chip.cores if self.shared else 1
+        sharers = chip.subcores if kernel.engine == "subcore" else cores
+        return KernelTotals(ids / sharers, dim, table_rows // cores)
 
 
 def update_arguments(

@@ -153,21 +153,22 @@ def _cycles(
 
 def _count(kernel: BundledKernel, ids: int, chip: AnalyzedChip, rules: Rules) -> Cycles:
     """Counts a kernel by the rules that know most of its loops."""
-    sharers = chip.subcores if kernel.engine == "subcore" else 1
     best: tuple[int, Cycles] | None = None
     for program in [*_programs_of(kernel, rules), None]:
-        rows = ids / sharers if program and ids else 1.0
+        work = KernelTotals(1.0, rules.dim, rules.table_rows)
+        if program and ids:
+            work = program.share(kernel, chip, ids, rules.dim, rules.table_rows)
         report = attribute(
             kernel,
-            work=KernelTotals(rows, rules.dim, rules.table_rows),
+            work=work,
             phases=program.phases if program else {},
             tables=program.tables if program else 0,
             granule=chip.granule,
             counted=True,
         )
         repeats = program.repeats if program else ()
-        every, unknown = _runs(report, rows, ())
-        found = Cycles(every, _runs(report, rows, repeats)[0], unknown)
+        every, unknown = _runs(report, work.rows, ())
+        found = Cycles(every, _runs(report, work.rows, repeats)[0], unknown)
         if best is None or unknown < best[0]:
             best = unknown, found
     assert best is not None
