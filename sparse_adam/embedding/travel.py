@@ -93,7 +93,9 @@ def _lines(stack: Stack, stored: Any, route: SampleRoute | None) -> Iterator[str
     )
     yield f"  route: {_told(route.rows)}"
     yield f"  lookup: up to {num_ids:,} rows, {num_ids * weights:,} bytes"
-    if stack.optimizer.options(learning_rate=0.0).use_gradient_accumulation:
+    if not stack.trainable:
+        yield "  update: none, since the tables are not trainable"
+    elif stack.optimizer.options(learning_rate=0.0).use_gradient_accumulation:
         yield (
             f"  update: up to {total:,} summed gradients, {total * row:,} bytes, in a "
             "round"

@@ -53,12 +53,12 @@ class Spread:
 
     def __post_init__(self) -> None:
         if not isinstance(self.axes, tuple):
-            raise TypeError(f"{self.axes=} must be a tuple of names of mesh axes")
+            raise TypeError(f"axes={self.axes!r} must be a tuple of names of mesh axes")
         names = self.mesh.axis_names
         unknown = [axis for axis in self.axes if axis not in names]
         if unknown or not self.axes or len(set(self.axes)) < len(self.axes):
             raise ValueError(
-                f"{self.axes=} must be one or more of the mesh's axes {names}, each "
+                f"axes={self.axes} must be one or more of the mesh's axes {names}, each "
                 "once"
             )
 

@@ -39,12 +39,12 @@ class Placement:
             ValueError: a size is not positive, or places do not fit int32.
         """
         if self.num_rows < 1:
-            raise ValueError(f"{self.num_rows=} must be at least 1")
+            raise ValueError(f"num_rows={self.num_rows} must be at least 1")
         if self.num_shards < 1:
-            raise ValueError(f"{self.num_shards=} must be at least 1")
+            raise ValueError(f"num_shards={self.num_shards} must be at least 1")
         if self.end > 2**31 - 1:
             raise ValueError(
-                f"{self.num_rows=} on {self.num_shards=} makes {self.end} places, "
+                f"num_rows={self.num_rows} on num_shards={self.num_shards} makes {self.end} places, "
                 "which int32 cannot hold: split the table"
             )
 
