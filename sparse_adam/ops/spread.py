@@ -58,8 +58,8 @@ class Spread:
         unknown = [axis for axis in self.axes if axis not in names]
         if unknown or not self.axes or len(set(self.axes)) < len(self.axes):
             raise ValueError(
-                f"axes={self.axes} must be one or more of the mesh's axes {names}, each "
-                "once"
+                f"axes={self.axes} must be one or more of the mesh's axes {names}, "
+                "each once"
             )
 
     @property

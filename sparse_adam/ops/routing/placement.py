@@ -44,8 +44,8 @@ class Placement:
             raise ValueError(f"num_shards={self.num_shards} must be at least 1")
         if self.end > 2**31 - 1:
             raise ValueError(
-                f"num_rows={self.num_rows} on num_shards={self.num_shards} makes {self.end} places, "
-                "which int32 cannot hold: split the table"
+                f"num_rows={self.num_rows} on num_shards={self.num_shards} makes "
+                f"{self.end} places, which int32 cannot hold: split the table"
             )
 
     @property
