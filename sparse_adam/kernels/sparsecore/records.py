@@ -154,10 +154,10 @@ class RowRecords(abc.ABC):
         if self.width == LANES:
             return self.grads.of(grads), sources
         places, lines = LANES // self.width, self._lines(grads.shape[0])
+        records = self.numbers(sources, grads.shape[0])
         missing = self.width - grads.shape[1], places * lines - grads.shape[0]
         columns = jnp.pad(grads.T, tuple((0, count) for count in missing))
         grads = jnp.concatenate(jnp.split(columns, places, axis=1)).T
-        records = self.numbers(sources, grads.shape[0])
         # Otherwise XLA makes one reshape of two, and leaves the transposition to it.
         grads = lax.optimization_barrier(grads).reshape(-1, self.width)
         return grads, jnp.where(sources < 0, sources, records)
