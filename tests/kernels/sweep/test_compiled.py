@@ -60,8 +60,8 @@ LIMITS = {
     "7x": (6, 9, 12, 0.7, 0.8, 0.9, 0.9),
 }
 # The time of those updates by their bundles, on all cores of a device, over that of the
-# DMAs at full bandwidth: where it is below 1, memory is the limit. A plain row in bfloat16 has half the bytes
-# of one in float32 and all of its arithmetic.
+# DMAs at full bandwidth: where it is below 1, memory is the limit. A plain row in
+# bfloat16 has half the bytes of one in float32 and all of its arithmetic.
 SHARES = {
     "v4": (0.3, 0.31, 0.49, 0.82),
     "v5e": (0.14, 0.14, 0.23, 0.43),
