@@ -95,7 +95,9 @@ def test_in_place_at_the_speed_of_memory(chip, tmp_path):
     reports = list(count_all(cases, keep_dumps=tmp_path / "dumps"))
     for case, report in zip(cases, reports, strict=True):
         assert report.error is None, f"{case}: {report.error}"
-        assert report.checks == 0, f"{case}: bounds checks in a loop"
+        own = [k for k in report.kernels if k.name.startswith("sparse_adam_sweep")]
+        assert own, case
+        assert all(k.checks == 0 for k in own), f"{case}: bounds checks in a loop"
     for case, report in zip(cases[: -len(TINY)], reports, strict=False):
         # All that goes out but the tuple that holds it.
         assert report.memory is not None
