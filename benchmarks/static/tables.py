@@ -50,12 +50,13 @@ def bounds_table(found: Record) -> Table:
 
 
 def _repeated(records: Records) -> dict[str, list[str]]:
-    """The lines, by title, of our kernels where every chunk of ids has a repeat."""
+    """The lines, by title, of our kernels where ids repeat."""
     repeated = {}
     for (program, chip), record in records.items():
         if program in TITLES and record["repeats"] and not record["error"]:
             roofline, of = record["roofline"], CHIPS[chip]
-            shares = {"tensorcore": 1, "subcore": max(1, of.subcores)}
+            cores = record.get("cores", 1)
+            shares = {"tensorcore": cores, "subcore": max(1, of.subcores)}
             cycles = sum(n / shares[at] for at, n in record["engines"].items())
             issue, hbm = cycles / of.clock, roofline["hbm_ns"]
             limit = "hbm" if hbm >= issue else "issue"
