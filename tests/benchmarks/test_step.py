@@ -247,6 +247,8 @@ def test_kernels_have_a_line_for_repeated_ids():
     at = titles.index("sparse_adam, TensorCore")
     assert titles[at + 1] == "sparse_adam, TensorCore, ids repeat"
     for distinct, repeated in zip(lines[at][1:], lines[at + 1][1:], strict=True):
-        assert float(repeated.split()[0]) > 1.2 * float(distinct.split()[0])
+        # Each repeat is a sum more, which takes less than all else of a row.
+        share = float(repeated.split()[0]) / float(distinct.split()[0])
+        assert 1.1 < share < 1.5
     assert len(header) == len(lines[at + 1])
     assert "sparse_adam, sweep of all rows, ids repeat" not in titles
