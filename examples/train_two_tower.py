@@ -22,8 +22,7 @@ from its last checkpoint and ends with the same bits as one that was not. The me
 recall@10: how often the item that a user chose last is among the ten nearest of all
 items, beside that of recommending the ten most popular items to everyone.
 
-Source: X. Yi et al., "Sampling-bias-corrected neural modeling for large corpus item
-recommendations" (2019), for the loss.
+The dense networks and the loss are in `towers.py`, the data in `interactions.py`.
 """
 
 import dataclasses
@@ -52,6 +51,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from towers import Towers, climb, dense_adam, loss_of, new_tower
 
 from sparse_adam import bias_corrected_learning_rate
 from sparse_adam.embedding import (
@@ -65,8 +65,6 @@ from sparse_adam.embedding import (
     lookup,
     to_logical,
 )
-
-Tower = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +84,6 @@ class Settings:
     learning_rate: float = 5e-3
     temperature: float = 0.1
     seed: int = 0
-
-
-class Towers(NamedTuple):
-    """The dense part of the model: a small network on each side."""
-
-    user: Tower
-    item: Tower
 
 
 class Model(NamedTuple):
@@ -121,9 +112,10 @@ def new_model(
     lookup gives each device the activations of some of the samples, and XLA spreads
     the work of the towers in the same way.
     """
-    user = TableConfig(data.num_users, settings.dim, name="user")
-    item = TableConfig(data.num_items, settings.dim, name="item")
-    category = TableConfig(data.num_categories, settings.dim // 4, name="category")
+    dim = settings.dim
+    user = TableConfig(data.num_users, dim, name="user")
+    item = TableConfig(data.num_items, dim, name="item")
+    category = TableConfig(data.num_categories, dim // 4, name="category")
     feature_config = {
         "user": FeatureConfig(user),
         "history": FeatureConfig(item),
@@ -133,30 +125,12 @@ def new_model(
     optimizer = Adam(settings.learning_rate)
     keys = jax.random.split(jax.random.key(settings.seed), 3)
     towers = Towers(
-        user=new_tower(keys[0], 2 * settings.dim, settings),
-        item=new_tower(keys[1], settings.dim + settings.dim // 4, settings),
+        user=new_tower(keys[0], 2 * dim, settings.hidden, dim),
+        item=new_tower(keys[1], dim + dim // 4, settings.hidden, dim),
     )
     zeros, more = (jax.tree.map(jnp.zeros_like, towers) for _ in range(2))
     embedding = init(feature_config, optimizer, keys[2], mesh=mesh)
     return Model(embedding, *on_each((towers, zeros, more), mesh))
-
-
-def new_tower(key: jax.Array, width: int, settings: Settings) -> Tower:
-    """Makes a network of one hidden layer."""
-    first, second = jax.random.split(key)
-    weights = jax.nn.initializers.he_normal()
-    return {
-        "hidden": weights(first, (width, settings.hidden)),
-        "bias": jnp.zeros(settings.hidden),
-        "out": weights(second, (settings.hidden, settings.dim)),
-    }
-
-
-def climb(tower: Tower, *inputs: jax.Array) -> jax.Array:
-    """Returns a unit vector for each row of the inputs."""
-    x = jnp.concatenate(inputs, axis=1)
-    x = jax.nn.relu(x @ tower["hidden"] + tower["bias"][None]) @ tower["out"]
-    return x / jnp.sqrt(jnp.sum(x * x, axis=1, keepdims=True) + 1e-6)
 
 
 def features_of(
@@ -168,27 +142,6 @@ def features_of(
     ids = {"user": users, "history": history, "item": items}
     ids["category"] = categories
     return ids, dict.fromkeys(ids) | weights
-
-
-def loss_of(
-    towers: Towers,
-    activations: dict[str, jax.Array],
-    items: jax.Array,
-    log_popularity: jax.Array,
-    temperature: float,
-) -> jax.Array:
-    """Returns the mean over users of -log of the share of their own item.
-
-    The other items of the batch are the negatives. They are there as often as they are
-    popular, which their logits are corrected for.
-    """
-    user = climb(towers.user, activations["user"], activations["history"])
-    item = climb(towers.item, activations["item"], activations["category"])
-    logits = user @ item.T / temperature - log_popularity[None, :]
-    same = items[:, None] == items[None, :]
-    own = jnp.eye(len(items), dtype=bool)
-    logits = jnp.where(same & ~own, -jnp.inf, logits)
-    return -jnp.mean(jnp.diagonal(jax.nn.log_softmax(logits, axis=1)))
 
 
 def train_step(
@@ -216,22 +169,6 @@ def train_step(
         learning_rates=dict.fromkeys(model.embedding.tables, rate),
     )
     return Model(embedding, *dense_adam(*model[1:], by_towers, rate)), loss
-
-
-def dense_adam(
-    towers: Towers, momenta: Towers, velocities: Towers, grads: Towers, rate: jax.Array
-) -> tuple[Towers, Towers, Towers]:
-    """Adam of the towers, where every weight has a gradient at every step."""
-    tree_map = jax.tree.map
-    momenta = tree_map(lambda m, g: 0.9 * m + 0.1 * g, momenta, grads)
-    velocities = tree_map(lambda v, g: 0.999 * v + 0.001 * g * g, velocities, grads)
-    towers = tree_map(
-        lambda w, m, v: w - rate * m / (jnp.sqrt(v) + 1e-7),
-        towers,
-        momenta,
-        velocities,
-    )
-    return towers, momenta, velocities
 
 
 @functools.partial(jax.jit, static_argnames="settings", donate_argnames="model")
