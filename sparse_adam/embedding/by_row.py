@@ -12,7 +12,6 @@ from sparse_adam.embedding import on_mesh
 from sparse_adam.embedding.combine import UpdateBatch
 from sparse_adam.embedding.functional import update_stacks
 from sparse_adam.embedding.gradients import batches_of_stacks
-from sparse_adam.embedding.on_mesh import check_whole_batch
 from sparse_adam.embedding.rates import rates_of_update
 from sparse_adam.embedding.stacks import Stack, Table
 from sparse_adam.embedding.state import EmbeddingState
@@ -78,11 +77,10 @@ def row_gradients(
          [5. 0.]
          [0. 0.]]
     """
-    check_whole_batch(state.layout.stacks, "row_gradients")
     layout = state.layout
     found: dict[str, RowGradients] = {}
     for stack, parts, batch in batches_of_stacks(
-        layout, features, activation_gradients, weights
+        "row_gradients", layout, features, activation_gradients, weights
     ):
         sizes = dict.fromkeys(layout.places, 0)
         for part in parts:

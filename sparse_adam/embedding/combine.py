@@ -17,6 +17,7 @@ from sparse_adam.embedding import on_mesh
 from sparse_adam.embedding.config import QuantizationConfig
 from sparse_adam.embedding.occurrences import Occurrences, occurrences
 from sparse_adam.embedding.quantization import simulate_quantization
+from sparse_adam.embedding.stacks import Stack
 from sparse_adam.embedding.stored import combined_rows
 from sparse_adam.embedding.stored import rows as stored_rows
 from sparse_adam.embedding.tables import EmbeddingLayout, Feature
@@ -102,9 +103,8 @@ def activations_of(
     """
     groups: dict[Hashable, list[int]] = {}
     for number, part in enumerate(parts):
-        spread = layout.stacks[part.stack].spread
-        kind = _kind if spread is None else _spread_kind
-        groups.setdefault(kind(part, number, quantize), []).append(number)
+        kind = _kind(layout.stacks[part.stack], part, number, quantize)
+        groups.setdefault(kind, []).append(number)
     found: list[Any] = [None] * len(parts)
     for numbers in groups.values():
         own = [parts[number] for number in numbers]
@@ -123,28 +123,30 @@ def activations_of(
     return found
 
 
-def _kind(part: Part, number: int, quantize: bool) -> Hashable:
-    """Returns a value that is equal for features that can be looked up together."""
+def _kind(stack: Stack, part: Part, number: int, quantize: bool) -> Hashable:
+    """Returns a value that is equal for features that can be looked up together.
+
+    Args:
+        stack: that of the feature.
+        part: the feature.
+        number: of the feature, which no other one has.
+        quantize: as in `activations_of`.
+    """
+    quantization = part.feature.config.table.quantization_config if quantize else None
+    if stack.spread is not None:
+        return part.stack, quantization  # all features of the stack share a route
     samples, ids = part.samples, part.occurrences
     sharding = explicit_sharding(samples.ids)
     if sharding is not None and any(axis is not None for axis in sharding.spec):
         return number  # joined, ids that are spread would have to be sent
-    config = part.feature.config.table
     return (
         part.stack,
-        config.quantization_config if quantize else None,
+        quantization,
         ids.places if samples.owners is None else ("owners", ids.ascending),
         samples.gains is None,
         samples.scales is None,
         sharding,
     )
-
-
-def _spread_kind(part: Part, number: int, quantize: bool) -> Hashable:
-    """Returns what `_kind` does for a spread stack: all its features share a route."""
-    del number
-    quantization = part.feature.config.table.quantization_config
-    return part.stack, quantization if quantize else None
 
 
 def _combine(

@@ -244,12 +244,13 @@ def update_tables(
     weights: Any,
     *,
     learning_rates: Mapping[str, ArrayLike] | None,
-    gradient_scale: ArrayLike | None,
-    rounding: str,
-    key: jax.Array | None,
-    implementation: str | None,
+    **options: Any,
 ) -> EmbeddingState:
-    """Does what `apply_gradients` says, without its warning."""
+    """Does what `apply_gradients` says, without its warning.
+
+    Takes the arguments of `apply_gradients`, all of them: `options` are those that
+    `update_stacks` takes.
+    """
     layout = state.layout
     rates = rates_of_update(layout.tables, learning_rates)
     parts = parts_of(layout, features, weights)
@@ -279,15 +280,7 @@ def update_tables(
             **how,
         )
 
-    return update_stacks(
-        state,
-        rates,
-        change,
-        gradient_scale=gradient_scale,
-        rounding=rounding,
-        key=key,
-        implementation=implementation,
-    )
+    return update_stacks(state, rates, change, **options)
 
 
 def update_stacks(
@@ -306,7 +299,8 @@ def update_stacks(
         change: `(stack, stored, tables, how)`, of the tables of one rate: returns the
             stack, as it is stored, after their update with the options `how`.
         key: for stochastic rounding; each update gets its own of it.
-        **options: what else `Optimizer.update` takes.
+        **options: `gradient_scale`, `rounding` and `implementation`, as in
+            `apply_gradients`.
     """
     layout = state.layout
     stacks = list(checked(state.stacks, layout.stacks))

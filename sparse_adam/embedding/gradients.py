@@ -10,6 +10,7 @@ import numpy as np
 
 from sparse_adam.embedding.combine import Part, UpdateBatch, gather_batch, parts_of
 from sparse_adam.embedding.inputs import as_array
+from sparse_adam.embedding.on_mesh import check_whole_batch
 from sparse_adam.embedding.stacks import Stack
 from sparse_adam.embedding.tables import EmbeddingLayout
 from sparse_adam.ops.shards import everywhere
@@ -70,14 +71,25 @@ def warn_of_missing_gradients(
 
 
 def batches_of_stacks(
-    layout: EmbeddingLayout, features: Any, gradients: Any, weights: Any
+    function: str, layout: EmbeddingLayout, features: Any, gradients: Any, weights: Any
 ) -> Iterator[tuple[Stack, list[Part], UpdateBatch]]:
-    """Returns each trainable stack, its features, and all their ids and gradients.
+    """Yields each trainable stack, its features, and all their ids and gradients.
 
     The arrays of a batch are whole on every device.
 
-    Raises what `check_gradients` does.
+    Args:
+        function: the name of the caller, for messages.
+        layout: of the features.
+        features: as in `lookup`.
+        gradients: by the activations; None counts as zeros.
+        weights: as in `lookup`.
+
+    Raises:
+        TypeError: ids or gradients are of a wrong kind.
+        ValueError: another structure, or shapes that do not fit; or this is traced in a
+            `jax.shard_map` over the axes of a stack.
     """
+    check_whole_batch(layout.stacks, function)
     parts = parts_of(layout, features, weights)
     shapes = [part.activations for part in parts]
     gradients = check_gradients(layout, gradients, shapes)

@@ -17,11 +17,11 @@ from jax.typing import ArrayLike
 from sparse_adam.embedding.stacks import Stack, Table
 from sparse_adam.embedding.state import EmbeddingState
 from sparse_adam.embedding.stored import (
+    arrays_by_table,
     as_stored,
     checked,
     placed_as,
     stacked,
-    table_arrays,
 )
 from sparse_adam.embedding.tables import EmbeddingLayout
 from sparse_adam.ops.packed import PackedTable
@@ -56,8 +56,8 @@ def to_logical(state: EmbeddingState) -> dict[str, dict[str, jax.Array]]:
     found = {}
     stacks = checked(state.stacks, state.layout.stacks)
     for stored, stack in zip(stacks, state.layout.stacks, strict=True):
-        for place, table in enumerate(stack.tables):
-            arrays = table_arrays(stored, stack, place)
+        by_table = arrays_by_table(stored, stack)
+        for table, arrays in zip(stack.tables, by_table, strict=True):
             found[table.name] = dict(zip(table.array_names, arrays, strict=True))
     return {table.name: found[table.name] for table in state.layout.tables}
 
@@ -154,18 +154,18 @@ def map_arrays(
     stacks = []
     for stack, *own in zip(layout.stacks, *given, strict=True):
         parts = []
-        for place in range(len(stack.tables)):
-            arrays = zip(*(table_arrays(one, stack, place) for one in own), strict=True)
-            new = [function(*each) for each in arrays]
-            parts.append(_checked_part(own[0], stack, place, new))
+        by_table = zip(*(arrays_by_table(one, stack) for one in own), strict=True)
+        for table, of_each_state in zip(stack.tables, by_table, strict=True):
+            new = [function(*each) for each in zip(*of_each_state, strict=True)]
+            parts.append(_checked_part(own[0], stack, table, new))
         stacks.append(stacked(stack, parts))
     return EmbeddingState(tuple(stacks), layout)
 
 
-def _checked_part(stored: Any, stack: Stack, place: int, new: Sequence[Any]) -> Any:
+def _checked_part(stored: Any, stack: Stack, table: Table, new: Sequence[Any]) -> Any:
     """Returns the new arrays of one table as `stored` is, checked by its shape."""
     part = as_stored(stack, new, packed=isinstance(stored, PackedTable))
-    checked((part,), (Stack((stack.tables[place],), (0,)),))
+    checked((part,), (Stack((table,), (0,)),))
     return part
 
 
@@ -175,9 +175,8 @@ def _replaced(
     """Returns the arrays of each table, those that are given in place of its own."""
     array = jax.tree.leaves(stored)[0]
     spread = known_sharding(array) if explicit_sharding(array) is not None else None
-    for place, table in enumerate(stack.tables):
+    for table, old in zip(stack.tables, arrays_by_table(stored, stack), strict=True):
         given = arrays.get(table.name, {})
-        old = table_arrays(stored, stack, place)
         new = [
             # A copy: the next update donates it.
             jnp.array(given.get(name, x), dtype=x.dtype, copy=True)

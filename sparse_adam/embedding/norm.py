@@ -8,7 +8,6 @@ from jax import lax
 
 from sparse_adam.embedding.combine import UpdateBatch
 from sparse_adam.embedding.gradients import batches_of_stacks
-from sparse_adam.embedding.on_mesh import check_whole_batch
 from sparse_adam.embedding.state import EmbeddingState
 from sparse_adam.ops.routing.unique import sort_pairs
 
@@ -61,13 +60,10 @@ def gradient_norm(
         >>> print(gradient_norm(state, jnp.array([1, 1, 3]), gradients))
         5.0
     """
-    check_whole_batch(state.layout.stacks, "gradient_norm")
-    squares = [
-        _sum_of_squares(batch, stack.num_rows)
-        for stack, _, batch in batches_of_stacks(
-            state.layout, features, activation_gradients, weights
-        )
-    ]
+    batches = batches_of_stacks(
+        "gradient_norm", state.layout, features, activation_gradients, weights
+    )
+    squares = [_sum_of_squares(batch, stack.num_rows) for stack, _, batch in batches]
     return jnp.sqrt(sum(squares, jnp.float32(0)))
 
 

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 import jax
 
-from sparse_adam.embedding.stored import checked, table_arrays
+from sparse_adam.embedding.stacks import Stack
+from sparse_adam.embedding.stored import checked, table_arrays, table_weights
 from sparse_adam.embedding.tables import EmbeddingLayout
 
 _Value = TypeVar("_Value")
@@ -30,6 +31,7 @@ class EmbeddingState:
         layout: static: the features, the tables and the stacks.
 
     Example:
+        >>> import jax
         >>> from sparse_adam.embedding import Adam, FeatureConfig, TableConfig, init
         >>> user, item = TableConfig(5, 4, name="user"), TableConfig(7, 4, name="item")
         >>> config = [FeatureConfig(user), FeatureConfig(item)]
@@ -51,16 +53,16 @@ class EmbeddingState:
             TypeError: the state has arrays of a wrong dtype.
             ValueError: the state is not of its layout's shape.
         """
-        return self._arrays(name)[0]
+        return table_weights(*self._stored(name))
 
     def slots(self, name: str) -> dict[str, jax.Array]:
         """Returns the slots of a table by name: `[V, D]`, or `[V]` of one per row.
 
         Raises what `table` does.
         """
-        number, _ = self.layout.place(name)
-        names = self.layout.stacks[number].array_names
-        return dict(zip(names[1:], self._arrays(name)[1:], strict=True))
+        stored, stack, place = self._stored(name)
+        arrays = table_arrays(stored, stack, place)
+        return dict(zip(stack.array_names[1:], arrays[1:], strict=True))
 
     @property
     def tables(self) -> Mapping[str, Any]:
@@ -70,17 +72,19 @@ class EmbeddingState:
         """
 
         def state_of(name: str) -> Any:
-            number, _ = self.layout.place(name)
-            optimizer = self.layout.stacks[number].optimizer
-            return optimizer.state_of(self._arrays(name))
+            stored, stack, place = self._stored(name)
+            return stack.optimizer.state_of(table_arrays(stored, stack, place))
 
         return ByTable(self.layout, state_of)
 
-    def _arrays(self, name: str) -> tuple[jax.Array, ...]:
+    def _stored(self, name: str) -> tuple[Any, Stack, int]:
+        """Returns the stack of a table, as stored and as laid out, and its place there.
+
+        Raises what `table` does.
+        """
         number, place = self.layout.place(name)
-        stack = self.layout.stacks[number]
         stored = checked(self.stacks, self.layout.stacks)[number]
-        return table_arrays(stored, stack, place)
+        return stored, self.layout.stacks[number], place
 
 
 class ByTable(Mapping[Any, _Value]):

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from sparse_adam.embedding.combine import Part, parts_of
+from sparse_adam.embedding.combine import parts_of
 from sparse_adam.embedding.inputs import Ragged, Sparse, as_array, is_bcoo
+from sparse_adam.embedding.occurrences import Occurrences, occurrences
 from sparse_adam.embedding.on_mesh import check_whole_batch
 from sparse_adam.embedding.stacks import Stack
 from sparse_adam.embedding.state import EmbeddingState
@@ -67,8 +68,10 @@ def batch_stats(state: EmbeddingState, features: Any) -> dict[str, BatchStats]:
     layout = state.layout
     parts = parts_of(layout, features, None)
     leaves = layout.leaves("features", features)
-    there = jax.tree.unflatten(layout.structure, list(map(_places, leaves)))
-    places = parts_of(layout, there, None)
+    places = [
+        occurrences(feature, _places(ids), None)
+        for feature, ids in zip(layout.features, leaves, strict=True)
+    ]
     found: dict[str, BatchStats] = {}
     for number, stack in enumerate(layout.stacks):
         own = [i for i, part in enumerate(parts) if part.stack == number]
@@ -85,8 +88,9 @@ def batch_stats(state: EmbeddingState, features: Any) -> dict[str, BatchStats]:
     return {table.name: found[table.name] for table in layout.tables}
 
 
-def _count(part: Part) -> jax.Array:
-    return jnp.sum(everywhere(part.samples.ids) >= 0, dtype=jnp.int32)
+def _count(places: Occurrences) -> jax.Array:
+    """Returns how many ids of a feature are given, from what `_places` made of them."""
+    return jnp.sum(everywhere(places.ids) >= 0, dtype=jnp.int32)
 
 
 def _of_stack(stack: Stack, ids: jax.Array, given: jax.Array) -> dict[str, BatchStats]:

@@ -188,12 +188,39 @@ def combined_rows(
 def table_arrays(stored: Any, stack: Stack, place: int) -> tuple[jax.Array, ...]:
     """Returns the weights and slots of one table of a stack, `[V, D]` each.
 
-    Those of a plain table that stands alone are the state's own arrays.
+    Those of a plain table that stands alone are the state's own arrays. To read all
+    tables of a stack, call `arrays_by_table`.
     """
+    return _cut_out(_in_logical_order(stored, stack), stack, place)
+
+
+def table_weights(stored: Any, stack: Stack, place: int) -> jax.Array:
+    """Returns the weights of one table of a stack, `[V, D]`.
+
+    Slots that are stored apart from the weights are not read.
+    """
+    weights = stored if isinstance(stored, PackedTable) else stored[:1]
+    return table_arrays(weights, stack, place)[0]
+
+
+def arrays_by_table(stored: Any, stack: Stack) -> list[tuple[jax.Array, ...]]:
+    """Returns what `table_arrays` does for each table, from one gathering of the stack.
+
+    A stack that is spread over devices is put in logical order once, not once for each
+    of its tables.
+    """
+    ordered = _in_logical_order(stored, stack)
+    return [_cut_out(ordered, stack, place) for place in range(len(stack.tables))]
+
+
+def _in_logical_order(stored: Any, stack: Stack) -> Any:
+    """Returns a stack with its rows in logical order: as it is, unless it is spread."""
+    return stored if stack.spread is None else on_mesh.collect(stack, stored)
+
+
+def _cut_out(stored: Any, stack: Stack, place: int) -> tuple[jax.Array, ...]:
+    """Returns the arrays of one table of a stack whose rows are in logical order."""
     start, num_rows = stack.offsets[place], stack.tables[place].num_rows
-    if stack.spread is not None:
-        arrays = on_mesh.collect(stack, stored)
-        return tuple(x[start : start + num_rows] for x in arrays)
     if not isinstance(stored, PackedTable):
         return tuple(_cut(array, start, num_rows) for array in stored)
     layout = stored.layout

@@ -134,7 +134,7 @@ class TPUEmbedding:
             )
         if not is_int(seed):
             raise TypeError(f"{seed=} must be an int")
-        self._made: dict[str, Any] = {
+        self._init_options: dict[str, Any] = {
             "storage": storage,
             "stack": stack,
             "mesh": mesh,
@@ -191,7 +191,7 @@ class TPUEmbedding:
             return
         key = jax.random.key(0) if key is None else key
         self._state = functional.init(
-            self._feature_config, self._optimizer, key, **self._made
+            self._feature_config, self._optimizer, key, **self._init_options
         )
 
     @property
