@@ -116,14 +116,13 @@ def update_batch(
         for field in dataclasses.fields(options)
         if field.name not in traced
     )
-    how: Any = {"spread": spread, "layout": layout, "sizes": sizes}
     given = [
         jnp.zeros((size, layout.dim), jnp.float32) if x is None else x
         for x, size in zip(grads, sizes, strict=True)
     ]
-    how |= {"rule": rule, "options": static}
+    how: Any = {"spread": spread, "layout": layout, "rule": rule, "options": static}
     if not options.use_gradient_accumulation:
-        return _update_whole(state, list(batch), given, traced, **how)
+        return _update_whole(state, list(batch), given, traced, sizes=sizes, **how)
     if route is None:
         route = route_batch(batch, spread=spread, num_rows=layout.num_rows, sizes=sizes)
     return _update(state, route, given, traced, **how)
@@ -189,11 +188,8 @@ def _lookup(
     return [spread.cut(x, size) for x, size in zip(found, sizes, strict=True)]
 
 
-_STATIC = ("spread", "layout", "sizes", "rule", "options")
-
-
 @in_32_bits
-@functools.partial(jax.jit, static_argnames=_STATIC)
+@functools.partial(jax.jit, static_argnames=("spread", "layout", "rule", "options"))
 def _update(
     state: tuple[jax.Array, ...],
     route: SampleRoute,
@@ -202,11 +198,9 @@ def _update(
     *,
     spread: Spread,
     layout: Layout,
-    sizes: tuple[int, ...],
     rule: UpdateRule,
     options: tuple[tuple[str, Any], ...],
 ) -> tuple[jax.Array, ...]:
-    del sizes
     own = spread.part(layout)
 
     def update_own(state: Any, route: Any, grads: Any, traced: Any) -> Any:
@@ -229,7 +223,9 @@ def _update(
 
 
 @in_32_bits
-@functools.partial(jax.jit, static_argnames=_STATIC)
+@functools.partial(
+    jax.jit, static_argnames=("spread", "layout", "sizes", "rule", "options")
+)
 def _update_whole(
     state: tuple[jax.Array, ...],
     batch: list[Samples],
