@@ -24,6 +24,7 @@ from benchmarks.results import (
     read_steps,
 )
 from benchmarks.static import cost, tables
+from benchmarks.statistics import interleaved_ratio
 from benchmarks.steps import tables as steps
 from benchmarks.update import headline_cases
 
@@ -152,6 +153,23 @@ def cases_table(path: Path) -> str:
     return markdown(header, lines)
 
 
+def bare_loop_table(path: Path) -> str:
+    """Milliseconds of an update beside those of a loop over the same memory."""
+    found, lines = Results.read(path), []
+    for case in dict.fromkeys(row.case for row in found.rows):
+        timed = {row.impl: row for row in found.rows if row.case == case}
+        loop = timed["bare_loop"]
+        cells = [f"`{case}`", f"{loop.p50_ms:.1f}"]
+        for impl in ("cpu", "packed", "torch"):
+            row = timed[impl]
+            ratio = interleaved_ratio(row.ms, loop.ms)
+            cells.append(f"{row.p50_ms:.1f} ({ratio:.1f} times)")
+        share = timed["bare_loop"].share_of_copy
+        lines.append([*cells, "" if share is None else f"{share:.0%}"])
+    own = ["sparse_adam", "sparse_adam, packed", "torch.optim.SparseAdam"]
+    return markdown(["ms", "bare loop", *own, "bare loop, of copy"], lines)
+
+
 def huge_pages_table(path: Path) -> str:
     """Milliseconds of plain and packed tables, beside those of the usual pages."""
     huge, usual = Results.read(path), path.with_name("update.json")
@@ -249,6 +267,7 @@ def _compiled_steps(table: Callable[[dict[str, Any]], tables.Table]) -> Any:
 TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "headline": ("update.json", headline_table),
     "cases": ("update.json", cases_table),
+    "bare_loop": ("bare_loop.json", bare_loop_table),
     "huge_pages": ("huge_pages.json", huge_pages_table),
     "machine": ("update.json", machine_table),
     "missing": ("update.json", missing_table),
@@ -269,6 +288,7 @@ TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
 SECTIONS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("One update", ("headline",), ("times",)),
     ("Every case: ms, and others as ratios to it", ("cases",), ()),
+    ("Beside a bare loop over the same rows", ("bare_loop",), ()),
     ("On huge pages", ("huge_pages",), ()),
     (
         "How cost grows",

@@ -2,7 +2,12 @@
 
 from functools import partial
 
-from benchmarks.contenders import jax_programs, memory_copy, torch_programs
+from benchmarks.contenders import (
+    bare_loop,
+    jax_programs,
+    memory_copy,
+    torch_programs,
+)
 from benchmarks.contenders.base import Contender, Running, anything
 
 __all__ = ["CONTENDERS", "COPY", "OURS", "Contender", "Running"]
@@ -77,6 +82,14 @@ CONTENDERS = {
             "FBGEMM, row-wise Adagrad",
             "EXACT_ROWWISE_ADAGRAD",
             by_row=True,
+        ),
+        Contender(
+            "bare_loop",
+            "a bare loop over the rows",
+            bare_loop.BareLoop,
+            bare_loop.unsupported,
+            expected=None,
+            host_only=True,
         ),
         Contender(
             COPY,

@@ -3,14 +3,16 @@
 import importlib.util
 
 import jax
+import numpy as np
 import pytest
 
 from benchmarks import contenders
 from benchmarks.cases import BFLOAT16, Case
 from benchmarks.check import check
 from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders.bare_loop import BareLoop
 from benchmarks.timing import measure
-from benchmarks.workload import Workload
+from benchmarks.workload import Workload, valid
 
 NEEDS = {
     "keras": "keras",
@@ -81,3 +83,15 @@ def test_the_copy_copies(name, monkeypatch):
     monkeypatch.setattr("benchmarks.contenders.memory_copy.COPIED", 4096)
     running = CONTENDERS[name].start(Workload.of(CASE))
     check(CONTENDERS[name], running, Workload.of(CASE))
+
+
+def test_the_bare_loop_touches_the_rows_of_the_batch_and_no_others():
+    case = CASES[1]  # with padding
+    running = CONTENDERS["bare_loop"].start(workload := Workload.of(case))
+    assert isinstance(running, BareLoop)
+    state, (ids, grads) = workload.first_state(), workload.batches[0]
+    running.step(0)()
+    sums = np.zeros_like(state[0])
+    np.add.at(sums, ids[valid(ids, case)], grads[valid(ids, case)])
+    for old, new in zip(state, running.states[0], strict=True):
+        np.testing.assert_allclose(new, old + sums, rtol=1e-5, atol=1e-5)
