@@ -63,6 +63,7 @@ bench: $(VENV)/.bench
 	-$(BIN)/python -m benchmarks update $(QUICK_FLAG)
 	$(if $(QUICK),,-$(HUGE_PAGES) $(BIN)/python -m benchmarks update $(ON_HUGE_PAGES))
 	-$(BIN)/python -m benchmarks scale $(QUICK_FLAG)
+	-$(BIN)/python -m benchmarks lookup $(QUICK_FLAG)
 	-$(BIN)/python -m benchmarks step $(QUICK_FLAG)
 	-$(BIN)/python -m benchmarks static --timeout 60 $(QUICK_FLAG)
 	$(if $(QUICK),,-$(BIN)/python -m benchmarks static $(NARROW))

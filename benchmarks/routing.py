@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import results
-from benchmarks.options import out_option
+from benchmarks.options import choices_option, out_option
 from benchmarks.routed_batches import DISTRIBUTIONS, Traffic, table_rows, traffic
 from benchmarks.static.hlo import arrays_of
 from sparse_adam.ops import routing as ops
@@ -155,23 +155,13 @@ def simulate(
 
 
 @click.command()
-@click.option(
-    "--topology",
-    "topologies",
-    multiple=True,
-    type=click.Choice(list(TOPOLOGIES)),
-    help="What to compile for; again for more. Default: all.",
-)
+@choices_option("--topology", "topologies", TOPOLOGIES, "What to compile for")
 @click.option("--ids", default=4096, show_default=True, help="On each chip.")
 @click.option("--dim", default=128, show_default=True, help="D, lanes of a row.")
 @click.option("--compile/--no-compile", "compiling", default=True, show_default=True)
 @click.option("--simulate/--no-simulate", "simulating", default=True, show_default=True)
-@click.option(
-    "--distribution",
-    "distributions",
-    multiple=True,
-    type=click.Choice(list(DISTRIBUTIONS)),
-    help="Of the simulated ids; again for more. Default: all.",
+@choices_option(
+    "--distribution", "distributions", DISTRIBUTIONS, "Of the simulated ids"
 )
 @click.option(
     "--chips",

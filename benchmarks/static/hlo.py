@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from typing import Any
 
 FILE = "program.hlo"  # in the folder of a case's dumps
@@ -42,7 +43,7 @@ class Array:
     @property
     def size(self) -> int:
         """Returns the number of its elements."""
-        return _product(self.shape)
+        return prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,15 +288,8 @@ def _padded(shape: tuple[int, ...], layout: str) -> int:
     tile = re.match(r"T\(([\d,]+)\)", rest)
     sizes = [shape[axis] for axis in minor]  # from minor to major
     if not minor:
-        return _product(shape)
+        return prod(shape)
     for i, size in enumerate(reversed(tile[1].split(",") if tile else [])):
         if i < len(sizes):
             sizes[i] = -(-sizes[i] // int(size)) * int(size)
-    return _product(tuple(sizes))
-
-
-def _product(sizes: tuple[int, ...]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total
+    return prod(sizes)

@@ -34,6 +34,7 @@ class Stage:
     hbm_ns: float = 0.0  # bytes over the peak bandwidth
     ns: float = 0.0  # the larger of the two of each operation, one after the other
     distinct_ns: float = 0.0  # the same, without the phases for ids that repeat
+    tensorcore_ns: float = 0.0  # the part of `ns` that the TensorCores are busy
     operations: int = 0
     launches: int = 0  # of Pallas kernels, and of calls on the SparseCores
     sorts: int = 0
@@ -79,19 +80,37 @@ def sum_stages(
         ids = module.occurrences(computation, each) if each.is_kernel else 0
         cycles = _cycles(kernel, ids, chip, rules)
         # Scalar arithmetic and the starts of copies have no program of their own.
-        stage.uncounted += kernel is None and _has_program(each)
-        _add(stage, cycles, module.bytes_moved(computation, each), chip)
+        uncounted = kernel is None and _has_program(each)
+        stage.uncounted += uncounted
+        busy = uncounted if kernel is None else kernel.engine == "tensorcore"
+        _add(stage, cycles, module.bytes_moved(computation, each), chip, busy)
     if _TOP_LEVEL in dumped:
         once = float(dumped[_TOP_LEVEL].loops[0].cycles)
-        _add(stages["other"], Cycles(once, once, 0), 0, chip)
+        _add(stages["other"], Cycles(once, once, 0), 0, chip, True)
     return stages
 
 
-def _add(stage: Stage, cycles: Cycles, moved: int, chip: AnalyzedChip) -> None:
+def tensorcore_share(stages: Mapping[str, Mapping[str, float]]) -> float | None:
+    """Returns how long the embedding keeps TensorCores busy, beside its update.
+
+    The time of the operations on TensorCores in all stages of the embedding, over that
+    of the update's kernels on SparseCores; None where those run elsewhere.
+    """
+    update = stages["update"]
+    sparsecore = update["ns"] - update["tensorcore_ns"]
+    if sparsecore <= 0:
+        return None
+    return sum(stages[name]["tensorcore_ns"] for name in EMBEDDING) / sparsecore
+
+
+def _add(
+    stage: Stage, cycles: Cycles, moved: int, chip: AnalyzedChip, on_tensorcore: bool
+) -> None:
     issue, hbm = cycles.every / chip.clock, moved / chip.bandwidth
     stage.issue_ns += issue
     stage.hbm_ns += hbm
     stage.ns += max(issue, hbm)
+    stage.tensorcore_ns += max(issue, hbm) * on_tensorcore
     stage.distinct_ns += max(cycles.distinct / chip.clock, hbm)
     stage.unknown_loops += cycles.unknown_loops
 

@@ -7,6 +7,7 @@ from functools import partial
 from benchmarks.steps.dlrm import MULTI_HOT, ONE_HOT, dlrm
 from benchmarks.steps.model import Model
 from benchmarks.steps.one_table import one_table
+from benchmarks.steps.six_tables import six_tables
 from benchmarks.steps.two_tower import two_tower
 from benchmarks.steps.word2vec import word2vec
 
@@ -65,6 +66,7 @@ QUICK = (
 # Compiled for TPUs, with all of DLRM's dense part.
 COMPILED = (
     StepCase("one_table", "one table", one_table, 1_000_000, 128, 65_536),
+    StepCase("six_tables", "six tables", six_tables, 1_000_000, 128, 8192),
     StepCase("dlrm", "DLRM-v2", _dlrm(ONE_HOT, "mlperf"), 1_000_000, 128, 8192),
     StepCase(
         *("dlrm_multi_hot", "DLRM-v2, 214 ids a sample"),

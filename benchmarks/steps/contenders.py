@@ -62,7 +62,7 @@ def first_embedding(
             del key, shape, dtype
             return make(name)
 
-        return TableConfig(rows, dim, first, combiner="sum", name=name)
+        return TableConfig(rows, dim, first, combiner=model.combiner, name=name)
 
     tables = {name: config(name) for name in model.tables}
     features = {
@@ -115,7 +115,7 @@ def plain_step(
         activations = {}
         for name, feature in model.features.items():
             rows = jnp.take(tables[feature.table], batch.ids[name], axis=0)
-            activations[name] = rows.sum(-2)
+            activations[name] = getattr(rows, model.combiner)(-2)
         return model.loss(JAX, weights, activations, batch.inputs)
 
     loss, gradients = jax.value_and_grad(loss_of)((tables, weights))
@@ -221,7 +221,8 @@ class TorchSteps:
         if feature.places == 1:
             return self._nn.embedding(ids[..., 0], table, sparse=True)
         bags = ids.reshape(-1, feature.places)
-        found = self._nn.embedding_bag(bags, table, mode="sum", sparse=True)
+        mode = self._model.combiner
+        found = self._nn.embedding_bag(bags, table, mode=mode, sparse=True)
         return found.reshape(*feature.samples, -1)
 
     def step(self, turn: int) -> Callable[[], float]:
