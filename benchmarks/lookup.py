@@ -5,8 +5,6 @@ turn and on the same tables and ids. Each contender's numbers are compared befor
 timed.
 """
 
-import importlib
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from benchmarks import lines
+from benchmarks import cases, lines
+from benchmarks.contenders.torch_programs import import_torch
 from benchmarks.options import choices_option, out_option, rounds_option
 from benchmarks.results import Row
 from benchmarks.run import Progress, run_cases
@@ -85,18 +84,11 @@ class Workload:
         """Draws the same numbers at every call."""
         rng = np.random.default_rng(0)
         table = rng.standard_normal((case.rows, case.dim), dtype=np.float32)
-        rows = rng.permutation(case.rows).astype(np.int32)
         num_ids = case.samples * case.places
-
-        def draw() -> np.ndarray:
-            if case.distribution == "uniform":
-                return rng.choice(rows, num_ids)
-            ranks = np.arange(1, case.rows + 1, dtype=np.float64)
-            shares = np.cumsum(ranks**-1.2)
-            found = np.searchsorted(shares, rng.random(num_ids) * shares[-1])
-            return rows[np.minimum(found, case.rows - 1)]
-
-        batches = [draw() for _ in range(BATCHES)]
+        batches = [
+            cases.ids(rng, case.distribution, case.rows, num_ids)
+            for _ in range(BATCHES)
+        ]
         return cls(case, table, batches, rng.permutation(num_ids))
 
     @property
@@ -152,9 +144,7 @@ def torch_bag(workload: Workload) -> Call:
     It takes ids sample by sample only. Its table is allocated by torch: NumPy asks for
     huge pages, which torch and JAX do not.
     """
-    torch = importlib.import_module("torch")
-    torch.set_num_threads(os.cpu_count() or 1)
-    case = workload.case
+    torch, case = import_torch(), workload.case
     weights = torch.from_numpy(workload.table).clone()
     bag = torch.nn.EmbeddingBag(case.rows, case.dim, mode="sum", _weight=weights)
     shape = case.samples, case.places
@@ -236,7 +226,7 @@ def _blank(workload: Workload) -> Row:
 
 @click.command()
 @choices_option(
-    *("--case", "cases", [case.name for case in (*CASES, *QUICK)], "A named case"),
+    *("--case", "names", [case.name for case in (*CASES, *QUICK)], "A named case"),
     otherwise="all but the quick ones",
 )
 @choices_option("--impl", "impls", CONTENDERS, "A contender")
@@ -244,7 +234,7 @@ def _blank(workload: Workload) -> Row:
 @rounds_option("Timed calls of each contender in a case.")
 @out_option("lookup.json")
 def lookup(
-    cases: tuple[str, ...],
+    names: tuple[str, ...],
     impls: tuple[str, ...],
     quick: bool,
     rounds: int | None,
@@ -253,7 +243,7 @@ def lookup(
     """Time the lookup of bags on this machine: ours, through XLA, and torch's."""
     rounds = rounds or (QUICK_ROUNDS if quick else ROUNDS)
     known = {case.name: case for case in (*CASES, *QUICK)}
-    chosen = [known[name] for name in cases] or (QUICK if quick else CASES)
+    chosen = [known[name] for name in names] or (QUICK if quick else CASES)
     run_cases(
         *("lookup", [(case, impls or tuple(CONTENDERS)) for case in chosen]),
         *(rounds, out),

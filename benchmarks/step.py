@@ -22,7 +22,13 @@ from benchmarks.run import Progress, run_cases
 from benchmarks.static.chips import CHIPS
 from benchmarks.steps import cases as named
 from benchmarks.steps.cases import StepCase
-from benchmarks.steps.contenders import BATCHES, CONTENDERS, HOST_ONLY, Running
+from benchmarks.steps.contenders import (
+    BATCHES,
+    CONTENDERS,
+    DEFAULT,
+    HOST_ONLY,
+    Running,
+)
 from benchmarks.steps.model import Model, draw_batch
 from benchmarks.timing import (
     Turns,
@@ -49,7 +55,9 @@ LEGEND = (
     help=f"{', '.join(case.name for case in named.TIMED)}; with --static "
     f"{', '.join(case.name for case in named.COMPILED)}; again for more. Default: all.",
 )
-@choices_option("--impl", "impls", CONTENDERS, "A contender")
+@choices_option(
+    *("--impl", "impls", CONTENDERS, "A contender"), otherwise=", ".join(DEFAULT)
+)
 @click.option("--cap", type=click.IntRange(1), help="The most rows of a table.")
 @click.option("--dim", type=click.IntRange(1), help="D, the width of a row.")
 @click.option("--batch", type=click.IntRange(1), help="Samples of a batch.")
@@ -111,7 +119,7 @@ def step(
         return
     rounds = rounds or (QUICK_ROUNDS if quick else ROUNDS)
     run_cases(
-        *("step", [(case, impls or tuple(CONTENDERS)) for case in chosen], rounds, out),
+        *("step", [(case, impls or DEFAULT) for case in chosen], rounds, out),
         measure=lambda case, impls, progress: measure(case, impls, rounds, progress),
         show=_print,
         legend=LEGEND,
@@ -123,7 +131,8 @@ def _choose(names: Sequence[str], *, static: bool, quick: bool) -> list[StepCase
     brief = named.COMPILED_QUICK if static else named.QUICK
     if not names:
         return list(brief if quick else every)
-    known = {case.name: case for case in (*every, *brief)}
+    more = () if static else named.STORED
+    known = {case.name: case for case in (*every, *brief, *more)}
     for name in names:
         if name not in known:
             raise click.BadParameter(

@@ -3,6 +3,7 @@
 import importlib
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -51,7 +52,10 @@ class Training(NamedTuple):
 
 
 def first_embedding(
-    model: Model, adam: Adam, make: Callable[[str], jax.Array]
+    model: Model,
+    adam: Adam,
+    make: Callable[[str], jax.Array],
+    storage: str | None = None,
 ) -> EmbeddingState:
     """Returns our tables; `make` gives the first weights of one, by its name."""
 
@@ -69,7 +73,7 @@ def first_embedding(
         name: FeatureConfig(tables[feature.table])
         for name, feature in model.features.items()
     }
-    return init(features, adam, jax.random.key(0))
+    return init(features, adam, jax.random.key(0), storage=storage)
 
 
 def our_step(
@@ -162,11 +166,11 @@ class JaxSteps:
         return call
 
 
-def ours(model: Model) -> JaxSteps:
+def ours(model: Model, storage: str | None = None) -> JaxSteps:
     """Our embedding API."""
     weights = jax.tree.map(jnp.asarray, model.first_weights())
     embedding = first_embedding(
-        model, AS_TORCH, lambda name: jnp.asarray(model.first_table(name))
+        model, AS_TORCH, lambda name: jnp.asarray(model.first_table(name)), storage
     )
     training = Training(embedding, weights, OPTIMIZER.init(weights))
     return JaxSteps(model, training, our_step)
@@ -245,7 +249,9 @@ class TorchSteps:
 # Name: its title in tables, and what starts it. Ours is the first.
 CONTENDERS: dict[str, tuple[str, Callable[[Model], Running]]] = {
     "ours": ("sparse_adam.embedding", ours),
+    "packed": ("sparse_adam.embedding, packed", partial(ours, storage="packed")),
     "plain": ("plain JAX, optax.adam", plain_jax),
     "torch": ("torch, SparseAdam", TorchSteps),
 }
+DEFAULT = ("ours", "plain", "torch")
 HOST_ONLY = ("torch",)  # run on the CPU, whatever accelerator there is

@@ -23,14 +23,17 @@ from benchmarks.static.programs import PROGRAMS
 from benchmarks.static.stages import (
     EMBEDDING,
     STAGES,
+    Operation,
     Rules,
     Stage,
+    operations,
     sum_stages,
     tensorcore_share,
 )
 from benchmarks.steps.cases import COMPILED, COMPILED_QUICK, StepCase
 from benchmarks.steps.tables import Record, ns_an_id
 
+LARGEST = 12  # operations of a step that are listed
 LEGEND = (
     "ns is for one id of the batch: of each operation the larger of bundles over the "
     "clock and bytes over the peak bandwidth, added up as if nothing overlaps. Waits "
@@ -119,14 +122,34 @@ def _record(
     )
     module = parse((dumps / FILE).read_text())
     kernels = tuple(kernels_in(dumps, CHIPS[chip]))
-    stages = sum_stages(module, kernels, CHIPS[chip], rules)
+    found_operations = list(operations(module, kernels, CHIPS[chip], rules))
+    stages = sum_stages(found_operations, CHIPS[chip])
     steps, clocks = ("trace", "compile"), ("seconds", "processor_seconds")
     times = [f"{step}_{clock}" for step in steps for clock in clocks]
     return (
         known
         | {name: found[name] for name in times}
         | {"stages": {name: _rounded(stage) for name, stage in stages.items()}}
+        | {"largest": _largest(found_operations)}
     )
+
+
+def _largest(found: Sequence[Operation]) -> list[tuple[str, str, str, float]]:
+    """Returns the operations of the embedding that take longest, the longest first.
+
+    Of each its stage, its name, where it runs, and its nanoseconds.
+    """
+    ours = [each for each in found if each.stage in EMBEDDING]
+    ours.sort(key=lambda each: -each.ns)
+    return [
+        (
+            each.stage,
+            each.name,
+            "TensorCore" if each.on_tensorcore else "elsewhere",
+            round(each.ns, 1),
+        )
+        for each in ours[:LARGEST]
+    ]
 
 
 def _rounded(stage: Stage) -> dict[str, float]:
@@ -151,6 +174,8 @@ def _print(console: Console, record: dict[str, Any]) -> None:
         cells = [f"{value:.3f}" for value in times]
         table.add_row(name, *cells, *(f"{stage[kind]}" for kind in counts))
     console.print(table)
+    for stage, name, where, ns in record["largest"]:
+        console.print(f"  {stage:>8} {ns / record['ids']:6.3f} {where:<10} {name}"[:80])
     share = tensorcore_share(record["stages"])
     beside = (
         ""
