@@ -29,6 +29,8 @@ _IDLE = frozenset(
         *("after-all", "opt-barrier"),
     )
 )
+# Custom calls of the same kind: the memory of an array that is not filled.
+_IDLE_TARGETS = ("PrepareAsync", "AllocateBuffer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +89,9 @@ class Module:
         """
         name = computation or self.entry
         for each in self.computations[name].values():
-            ended = each.opcode.endswith("-done")
-            if ended or each.opcode in _IDLE or each.target.startswith("PrepareAsync"):
+            if each.opcode.endswith("-done") or each.opcode in _IDLE:
+                continue
+            if each.target.startswith(_IDLE_TARGETS):
                 continue
             if each.opcode in ("while", "call"):
                 for called in each.called * each.trips:
