@@ -53,6 +53,10 @@ chip: $(VENV)/.test
 NARROW := --dim 16 --dim 32 --dim 64 --program packed_sparsecore \
     --program packed_tensorcore --program xla_sorted --program xla_unsorted \
     --no-loops --out runs/bench/static_narrow.json
+# The sorts of a plan, by the kernel and by XLA.
+SORTS := $(foreach sort,kernel_word xla_word kernel_pairs xla_pairs,\
+    --program benchmarks.static.sorts:$(sort)) --no-loops --timeout 60 \
+    --out runs/bench/static_sorts.json
 # Linux's large pages, for all that glibc allocates.
 HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 ON_HUGE_PAGES := --case uniform --case small_batch --case dim_64 --case dim_16 \
@@ -63,9 +67,11 @@ bench: $(VENV)/.bench
 	-$(BIN)/python -m benchmarks update $(QUICK_FLAG)
 	$(if $(QUICK),,-$(HUGE_PAGES) $(BIN)/python -m benchmarks update $(ON_HUGE_PAGES))
 	-$(BIN)/python -m benchmarks scale $(QUICK_FLAG)
+	-$(BIN)/python -m benchmarks lookup $(QUICK_FLAG)
 	-$(BIN)/python -m benchmarks step $(QUICK_FLAG)
 	-$(BIN)/python -m benchmarks static --timeout 60 $(QUICK_FLAG)
 	$(if $(QUICK),,-$(BIN)/python -m benchmarks static $(NARROW))
+	$(if $(QUICK),,-$(BIN)/python -m benchmarks static $(SORTS))
 	$(BIN)/python -m benchmarks report runs/bench
 
 # Instruction bundles per row of the compiled TPU programs; needs no TPU.

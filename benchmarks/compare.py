@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.contenders import CONTENDERS
+from benchmarks.options import choices_option, rounds_option
 from benchmarks.results import ROOT, Results, Row
 from benchmarks.statistics import Interval, ratio_of_medians
 from benchmarks.update import CASES, QUICK
@@ -65,23 +66,10 @@ def merged(runs: Sequence[Results]) -> Results:
 @click.command()
 @click.argument("a")
 @click.argument("b")
-@click.option(
-    "--case",
-    "cases",
-    multiple=True,
-    type=click.Choice(list(CASES)),
-    default=QUICK,
-    show_default=True,
-    help="A case to time for two commits; again for more.",
-)
-@click.option(
-    "--impl",
-    "impls",
-    multiple=True,
-    type=click.Choice(list(CONTENDERS)),
+@choices_option("--case", "cases", CASES, "A case of two commits", default=QUICK)
+@choices_option(
+    *("--impl", "impls", CONTENDERS, "A contender of two commits"),
     default=("cpu", "xla", "copy"),
-    show_default=True,
-    help="A contender to time for two commits; again for more.",
 )
 @click.option(
     "--times",
@@ -90,13 +78,7 @@ def merged(runs: Sequence[Results]) -> Results:
     show_default=True,
     help="Runs of each commit, in turn.",
 )
-@click.option(
-    "--rounds",
-    type=click.IntRange(1),
-    default=9,
-    show_default=True,
-    help="Timed calls in each run.",
-)
+@rounds_option("Timed calls in each run.", 9)
 def compare(
     a: str,
     b: str,

@@ -89,7 +89,7 @@ class End(NamedTuple):
 )
 def plot(folder: Path) -> None:
     """Draw the figures of the results in FOLDER (default: runs/bench) beside them."""
-    require_results(folder)
+    require_results(folder, [source for source, _ in FIGURES.values()])
     written = draw_all(folder, folder)
     if not written:
         raise click.ClickException(
@@ -100,12 +100,12 @@ def plot(folder: Path) -> None:
         click.echo(f"wrote {path}")
 
 
-def require_results(folder: Path) -> None:
-    """Ends a command with a sentence where a folder has no result file."""
-    names = sorted({source for source, _ in FIGURES.values()})
+def require_results(folder: Path, names: Sequence[str]) -> None:
+    """Ends a command with a sentence where a folder has none of these result files."""
     if not any((folder / name).exists() for name in names):
         raise click.ClickException(
-            f"{folder} has no result file: none of {', '.join(names)} is there. "
+            f"{folder} has no result file: none of {', '.join(sorted({*names}))} is "
+            "there. "
             "`make bench` writes them, or `python -m benchmarks update --out "
             f"{folder / 'update.json'}`"
         )

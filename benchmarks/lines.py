@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from rich.console import Console
+from rich.table import Column, Table
 from rich.text import Text
 
 from benchmarks.options import WIDTH, wrapped
@@ -58,6 +60,40 @@ def line(row: Row) -> Text:
     if row.predicted_ms is not None:
         text += f"\n    at least {number(row.predicted_ms)} ms by its compiled program"
     return Text(text, style="cyan" if row.ratio == 1 else "")
+
+
+def ratios(console: Console, title: str, rows: Sequence[Row]) -> None:
+    """Prints a case in which no bytes are counted: times, and ratios to ours."""
+    console.print(wrapped(title), style="bold")
+    columns = ("", "ms", "p20-p80", "compile", "x ours", "bounds")
+    table = Table(*(Column(name, no_wrap=True) for name in columns), box=None)
+    for row in rows:
+        if row.status == "failed":
+            console.print(line(row))
+        elif row.status == "ok":
+            table.add_row(*_ratio_cells(row))
+    console.print(table)
+    if (skipped := skipped_line(rows)) is not None:
+        console.print(skipped)
+
+
+def _ratio_cells(row: Row) -> list[str]:
+    spread = f"{number(row.p20_ms)}-{number(row.p80_ms)}"
+    cells = [row.title, number(row.p50_ms), spread, f"{row.compile_s:.1f}"]
+    if row.ratio is not None and row.ratio_bounds is not None:
+        low, high = row.ratio_bounds
+        cells += [f"{row.ratio:.2f}", f"{low:.2f}-{high:.2f}"]
+    return cells
+
+
+def ratio_in_words(row: Row) -> str:
+    """Returns the ratio to ours with its bounds in brackets; "" without a ratio."""
+    if row.ratio is None:
+        return ""
+    if row.ratio_bounds is None or row.ratio == 1:
+        return f"{row.ratio:.1f}"
+    low, high = row.ratio_bounds
+    return f"{row.ratio:.1f} ({low:.1f} to {high:.1f})"
 
 
 def skipped_line(rows: Sequence[Row]) -> Text | None:

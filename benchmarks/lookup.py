@@ -5,11 +5,11 @@ turn and on the same tables and ids. Each contender's numbers are compared befor
 timed.
 """
 
-import importlib
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,13 +17,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
-from rich.table import Column, Table
 
-from benchmarks.statistics import interleaved_ratio, spread
+from benchmarks import cases, lines
+from benchmarks.contenders.torch_programs import import_torch
+from benchmarks.options import choices_option, out_option, rounds_option
+from benchmarks.results import Row
+from benchmarks.run import Progress, run_cases
+from benchmarks.timing import (
+    Turns,
+    require_cpu,
+    time_beside_ours,
+    wall_clock,
+)
 from sparse_adam.kernels.cpu.lookup import combine_rows
 
-REST = 0.02  # seconds in which the threads of the one before cease to spin
+ROUNDS, QUICK_ROUNDS = 40, 5
 BATCHES = 8
+LEGEND = (
+    "ms is the median of calls that took turns with those of all others; x ours is the "
+    "median of the ratios within a round, with bounds that hold it nine times in ten. "
+    "compile is in seconds, and in no time. All give the same sums, to 1e-4."
+)
 Call = Callable[[int], Any]  # the lookup of a batch, which has been waited for
 
 
@@ -50,6 +64,10 @@ CASES = (
     Case("sparse", "uniform", form="sparse"),
     Case("sparse_zipf", "zipf", form="sparse"),
 )
+QUICK = (
+    Case("quick", "zipf", rows=50_000, samples=512),
+    Case("quick_sparse", "zipf", rows=50_000, samples=512, form="sparse"),
+)
 
 
 @dataclass(frozen=True)
@@ -66,18 +84,11 @@ class Workload:
         """Draws the same numbers at every call."""
         rng = np.random.default_rng(0)
         table = rng.standard_normal((case.rows, case.dim), dtype=np.float32)
-        rows = rng.permutation(case.rows).astype(np.int32)
         num_ids = case.samples * case.places
-
-        def draw() -> np.ndarray:
-            if case.distribution == "uniform":
-                return rng.choice(rows, num_ids)
-            ranks = np.arange(1, case.rows + 1, dtype=np.float64)
-            shares = np.cumsum(ranks**-1.2)
-            found = np.searchsorted(shares, rng.random(num_ids) * shares[-1])
-            return rows[np.minimum(found, case.rows - 1)]
-
-        batches = [draw() for _ in range(BATCHES)]
+        batches = [
+            cases.ids(rng, case.distribution, case.rows, num_ids)
+            for _ in range(BATCHES)
+        ]
         return cls(case, table, batches, rng.permutation(num_ids))
 
     @property
@@ -133,9 +144,7 @@ def torch_bag(workload: Workload) -> Call:
     It takes ids sample by sample only. Its table is allocated by torch: NumPy asks for
     huge pages, which torch and JAX do not.
     """
-    torch = importlib.import_module("torch")
-    torch.set_num_threads(os.cpu_count() or 1)
-    case = workload.case
+    torch, case = import_torch(), workload.case
     weights = torch.from_numpy(workload.table).clone()
     bag = torch.nn.EmbeddingBag(case.rows, case.dim, mode="sum", _weight=weights)
     shape = case.samples, case.places
@@ -151,77 +160,102 @@ def torch_bag(workload: Workload) -> Call:
     return call
 
 
-CONTENDERS: dict[str, Callable[[Workload], Call]] = {
-    "ours": ours,
-    "xla": xla,
-    "torch": torch_bag,
+# Name: its title in tables, and what starts it. Ours is the first.
+CONTENDERS: dict[str, tuple[str, Callable[[Workload], Call]]] = {
+    "ours": ("sparse_adam, C++", ours),
+    "xla": ("sparse_adam, XLA", xla),
+    "torch": ("torch.nn.EmbeddingBag", torch_bag),
 }
 
 
+@dataclass
+class Lookup:
+    """A contender that has been compiled and looks up batches."""
+
+    call: Call
+    compile_seconds: float = 0.0
+
+    def step(self, turn: int) -> Callable[[], Any]:
+        """Returns the lookup of a batch; it waits for the result."""
+        return partial(self.call, turn)
+
+
 def measure(
-    case: Case, names: Sequence[str], rounds: int
-) -> Iterator[tuple[str, list[float] | str]]:
-    """Yields each contender's times in seconds, or why it has none."""
+    case: Case,
+    impls: Sequence[str],
+    rounds: int,
+    progress: Progress = lambda doing: None,
+) -> list[Row]:
+    """Returns a row for each contender, timed or with the reason why it is not."""
     workload = Workload.of(case)
-    calls: dict[str, Call] = {}
     right = workload.expected()
-    for name in names:
-        try:
-            calls[name] = CONTENDERS[name](workload)
-        except ModuleNotFoundError as error:
-            yield name, f"{error.name} is not installed"
-            continue
-        found = np.asarray(calls[name](0))
-        np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-4, err_msg=name)
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds):
-        for name, call in calls.items():
-            time.sleep(REST)
-            call(2 * turn)  # wakes threads and caches code; with other rows
-            began = time.perf_counter()
-            call(2 * turn + 1)
-            times[name].append(time.perf_counter() - began)
-    yield from times.items()
+
+    def start(impl: str) -> Turns:
+        require_cpu()
+        running = Lookup(CONTENDERS[impl][1](workload))
+        began = time.perf_counter()
+        found = np.asarray(running.call(0))
+        first = time.perf_counter() - began
+        np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-4)
+        seconds = wall_clock(running.step(1))
+        running.compile_seconds = max(0.0, first - seconds)
+        return Turns.of(running, seconds, rounds)
+
+    titles = {impl: CONTENDERS[impl][0] for impl in impls}
+    return time_beside_ours(
+        *(_blank(workload), titles, start, rounds),
+        lambda doing: progress(f"{case.name}: {doing}"),
+    )
+
+
+def _blank(workload: Workload) -> Row:
+    case = workload.case
+    return Row(
+        case=case.name,
+        rows=case.rows,
+        dim=case.dim,
+        ids=case.samples * case.places,
+        distribution=case.distribution,
+        dtypes=("float32",),
+        options={"samples": case.samples, "places": case.places, "form": case.form},
+        impl="",
+        title="",
+        unique=float(np.mean([np.unique(ids).size for ids in workload.batches])),
+    )
 
 
 @click.command()
-@click.option(
-    "--case",
-    "cases",
-    multiple=True,
-    type=click.Choice([case.name for case in CASES]),
-    help="A named case; again for more. Default: all.",
+@choices_option(
+    *("--case", "names", [case.name for case in (*CASES, *QUICK)], "A named case"),
+    otherwise="all but the quick ones",
 )
-@click.option(
-    "--impl",
-    "impls",
-    multiple=True,
-    type=click.Choice(list(CONTENDERS)),
-    help="A contender; again for more. Default: all.",
-)
-@click.option("--rounds", default=40, show_default=True, help="Timed calls of each.")
-def lookup(cases: tuple[str, ...], impls: tuple[str, ...], rounds: int) -> None:
-    """Time the lookup of bags on this machine: ours, through XLA, and torch's.
+@choices_option("--impl", "impls", CONTENDERS, "A contender")
+@click.option("--quick", is_flag=True, help="Two small cases and few rounds.")
+@rounds_option("Timed calls of each contender in a case.")
+@out_option("lookup.json")
+def lookup(
+    names: tuple[str, ...],
+    impls: tuple[str, ...],
+    quick: bool,
+    rounds: int | None,
+    out: Path,
+) -> None:
+    """Time the lookup of bags on this machine: ours, through XLA, and torch's."""
+    rounds = rounds or (QUICK_ROUNDS if quick else ROUNDS)
+    known = {case.name: case for case in (*CASES, *QUICK)}
+    chosen = [known[name] for name in names] or (QUICK if quick else CASES)
+    run_cases(
+        *("lookup", [(case, impls or tuple(CONTENDERS)) for case in chosen]),
+        *(rounds, out),
+        measure=lambda case, impls, progress: measure(case, impls, rounds, progress),
+        show=_print,
+        legend=LEGEND,
+    )
 
-    The last column is the median, over the rounds, of a contender's time over ours.
-    """
-    console = Console(highlight=False, width=100)
-    columns = ("case", "V", "D", "ids", "lookup", "p20, ms", "p50, ms", "x ours")
-    table = Table(*(Column(name, no_wrap=True) for name in columns))
-    for case in CASES:
-        if cases and case.name not in cases:
-            continue
-        found = dict(measure(case, impls or tuple(CONTENDERS), rounds))
-        base = found.get("ours")
-        for name, times in found.items():
-            row = [case.name, f"{case.rows:,}", f"{case.dim}"]
-            row += [f"{case.samples:,} x {case.places}", name]
-            if isinstance(times, str):
-                table.add_row(*row, times)
-                continue
-            middle = spread(times)
-            row += [f"{1e3 * middle.p20:.2f}", f"{1e3 * middle.p50:.2f}"]
-            if isinstance(base, list):
-                row.append(f"{interleaved_ratio(times, base):.2f}")
-            table.add_row(*row)
-    console.print(table)
+
+def _print(console: Console, case: Case, found: Sequence[Row]) -> None:
+    title = (
+        f"{case.name}: V = {case.rows:,}, D = {case.dim}, {case.samples:,} samples of "
+        f"{case.places} {case.distribution} ids, {case.form}"
+    )
+    lines.ratios(console, title, found)

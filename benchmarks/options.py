@@ -2,7 +2,7 @@
 
 import os
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +10,98 @@ import click
 
 WIDTH = 80  # columns of a printed line
 RUNS = Path("runs", "bench")  # ignored by git
+_FILE: Any = click.Path(dir_okay=False, path_type=Path)
+Option = Callable[[Any], Any]  # a decorator of a command
 
 
-def rounds_option(what: str) -> Callable[[Any], Any]:
+def choices_option(
+    flag: str,
+    into: str,
+    values: Iterable[str],
+    what: str,
+    *,
+    default: Sequence[str] = (),
+    otherwise: str = "all",
+) -> Option:
+    """Makes an option that takes one of some values, again and again for more of them.
+
+    Args:
+        flag: as it is typed, `--case`.
+        into: the argument of the command, a tuple of strings.
+        values: that may be given.
+        what: a value is, for `--help`.
+        default: the values if none is given.
+        otherwise: says for `--help` what the command takes if none is given and there
+            is no `default`.
+    """
+    return click.option(
+        flag,
+        into,
+        multiple=True,
+        type=click.Choice(list(values)),
+        default=default,
+        help=f"{what}; again for more. Default: {', '.join(default) or otherwise}.",
+    )
+
+
+def rounds_option(what: str, default: int | None = None) -> Option:
     """Makes the option `--rounds`, a number of timed calls of at least 1."""
-    return click.option("--rounds", type=click.IntRange(1), help=what)
+    return click.option(
+        "--rounds",
+        type=click.IntRange(1),
+        default=default,
+        show_default=default is not None,
+        help=what,
+    )
 
 
-def out_option(name: str) -> Callable[[Any], Any]:
+def timeout_option(seconds: float, what: str) -> Option:
+    """Makes the option `--timeout`, of seconds, for one compile or more."""
+    return click.option(
+        "--timeout",
+        type=click.FloatRange(0, min_open=True),
+        default=seconds,
+        show_default=True,
+        help=what,
+    )
+
+
+def out_option(name: str) -> Option:
     """Makes the option `--out`, a result file that this command can write."""
     return click.option(
         "--out",
-        type=click.Path(dir_okay=False, path_type=Path),
-        callback=_writable,
+        type=_FILE,
+        callback=lambda context, parameter, path: require_writable(path),
         default=RUNS / name,
         show_default=True,
         help="The result file.",
     )
 
 
-def _writable(context: click.Context, parameter: click.Parameter, path: Path) -> Path:
-    return require_writable(path)
+def chosen_out_option(names: str) -> Option:
+    """Makes the option `--out` of a command that chooses its result file: or None."""
+    return click.option(
+        "--out", type=_FILE, help=f"The result file. Default: {RUNS}/{names}."
+    )
+
+
+def package_file_options(path: Path) -> Option:
+    """Makes `--check` and `--out`, of a command that writes a file of the package."""
+
+    def add(command: Any) -> Any:
+        out = click.option(
+            "--out",
+            type=_FILE,
+            default=path,
+            show_default="the file in the package",
+            help="The file to write, or to compare with.",
+        )
+        check = click.option(
+            "--check", is_flag=True, help="Write nothing; compare with the file."
+        )
+        return check(out(command))
+
+    return add
 
 
 def require_writable(path: Path) -> Path:

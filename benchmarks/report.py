@@ -15,6 +15,7 @@ import click
 
 from benchmarks import figures
 from benchmarks.contenders import OURS
+from benchmarks.lines import ratio_in_words
 from benchmarks.results import (
     COMMITTED,
     ROOT,
@@ -58,7 +59,8 @@ def report(folder: Path | None) -> None:
     are taken, and the tables of the README and the docs and their figures rewritten.
     """
     if folder is not None:
-        figures.require_results(folder)
+        shown = [TABLES[name][0] for _, names, _ in SECTIONS for name in names]
+        figures.require_results(folder, shown)
         (folder / "report.md").write_text(page(folder))
         click.echo(f"wrote {folder / 'report.md'}")
         return
@@ -202,6 +204,26 @@ def scale_table(path: Path) -> str:
     return markdown(["ms", *impls.values()], lines)
 
 
+def lookup_table(path: Path) -> str:
+    """One line a case of bags of ids: our time, others as ratios to it."""
+    found = Results.read(path)
+    titles = {row.impl: row.title for row in found.rows}
+    others = [impl for impl in titles if impl != "ours"]
+    lines = []
+    for case in dict.fromkeys(row.case for row in found.rows):
+        timed = {row.impl: row for row in _rows(found, case)}
+        if "ours" not in timed:
+            continue
+        ours = timed["ours"]
+        bags = f"{ours.options['samples']:,} of {ours.options['places']}"
+        cells = [f"`{case}`", f"{ours.rows:,}", f"{ours.dim}", bags]
+        cells.append(f"{ours.p50_ms:.2f}")
+        cells += [ratio_in_words(timed[i]) if i in timed else "" for i in others]
+        lines.append(cells)
+    header = ["case", "V", "D", "bags", "ms", *(titles[impl] for impl in others)]
+    return markdown(header, lines)
+
+
 def machine_table(path: Path) -> str:
     """On what, with what and when the results were taken."""
     found = Results.read(path)
@@ -272,6 +294,8 @@ TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "machine": ("update.json", machine_table),
     "missing": ("update.json", missing_table),
     "scale": ("scale.json", scale_table),
+    "lookups": ("lookup.json", lookup_table),
+    "lookups_machine": ("lookup.json", machine_table),
     "steps": ("step.json", _timed_steps),
     "steps_machine": ("step.json", machine_table),
     "sums": ("step_static.json", _compiled_steps(steps.sums_table)),
@@ -279,6 +303,7 @@ TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "jte": ("static_jte.json", _static(tables.roofline_table)),
     "bounds": ("static.json", _static(tables.bounds_table)),
     "roofline": ("static.json", _static(tables.roofline_table)),
+    "sorts": ("static_sorts.json", _static(tables.sorts_table)),
     "narrow": ("static_narrow.json", _static(tables.narrow_table)),
     "programs": ("static.json", _static(tables.programs_table)),
     "phases": ("static.json", _static(tables.phases_table)),
@@ -301,6 +326,7 @@ SECTIONS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
         ("least_times",),
     ),
     ("The same of narrow rows: least ns, limit; bundles", ("narrow",), ()),
+    ("Bags of ids, looked up and combined", ("lookups", "lookups_machine"), ()),
     ("Whole training steps", ("steps", "steps_machine"), ()),
     ("Stages of compiled steps: ns an id, bounds", ("stages",), ()),
     ("Left out, and why", ("missing",), ()),

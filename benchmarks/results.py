@@ -5,13 +5,15 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import click
+
+from benchmarks.statistics import interval_of_rounds, spread
 
 SCHEMA = 1
 ROOT = Path(__file__).parents[1]
@@ -55,6 +57,35 @@ class Row:
     ratio: float | None = None  # to the first of ours, round by round
     ratio_bounds: Sequence[float] | None = None  # that hold it nine times in ten
     predicted_ms: float | None = None  # the static lower bound, where there is one
+
+    def skipped(self, reason: str) -> "Row":
+        """Returns the row of a contender that cannot do the case here."""
+        return replace(self, status="skipped", reason=reason)
+
+    def failed(self, error: Exception) -> "Row":
+        """Returns the row of a contender that broke: the error in one line."""
+        words = " ".join(str(error).split())
+        reason = f"{type(error).__name__}: {words}"[:300]
+        return replace(self, status="failed", reason=reason)
+
+    def timed(self, seconds: Sequence[float], compile_seconds: float) -> "Row":
+        """Returns the row with the times of its calls, and their quantiles."""
+        middle = spread(seconds)
+        return replace(
+            self,
+            compile_s=round(compile_seconds, 3),
+            ms=tuple(round(1e3 * t, 4) for t in seconds),
+            p20_ms=round(1e3 * middle.p20, 4),
+            p50_ms=round(1e3 * middle.p50, 4),
+            p80_ms=round(1e3 * middle.p80, 4),
+            least_ms=round(1e3 * middle.least, 4),
+        )
+
+    def compared(self, seconds: Sequence[float], base: Sequence[float]) -> "Row":
+        """Returns the row with the ratio of its times to those of ours, and bounds."""
+        low, ratio, high = interval_of_rounds(seconds, base)
+        bounds = round(low, 3), round(high, 3)
+        return replace(self, ratio=round(ratio, 3), ratio_bounds=bounds)
 
 
 @dataclass(frozen=True)
@@ -136,6 +167,19 @@ def write(path: Path, head: dict[str, Any], name: str, rows: Sequence[Any]) -> N
     lines = ",\n  ".join(json.dumps(row) for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f'{text},\n "{name}": [\n  {lines}\n ]\n}}\n')
+
+
+def write_records(
+    path: Path, command: str, started: str, records: Sequence[Any]
+) -> None:
+    """Writes the result file of a command that compiles: a line for each record."""
+    head = {
+        "schema": SCHEMA,
+        "command": command,
+        "commit": commit(),
+        "started": started,
+    }
+    write(path, head, "records", records)
 
 
 def now() -> str:

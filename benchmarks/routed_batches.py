@@ -9,16 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.steps.dlrm import MULTI_HOT
+from benchmarks.steps import dlrm
 from sparse_adam.ops.routing import Placement
 from sparse_adam.ops.routing.rounds import Quota
 
-# DLRM-v2: the rows of each table.
-DLRM_ROWS = (
-    *(40_000_000, 39_060, 17_295, 7424, 20_265, 3, 7122, 1543, 63, 40_000_000),
-    *(3_067_956, 405_282, 10, 2209, 11_938, 155, 4, 976, 14, 39_979_771, 25_641_295),
-    *(39_664_984, 585_935, 12_972, 108, 36),
-)
 ROWS = 100_000_000  # of the table of "uniform" and "zipf"
 EXPONENT = 1.05  # of the power law
 DISTRIBUTIONS = ("uniform", "zipf", "dlrm", "one owner")
@@ -36,7 +30,7 @@ class Traffic:
 
 def table_rows(distribution: str) -> int:
     """Returns V of the table, or stack of tables, that the ids are for."""
-    return sum(DLRM_ROWS) if distribution == "dlrm" else ROWS
+    return sum(dlrm.ROWS) if distribution == "dlrm" else ROWS
 
 
 def ids(
@@ -59,8 +53,8 @@ def ids(
         local = rng.integers(0, placement.num_rows // placement.num_shards, size)
         return local * placement.num_shards if placement.interleaved else local
     drawn, offset = [], 0
-    for rows, count in zip(DLRM_ROWS, MULTI_HOT, strict=True):
-        first = power_law(rows, max(1, size // sum(MULTI_HOT)), rng)
+    for rows, count in zip(dlrm.ROWS, dlrm.MULTI_HOT, strict=True):
+        first = power_law(rows, max(1, size // sum(dlrm.MULTI_HOT)), rng)
         mixed = (first[:, None] * 2_654_435_761 + np.arange(count) * 40_503) % 2**31
         others = (mixed ^ mixed >> 15) * 2_246_822_519 % 2**31 % rows
         drawn.append(np.where(np.arange(count) == 0, first[:, None], others) + offset)

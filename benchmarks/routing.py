@@ -9,12 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import click
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import results
-from benchmarks.options import out_option
+from benchmarks.options import choices_option, out_option
 from benchmarks.routed_batches import DISTRIBUTIONS, Traffic, table_rows, traffic
+from benchmarks.static.compiler import WITHOUT_TPU
 from benchmarks.static.hlo import arrays_of
 from sparse_adam.ops import routing as ops
 from sparse_adam.ops.routing import Placement
@@ -28,13 +34,6 @@ TOPOLOGIES = {
     "v6e:16x16": 256,
     "v5p:4x4x4": 64,
     "tpu7x:4x4x4": 128,
-}
-# What libtpu needs to compile where no TPU and no metadata server is.
-ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 _COLLECTIVE = re.compile(
     r" = (?P<type>\(.*?\)|\S+) (?P<name>ragged-all-to-all|all-to-all|all-gather"
@@ -75,12 +74,6 @@ def compile_step(topology: str, chips: int, ids: int, dim: int) -> Program:
 
     A table of 1,000 rows a chip will do: no size depends on it.
     """
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-    from jax.experimental import topologies
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
     devices = topologies.get_topology_desc(topology, platform="tpu").devices[:chips]
     mesh, spec = Mesh(np.array(devices), ("chip",)), PartitionSpec("chip")
     placement = Placement(1000 * chips, chips, interleaved=True)
@@ -155,23 +148,13 @@ def simulate(
 
 
 @click.command()
-@click.option(
-    "--topology",
-    "topologies",
-    multiple=True,
-    type=click.Choice(list(TOPOLOGIES)),
-    help="What to compile for; again for more. Default: all.",
-)
+@choices_option("--topology", "topologies", TOPOLOGIES, "What to compile for")
 @click.option("--ids", default=4096, show_default=True, help="On each chip.")
 @click.option("--dim", default=128, show_default=True, help="D, lanes of a row.")
 @click.option("--compile/--no-compile", "compiling", default=True, show_default=True)
 @click.option("--simulate/--no-simulate", "simulating", default=True, show_default=True)
-@click.option(
-    "--distribution",
-    "distributions",
-    multiple=True,
-    type=click.Choice(list(DISTRIBUTIONS)),
-    help="Of the simulated ids; again for more. Default: all.",
+@choices_option(
+    "--distribution", "distributions", DISTRIBUTIONS, "Of the simulated ids"
 )
 @click.option(
     "--chips",
@@ -198,7 +181,7 @@ def routing(
     padding of their layouts, and the temporaries of the program. The second one shows
     the rows that a chip asks for and is asked for, and the rounds that they take.
     """
-    os.environ.update({k: os.environ.get(k, v) for k, v in ENVIRONMENT.items()})
+    os.environ.update({k: os.environ.get(k, v) for k, v in WITHOUT_TPU.items()})
     console, started = Console(), results.now()
     programs: list[Program] = []
     rows: list[dict[str, Any]] = []

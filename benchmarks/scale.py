@@ -7,7 +7,7 @@ import click
 
 from benchmarks.cases import Case
 from benchmarks.contenders import CONTENDERS, COPY, OURS
-from benchmarks.options import out_option, rounds_option
+from benchmarks.options import choices_option, out_option, rounds_option
 from benchmarks.update import QUICK_ROUNDS, run_and_write
 
 ROUNDS = 9
@@ -45,19 +45,9 @@ def _sweep(case: Case, field: str, *values: int) -> tuple[Case, ...]:
 
 
 @click.command()
-@click.option(
-    "--axis",
-    "axes",
-    multiple=True,
-    type=click.Choice(list(cases(quick=True))),
-    help="What grows; again for more. Default: all.",
-)
-@click.option(
-    "--impl",
-    "impls",
-    multiple=True,
-    type=click.Choice(list(CONTENDERS)),
-    help=f"A contender; again for more. Default: {', '.join(IMPLS)}.",
+@choices_option("--axis", "axes", cases(quick=True), "What grows")
+@choices_option(
+    "--impl", "impls", CONTENDERS, "A contender", otherwise=", ".join(IMPLS)
 )
 @click.option("--quick", is_flag=True, help="Two small sizes on each axis.")
 @rounds_option("Timed calls of each contender at a size.")
@@ -78,6 +68,4 @@ def scale(
     chosen = [case for axis in axes or swept for case in swept[axis]]
     rounds = rounds or (QUICK_ROUNDS if quick else ROUNDS)
     entered = [(case, impls or IMPLS) for case in chosen]
-    found = run_and_write("scale", entered, rounds, out)
-    if any(row.status == "failed" for row in found.rows):
-        raise SystemExit(1)
+    run_and_write("scale", entered, rounds, out)

@@ -28,8 +28,7 @@ def interleaved_ratio(times: Sequence[float], base: Sequence[float]) -> float:
 
     Where the one has fewer rounds than the other, the first of them are compared.
     """
-    rounds = min(len(times), len(base))
-    return float(np.median(np.divide(times[:rounds], base[:rounds])))
+    return float(np.median(_ratios(times, base)))
 
 
 class Interval(NamedTuple):
@@ -54,9 +53,13 @@ def ratio_of_medians(new: Sequence[float], old: Sequence[float]) -> Interval:
 
 def interval_of_rounds(times: Sequence[float], base: Sequence[float]) -> Interval:
     """`interleaved_ratio`, with a bootstrap's interval; the same one at every call."""
-    rounds = min(len(times), len(base))
-    ratios = np.divide(times[:rounds], base[:rounds])
+    ratios = _ratios(times, base)
     rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(ratios, (RESAMPLES, rounds)), axis=1)
+    medians = np.median(rng.choice(ratios, (RESAMPLES, len(ratios))), axis=1)
     low, high = np.percentile(medians, (5, 95))
     return Interval(float(low), float(np.median(ratios)), float(high))
+
+
+def _ratios(times: Sequence[float], base: Sequence[float]) -> np.ndarray:
+    rounds = min(len(times), len(base))
+    return np.divide(times[:rounds], base[:rounds])

@@ -13,6 +13,7 @@ from benchmarks.cases import Case
 from benchmarks.check import check
 from benchmarks.contenders import COPY, OURS, Contender
 from benchmarks.results import Row
+from benchmarks.run import Progress
 from benchmarks.workload import Workload
 
 REST = 0.02  # seconds in which the threads of the one before cease to spin
@@ -46,12 +47,14 @@ class Turns:
     rounds: int
     times: list[float] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, running: Steps, seconds: float, rounds: int) -> "Turns":
+        """Returns the turns of a contender whose last call took so many seconds."""
+        return cls(running, min(FEW, rounds) if seconds > PATIENCE else rounds)
 
-@dataclass
-class Entry(Turns):
-    """A contender at work in a case."""
 
-    contender: Contender = field(kw_only=True)
+class SkippedError(Exception):
+    """A contender cannot do a case here; the words say why."""
 
 
 def measure(
@@ -61,47 +64,121 @@ def measure(
     *,
     clock: Clock = wall_clock,
     rest: float = REST,
-    progress: Callable[[str], object] = lambda doing: None,
+    progress: Progress = lambda doing: None,
 ) -> list[Row]:
-    """One row for each contender; whatever goes wrong with it becomes its reason."""
+    """Returns a row for each contender, timed or with the reason why it is not."""
     workload = Workload.of(case)
-    entries: dict[str, Entry] = {}
-    rows: dict[str, Row] = {}
-    for contender in contenders:
-        progress(f"{case.name}: {contender.name}")
-        blank = _blank(workload, contender)
-        try:
-            reason = _objection(contender, case)
-            if reason is not None:
-                rows[contender.name] = replace(blank, status="skipped", reason=reason)
-                continue
-            running = contender.start(workload)
-            check(contender, running, workload)
-            slow = clock(running.step(1)) > PATIENCE
-            turns = min(FEW, rounds) if slow else rounds
-            entry = Entry(running, turns, contender=contender)
-            entries[contender.name] = entry
-        except ModuleNotFoundError as error:
-            reason = f"{error.name} is not installed"
-            rows[contender.name] = replace(blank, status="skipped", reason=reason)
-        except Exception as error:
-            rows[contender.name] = _failed(blank, error)
-    broken = take_turns(
-        entries,
+    entered = {contender.name: contender for contender in contenders}
+
+    def start(name: str) -> Turns:
+        contender = entered[name]
+        if contender.host_only:
+            require_cpu()
+        if (reason := contender.unsupported(case)) is not None:
+            raise SkippedError(reason)
+        running = contender.start(workload)
+        check(contender, running, workload)
+        return Turns.of(running, clock(running.step(1)), rounds)
+
+    rows, entries = time_in_turn(
+        {name: _blank(workload, contender) for name, contender in entered.items()},
+        start,
         rounds,
         clock=clock,
         rest=rest,
         progress=lambda doing: progress(f"{case.name}: {doing}"),
     )
-    for name, error in broken.items():
-        rows[name] = _failed(_blank(workload, entries.pop(name).contender), error)
     base = next((entries[name] for name in OURS if name in entries), None)
+    moved = {name: _bytes_moved(workload, entered[name]) for name in entries}
     for name, entry in entries.items():
-        rows[name] = _timed(workload, entry, base, entries.get(COPY))
+        row = rows[name].timed(entry.times, entry.running.compile_seconds)
+        share = ratio = None
+        if COPY in entries:
+            beside = statistics.interleaved_ratio(entry.times, entries[COPY].times)
+            share = round(moved[name] / moved[COPY] / beside, 4)
+        if base is not None and entered[name].expected is not None:
+            ratio = round(statistics.interleaved_ratio(entry.times, base.times), 3)
+        rows[name] = replace(
+            row,
+            bytes=moved[name],
+            gb_per_s=round(moved[name] / 1e6 / row.p50_ms, 3),
+            share_of_copy=share,
+            ratio=ratio,
+        )
     entries.clear()
     workload.shared.clear()
     gc.collect()  # the tables of a case, before those of the next
-    return [rows[contender.name] for contender in contenders]
+    return list(rows.values())
+
+
+def time_in_turn(
+    blanks: Mapping[str, Row],
+    start: Callable[[str], Turns],
+    rounds: int,
+    *,
+    clock: Clock = wall_clock,
+    rest: float = REST,
+    progress: Progress = lambda doing: None,
+) -> tuple[dict[str, Row], dict[str, Turns]]:
+    """Starts contenders and times them in turn.
+
+    Whatever goes wrong with one of them becomes the reason in its row.
+
+    Args:
+        blanks: the row of each contender, without times.
+        start: makes the contender of a name ready to be timed, or raises.
+        rounds: in each of which every contender is called once.
+        clock: makes a call and returns its seconds.
+        rest: seconds between two contenders.
+        progress: is told what is being done.
+
+    Returns:
+        The rows of all contenders, and of those that broke nowhere the times, which
+        are not in the rows yet.
+    """
+    rows, entries = dict(blanks), {}
+    for name, blank in blanks.items():
+        progress(name)
+        try:
+            entries[name] = start(name)
+        except SkippedError as error:
+            rows[name] = blank.skipped(f"{error}")
+        except ModuleNotFoundError as error:
+            rows[name] = blank.skipped(f"{error.name} is not installed")
+        except Exception as error:
+            rows[name] = blank.failed(error)
+    broken = take_turns(entries, rounds, clock=clock, rest=rest, progress=progress)
+    for name, error in broken.items():
+        rows[name] = rows[name].failed(error)
+        del entries[name]
+    return rows, entries
+
+
+def time_beside_ours(
+    blank: Row,
+    titles: Mapping[str, str],
+    start: Callable[[str], Turns],
+    rounds: int,
+    progress: Progress,
+) -> list[Row]:
+    """Times contenders as `time_in_turn` does; returns rows with ratios to ours.
+
+    Args:
+        blank: a row of the case, without a contender.
+        titles: of the contenders, by name; ours is called "ours".
+        start: makes the contender of a name ready to be timed, or raises.
+        rounds: in each of which every contender is called once.
+        progress: is told what is being done.
+    """
+    blanks = {name: replace(blank, impl=name, title=titles[name]) for name in titles}
+    rows, entries = time_in_turn(blanks, start, rounds, progress=progress)
+    base = entries.get("ours")
+    for name, entry in entries.items():
+        row = rows[name].timed(entry.times, entry.running.compile_seconds)
+        rows[name] = row.compared(entry.times, base.times) if base else row
+    entries.clear()
+    gc.collect()  # the tables of a case, before those of the next
+    return list(rows.values())
 
 
 def take_turns(
@@ -110,7 +187,7 @@ def take_turns(
     *,
     clock: Clock = wall_clock,
     rest: float = REST,
-    progress: Callable[[str], object] = lambda doing: None,
+    progress: Progress = lambda doing: None,
 ) -> dict[str, Exception]:
     """Times all in turn, round by round; returns what broke, and why."""
     broken: dict[str, Exception] = {}
@@ -129,38 +206,10 @@ def take_turns(
     return broken
 
 
-def _objection(contender: Contender, case: Case) -> str | None:
-    if contender.host_only and jax.default_backend() != "cpu":
-        return "runs on the CPU, and the tables are elsewhere"
-    return contender.unsupported(case)
-
-
-def _timed(
-    workload: Workload, entry: Entry, base: Entry | None, copy: Entry | None
-) -> Row:
-    """The row with its times, and what they are worth."""
-    times, moved = entry.times, _bytes_moved(workload, entry.contender)
-    middle = statistics.spread(times)
-    share = ratio = None
-    if copy is not None:
-        size = _bytes_moved(workload, copy.contender)
-        share = moved / size / statistics.interleaved_ratio(times, copy.times)
-    if base is not None and entry.contender.expected is not None:
-        ratio = statistics.interleaved_ratio(times, base.times)
-    return replace(
-        _blank(workload, entry.contender),
-        status="ok",
-        compile_s=round(entry.running.compile_seconds, 3),
-        ms=tuple(round(1e3 * t, 4) for t in times),
-        p20_ms=round(1e3 * middle.p20, 4),
-        p50_ms=round(1e3 * middle.p50, 4),
-        p80_ms=round(1e3 * middle.p80, 4),
-        least_ms=round(1e3 * middle.least, 4),
-        bytes=moved,
-        gb_per_s=round(moved / 1e9 / middle.p50, 3),
-        share_of_copy=None if share is None else round(share, 4),
-        ratio=None if ratio is None else round(ratio, 3),
-    )
+def require_cpu() -> None:
+    """Skips what runs on the CPU only, where JAX puts tables elsewhere."""
+    if jax.default_backend() != "cpu":
+        raise SkippedError("runs on the CPU, and the tables are elsewhere")
 
 
 def _bytes_moved(workload: Workload, contender: Contender) -> float:
@@ -182,9 +231,3 @@ def _blank(workload: Workload, contender: Contender) -> Row:
         unique=workload.unique,
         repeats=case.repeats if case.distribution == "repeated" else 0,
     )
-
-
-def _failed(blank: Row, error: Exception) -> Row:
-    words = " ".join(str(error).split())
-    reason = f"{type(error).__name__}: {words}"[:300]
-    return replace(blank, status="failed", reason=reason)

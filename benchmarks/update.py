@@ -7,14 +7,14 @@ from pathlib import Path
 import click
 import jax
 from rich.console import Console
-from tqdm import tqdm
 
-from benchmarks import busy, lines, results
+from benchmarks import lines
 from benchmarks.cases import BENCHMARKS, Case
 from benchmarks.contenders import CONTENDERS, COPY
 from benchmarks.device_time import device_clock, predicted_ms
-from benchmarks.options import WIDTH, out_option, rounds_option, wrapped
-from benchmarks.results import Results, Row
+from benchmarks.options import choices_option, out_option, rounds_option
+from benchmarks.results import Row
+from benchmarks.run import Progress, run_cases
 from benchmarks.timing import measure, wall_clock
 
 CASES = {case.name: case for case in BENCHMARKS}
@@ -43,20 +43,10 @@ def headline_cases(rows: Sequence[Row]) -> list[str]:
 
 
 @click.command()
-@click.option(
-    "--case",
-    "cases",
-    multiple=True,
-    type=click.Choice(list(CASES)),
-    help="A named case; again for more. Default: all.",
-)
-@click.option(
-    "--impl",
-    "impls",
-    multiple=True,
-    type=click.Choice(list(CONTENDERS)),
-    help="A contender; again for more. Default: all in zipf, uniform and the quick "
-    f"cases, elsewhere {', '.join(LEAN)}.",
+@choices_option("--case", "cases", CASES, "A named case")
+@choices_option(
+    *("--impl", "impls", CONTENDERS, "A contender"),
+    otherwise=f"all in zipf, uniform and the quick cases, else {', '.join(LEAN)}",
 )
 @click.option("--quick", is_flag=True, help="Two small cases and few rounds.")
 @rounds_option("Timed calls of each contender in a case.")
@@ -79,9 +69,7 @@ def update(
         (case, impls or (EVERYBODY if case.name in HEADLINE + QUICK else LEAN))
         for case in chosen
     ]
-    found = run_and_write("update", entered, rounds, out)
-    if any(row.status == "failed" for row in found.rows):
-        raise SystemExit(1)
+    run_and_write("update", entered, rounds, out)
 
 
 def run_and_write(
@@ -89,54 +77,27 @@ def run_and_write(
     entered: Sequence[tuple[Case, Sequence[str]]],
     rounds: int,
     out: Path,
-) -> Results:
-    """Times the cases, prints their rows, and writes the file after every case."""
-    console = Console(highlight=False, soft_wrap=True)
-    started, load = results.now(), results.load()
-    _warn(console, busy.warning(busy.sample(), "before the run"))
-    config = {
-        "rounds": rounds,
-        "cases": {case.name: list(impls) for case, impls in entered},
-    }
+) -> None:
+    """Times updates, as `run_cases` does."""
     # Waiting for a TPU takes longer than an update: there the profiler tells.
     clock = device_clock if jax.default_backend() == "tpu" else wall_clock
-    rows: list[Row] = []
-    written = Results(command, config, ())
-    before, others = busy.read_clock(), None
-    with tqdm(total=len(entered), leave=False, disable=None, ncols=WIDTH) as bar:
-        for case, impls in entered:
-            field = [CONTENDERS[name] for name in impls]
-            found = measure(
-                case, field, rounds, clock=clock, progress=bar.set_description
-            )
-            rows += (found := [_with_prediction(row, case) for row in found])
-            others = busy.cores_of_others(before, busy.read_clock())
-            written = Results(
-                command,
-                config,
-                tuple(rows),
-                machine=results.describe_machine(load, others),
-                versions=results.package_versions(),
-                commit=results.commit(),
-                started=started,
-            )
-            written.write(out)
-            bar.clear()
-            if len(rows) > len(found):
-                console.print()
-            _print_case(console, found)
-            bar.update()
-    console.print()
-    if (reasons := lines.skipped_reasons(rows)) is not None:
-        console.print(reasons)
-    console.print(wrapped(lines.LEGEND, 0))
-    _warn(console, busy.warning(others, "during the run"))
-    console.print(f"Wrote {out}")
-    return written
+
+    def timed(case: Case, impls: Sequence[str], progress: Progress) -> list[Row]:
+        field = [CONTENDERS[name] for name in impls]
+        found = measure(case, field, rounds, clock=clock, progress=progress)
+        return [_with_prediction(row, case) for row in found]
+
+    run_cases(
+        *(command, entered, rounds, out),
+        measure=timed,
+        show=_print_case,
+        legend=lines.LEGEND,
+    )
 
 
-def _print_case(console: Console, found: Sequence[Row]) -> None:
+def _print_case(console: Console, case: Case, found: Sequence[Row]) -> None:
     """Prints a case: what was timed, what failed, and the names of the others."""
+    del case  # a row has all of it
     console.print(lines.case_line(found[0]))
     console.print(lines.header())
     for row in found:
@@ -144,11 +105,6 @@ def _print_case(console: Console, found: Sequence[Row]) -> None:
             console.print(lines.line(row))
     if (skipped := lines.skipped_line(found)) is not None:
         console.print(skipped)
-
-
-def _warn(console: Console, words: str | None) -> None:
-    if words is not None:
-        console.print(wrapped(words), style="yellow")
 
 
 def _with_prediction(row: Row, case: Case) -> Row:

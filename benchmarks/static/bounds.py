@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from benchmarks.options import require_writable
+from benchmarks.options import package_file_options, require_writable
 from benchmarks.results import COMMITTED, ROOT, WrongFileError, read_records
 from benchmarks.static.chips import CHIPS
 
@@ -27,14 +27,7 @@ PROGRAMS = (
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     default=COMMITTED / "static.json",
 )
-@click.option("--check", is_flag=True, help="Write nothing; compare with the file.")
-@click.option(
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=BOUNDS,
-    show_default="the file in the package",
-    help="The file to write, or to compare with.",
-)
+@package_file_options(BOUNDS)
 def bounds(results: Path, check: bool, out: Path) -> None:
     """Keep the least times of RESULTS, a file of `static`, in the package.
 

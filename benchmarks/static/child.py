@@ -13,7 +13,7 @@ import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,6 +23,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from benchmarks.static.chips import CHIPS
 from benchmarks.static.hlo import FILE as HLO
 from benchmarks.static.programs import find
+
+
+class Times(NamedTuple):
+    """Seconds that have passed, and those that this process has run."""
+
+    wall: float
+    processor: float
+
+    @classmethod
+    def now(cls) -> "Times":
+        """Reads both clocks."""
+        return cls(time.perf_counter(), time.process_time())
 
 
 def main(live: Path, cased: Path) -> None:
@@ -60,18 +72,20 @@ def _compile(
         placed = [
             jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in arguments
         ]
-        began = time.perf_counter()
+        began = Times.now()
         lowered = jax.jit(function, donate_argnums=donated).lower(*placed)
-        traced, processor = time.perf_counter(), time.process_time()
+        traced = Times.now()
         compiled = lowered.compile(compiler_options=dict(chosen.compiler_options))
+        ended = Times.now()
     memory = compiled.memory_analysis()
     hlo = compiled.as_text() or ""
     tables = [arguments[at] for at in donated]
     sizes = [math.prod(table.shape) * table.dtype.itemsize for table in tables]
     record = {
-        "trace_seconds": round(traced - began, 2),
-        "compile_seconds": round(time.perf_counter() - traced, 2),
-        "compile_processor_seconds": round(time.process_time() - processor, 2),
+        "trace_seconds": round(traced.wall - began.wall, 2),
+        "trace_processor_seconds": round(traced.processor - began.processor, 2),
+        "compile_seconds": round(ended.wall - traced.wall, 2),
+        "compile_processor_seconds": round(ended.processor - traced.processor, 2),
         "memory": {
             name: getattr(memory, f"{name}_size_in_bytes")
             for name in ("argument", "output", "alias", "temp")

@@ -23,6 +23,14 @@ from benchmarks.static.programs import find
 from benchmarks.static.result import KernelReport, Memory, StaticReport
 from benchmarks.static.subcore import parse_subcore
 
+# What libtpu needs to compile where no TPU and no metadata server is.
+WITHOUT_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    # Its lock guards a TPU, and there is none to guard.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 _TENSORCORE_DUMP = re.compile(r"^\d+-(.+)-\d+-final_bundles\.txt$")
 _SUBCORE_DUMP = re.compile(r"^(.+)_\d+_bundles\.txt$")
 
@@ -148,7 +156,7 @@ def _last_words(child: subprocess.Popen[str], errors: Any, expired: bool) -> str
 
 
 def _environment(dumps: Path) -> dict[str, str]:
-    """What libtpu needs to compile where no TPU and no metadata server is."""
+    """The environment of a child, whose dumps go to a folder."""
     flags = {
         "xla_jf_dump_to": dumps,
         "xla_jf_dump_llo_text": "true",
@@ -156,16 +164,17 @@ def _environment(dumps: Path) -> dict[str, str]:
         "xla_sc_dump_bundles_to": dumps,
         "xla_mosaic_enable_llo_source_annotations": "true",
     }
-    return os.environ | {
-        "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        # Its lock guards a TPU, and there is none to guard.
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "LIBTPU_INIT_ARGS": " ".join(f"--{flag}={it}" for flag, it in flags.items()),
-    }
+    return (
+        os.environ
+        | WITHOUT_TPU
+        | {
+            "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
+            "JAX_PLATFORMS": "cpu",
+            "LIBTPU_INIT_ARGS": " ".join(
+                f"--{flag}={it}" for flag, it in flags.items()
+            ),
+        }
+    )
 
 
 def _report(case: StaticCase, record: dict[str, Any], dumps: Path) -> StaticReport:

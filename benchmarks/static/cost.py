@@ -13,7 +13,13 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from benchmarks.options import WIDTH, require_writable
+from benchmarks.options import (
+    WIDTH,
+    choices_option,
+    package_file_options,
+    require_writable,
+    timeout_option,
+)
 from benchmarks.results import ROOT, WrongFileError
 from benchmarks.static.chips import CHIPS
 from benchmarks.static.compiler import StaticCase, count_all, require_libtpu
@@ -36,28 +42,9 @@ Reports = Mapping[tuple[str, int], StaticReport]  # by program and width
 
 
 @click.command()
-@click.option(
-    "--chip",
-    "chips",
-    multiple=True,
-    type=click.Choice(list(CHIPS)),
-    help="With --check: the chips to compare; again for more.  [default: all]",
-)
-@click.option("--check", is_flag=True, help="Write nothing; compare with the file.")
-@click.option(
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=BUNDLES,
-    show_default="the file in the package",
-    help="The file to write, or to compare with.",
-)
-@click.option(
-    "--timeout",
-    type=click.FloatRange(0, min_open=True),
-    default=300.0,
-    show_default=True,
-    help="Seconds for one of the programs.",
-)
+@choices_option("--chip", "chips", CHIPS, "With --check: a TPU to compare")
+@package_file_options(BUNDLES)
+@timeout_option(300.0, "Seconds for one of the programs.")
 def bundles(chips: tuple[str, ...], check: bool, out: Path, timeout: float) -> None:
     """Count what the row kernel and the sweep issue, for the choice between them.
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from typing import Any
 
 FILE = "program.hlo"  # in the folder of a case's dumps
@@ -28,6 +29,8 @@ _IDLE = frozenset(
         *("after-all", "opt-barrier"),
     )
 )
+# Custom calls of the same kind: the memory of an array that is not filled.
+_IDLE_TARGETS = ("PrepareAsync", "AllocateBuffer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class Array:
     @property
     def size(self) -> int:
         """Returns the number of its elements."""
-        return _product(self.shape)
+        return prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +89,9 @@ class Module:
         """
         name = computation or self.entry
         for each in self.computations[name].values():
-            ended = each.opcode.endswith("-done")
-            if ended or each.opcode in _IDLE or each.target.startswith("PrepareAsync"):
+            if each.opcode.endswith("-done") or each.opcode in _IDLE:
+                continue
+            if each.target.startswith(_IDLE_TARGETS):
                 continue
             if each.opcode in ("while", "call"):
                 for called in each.called * each.trips:
@@ -287,15 +291,8 @@ def _padded(shape: tuple[int, ...], layout: str) -> int:
     tile = re.match(r"T\(([\d,]+)\)", rest)
     sizes = [shape[axis] for axis in minor]  # from minor to major
     if not minor:
-        return _product(shape)
+        return prod(shape)
     for i, size in enumerate(reversed(tile[1].split(",") if tile else [])):
         if i < len(sizes):
             sizes[i] = -(-sizes[i] // int(size)) * int(size)
-    return _product(tuple(sizes))
-
-
-def _product(sizes: tuple[int, ...]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total
+    return prod(sizes)

@@ -9,8 +9,8 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from benchmarks.options import out_option, wrapped
-from benchmarks.results import SCHEMA, commit, now, write
+from benchmarks.options import choices_option, out_option, timeout_option, wrapped
+from benchmarks.results import now, write_records
 from benchmarks.static.chips import CHIPS
 from benchmarks.static.compiler import StaticCase, count_all, require_libtpu
 from benchmarks.static.programs import PROGRAMS, find
@@ -55,13 +55,7 @@ _SLOTS = (
     help=f"{', '.join(PROGRAMS)}, or module:attribute; again for more. "
     f"Default: {', '.join(DEFAULT)}.",
 )
-@click.option(
-    "--chip",
-    "chips",
-    multiple=True,
-    type=click.Choice(list(CHIPS)),
-    help="Default: all.",
-)
+@choices_option("--chip", "chips", CHIPS, "A TPU")
 @click.option(
     "--rows",
     type=click.IntRange(1),
@@ -92,13 +86,7 @@ _SLOTS = (
     type=click.Path(path_type=Path),
     help="Leave the compiler's dumps in this new folder.",
 )
-@click.option(
-    "--timeout",
-    type=click.FloatRange(0, min_open=True),
-    default=300.0,
-    show_default=True,
-    help="Seconds for one case.",
-)
+@timeout_option(300.0, "Seconds for one case.")
 @click.option(
     "--loops/--no-loops",
     default=None,
@@ -153,13 +141,7 @@ def main(
     for report in count_all(cases, timeout=timeout, keep_dumps=keep_dumps):
         reports.append(report)
         _print(console, report, loops or verbose, verbose)
-    head = {
-        "schema": SCHEMA,
-        "command": "static",
-        "commit": commit(),
-        "started": started,
-    }
-    write(out, head, "records", [report.to_json(loops) for report in reports])
+    write_records(out, "static", started, [each.to_json(loops) for each in reports])
     # A chip that lacks the engine of a program is no failure of the whole.
     sys.exit(bool(programs) and any(report.error for report in reports))
 

@@ -6,7 +6,7 @@ dump of the same name. So a program of another structure is read as well.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,7 @@ class Stage:
     hbm_ns: float = 0.0  # bytes over the peak bandwidth
     ns: float = 0.0  # the larger of the two of each operation, one after the other
     distinct_ns: float = 0.0  # the same, without the phases for ids that repeat
+    tensorcore_ns: float = 0.0  # the part of `ns` that the TensorCores are busy
     operations: int = 0
     launches: int = 0  # of Pallas kernels, and of calls on the SparseCores
     sorts: int = 0
@@ -62,38 +63,90 @@ class Cycles:
     unknown_loops: int
 
 
-def sum_stages(
-    module: Module, kernels: Sequence[BundledKernel], chip: AnalyzedChip, rules: Rules
-) -> dict[str, Stage]:
+@dataclass(frozen=True)
+class Operation:
+    """An operation of a program, and what it issues and moves at least."""
+
+    name: str
+    stage: str
+    opcode: str
+    is_kernel: bool
+    scalar_gather: bool  # it gathers single elements, of many ids
+    on_tensorcore: bool
+    uncounted: bool  # it has no dump and should have one
+    cycles: Cycles
+    issue_ns: float
+    hbm_ns: float
+
+    @property
+    def ns(self) -> float:
+        """Returns the larger of the two."""
+        return max(self.issue_ns, self.hbm_ns)
+
+
+def sum_stages(operations: Iterable[Operation], chip: AnalyzedChip) -> dict[str, Stage]:
     """Returns the stages of a program by name, all of them."""
     stages = {name: Stage() for name in STAGES}
+    for each in operations:
+        stage = stages[each.stage]
+        stage.operations += each.opcode != _TOP_LEVEL
+        stage.launches += each.is_kernel
+        stage.sorts += each.opcode == "sort"
+        stage.scalar_gathers += each.scalar_gather
+        stage.uncounted += each.uncounted
+        stage.unknown_loops += each.cycles.unknown_loops
+        stage.issue_ns += each.issue_ns
+        stage.hbm_ns += each.hbm_ns
+        stage.ns += each.ns
+        stage.distinct_ns += max(each.cycles.distinct / chip.clock, each.hbm_ns)
+        stage.tensorcore_ns += each.ns * each.on_tensorcore
+    return stages
+
+
+def operations(
+    module: Module, kernels: Sequence[BundledKernel], chip: AnalyzedChip, rules: Rules
+) -> Iterator[Operation]:
+    """Yields what a program executes, each operation in its stage."""
     dumped = {kernel.name: kernel for kernel in kernels}
     alike = _alike(module, dumped)
     for computation, each in module.executed():
-        stage = stages[stage_of(module.scope(computation, each), each.is_kernel)]
-        stage.operations += 1
-        stage.launches += each.is_kernel
-        stage.sorts += each.opcode == "sort"
-        stage.scalar_gathers += module.gathered_scalars(each) >= rules.many
         kernel = dumped.get(each.name) or alike.get(_signature(each))
         ids = module.occurrences(computation, each) if each.is_kernel else 0
         cycles = _cycles(kernel, ids, chip, rules)
         # Scalar arithmetic and the starts of copies have no program of their own.
-        stage.uncounted += kernel is None and _has_program(each)
-        _add(stage, cycles, module.bytes_moved(computation, each), chip)
+        uncounted = kernel is None and _has_program(each)
+        yield Operation(
+            name=each.name,
+            stage=stage_of(module.scope(computation, each), each.is_kernel),
+            opcode=each.opcode,
+            is_kernel=each.is_kernel,
+            scalar_gather=module.gathered_scalars(each) >= rules.many,
+            on_tensorcore=kernel.engine == "tensorcore" if kernel else uncounted,
+            uncounted=uncounted,
+            cycles=cycles,
+            issue_ns=cycles.every / chip.clock,
+            hbm_ns=module.bytes_moved(computation, each) / chip.bandwidth,
+        )
     if _TOP_LEVEL in dumped:
         once = float(dumped[_TOP_LEVEL].loops[0].cycles)
-        _add(stages["other"], Cycles(once, once, 0), 0, chip)
-    return stages
+        yield Operation(
+            *(_TOP_LEVEL, "other", _TOP_LEVEL, False, False, True, False),
+            *(Cycles(once, once, 0), once / chip.clock, 0.0),
+        )
 
 
-def _add(stage: Stage, cycles: Cycles, moved: int, chip: AnalyzedChip) -> None:
-    issue, hbm = cycles.every / chip.clock, moved / chip.bandwidth
-    stage.issue_ns += issue
-    stage.hbm_ns += hbm
-    stage.ns += max(issue, hbm)
-    stage.distinct_ns += max(cycles.distinct / chip.clock, hbm)
-    stage.unknown_loops += cycles.unknown_loops
+def tensorcore_share(stages: Mapping[str, Mapping[str, float]]) -> float | None:
+    """Returns how long the embedding keeps TensorCores busy, beside its update.
+
+    The time of the operations on TensorCores in all stages of the embedding, over the
+    bound of the update's kernels on SparseCores for distinct ids; None where the update
+    runs elsewhere.
+    """
+    update = stages["update"]
+    if update["tensorcore_ns"] or not update["ns"]:
+        return None
+    busy = sum(stages[name]["tensorcore_ns"] for name in EMBEDDING)
+    return busy / update["distinct_ns"]
 
 
 def stage_of(scope: str, is_kernel: bool) -> str:

@@ -70,6 +70,30 @@ def _bound(roofline: Record) -> str:
     return f"{roofline['bound_ns']:.2f} {roofline['limit']}"
 
 
+def sorts_table(found: Record) -> Table:
+    """The bundles of each sort of `sorts.py`, all of its ids, and seconds to compile.
+
+    Where a compile took too long, or failed, the word says so.
+    """
+    records = records_of(found)
+    chips = [name for name in CHIPS if any(chip == name for _, chip in records)]
+    module = "benchmarks.static.sorts:"
+    lines = []
+    for program in dict.fromkeys(name for name, _ in records):
+        by, _, words = program.removeprefix(module).partition("_")
+        cells = []
+        for chip in chips:
+            record = records.get((program, chip))
+            if record is None or record["error"]:
+                cells.append("" if record is None else "not compiled")
+                continue
+            bundles = sum(record["engines"].values()) * record["ids"]
+            cells.append(f"{bundles:,.0f}; {record['seconds']:.0f} s")
+        title = f"{words.replace('_', ' ')}: {'XLA' if by == 'xla' else 'the kernel'}"
+        lines.append([title, *cells])
+    return ["", *chips], lines
+
+
 def narrow_table(found: Record) -> Table:
     """The least time of a row and its bundles, one width after the other."""
     dims = sorted({record["dim"] for record in found["records"]})

@@ -7,6 +7,7 @@ from functools import partial
 from benchmarks.steps.dlrm import MULTI_HOT, ONE_HOT, dlrm
 from benchmarks.steps.model import Model
 from benchmarks.steps.one_table import one_table
+from benchmarks.steps.six_tables import six_tables
 from benchmarks.steps.two_tower import two_tower
 from benchmarks.steps.word2vec import word2vec
 
@@ -62,10 +63,26 @@ QUICK = (
     StepCase("quick_two_tower", "two towers", two_tower, 50_000, 32, 256),
     StepCase("quick_word2vec", "word2vec", word2vec, 50_000, 32, 512),
 )
-# Compiled for TPUs, with all of DLRM's dense part.
+# A lookup and an update and next to nothing else: where plain storage is compared with
+# packed. For those who name them.
+STORED = tuple(
+    StepCase(f"one_table_dim_{dim}", f"one table, D = {dim}", one_table, *sizes)
+    for dim, sizes in (
+        (128, (500_000, 128, 65_536)),
+        (64, (1_000_000, 64, 65_536)),
+        (16, (1_000_000, 16, 65_536)),
+    )
+)
+# Compiled for TPUs, with all of DLRM's dense part; and with next to none, since that
+# takes most of the time of a compile.
 COMPILED = (
     StepCase("one_table", "one table", one_table, 1_000_000, 128, 65_536),
+    StepCase("six_tables", "six tables", six_tables, 1_000_000, 128, 8192),
     StepCase("dlrm", "DLRM-v2", _dlrm(ONE_HOT, "mlperf"), 1_000_000, 128, 8192),
+    StepCase(
+        *("dlrm_light", "DLRM-v2, a small dense part"),
+        *(_dlrm(ONE_HOT, "light"), 1_000_000, 128, 8192),
+    ),
     StepCase(
         *("dlrm_multi_hot", "DLRM-v2, 214 ids a sample"),
         *(_dlrm(MULTI_HOT, "mlperf"), 1_000_000, 128, 1024),

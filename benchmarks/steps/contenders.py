@@ -3,6 +3,7 @@
 import importlib
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -51,7 +52,10 @@ class Training(NamedTuple):
 
 
 def first_embedding(
-    model: Model, adam: Adam, make: Callable[[str], jax.Array]
+    model: Model,
+    adam: Adam,
+    make: Callable[[str], jax.Array],
+    storage: str | None = None,
 ) -> EmbeddingState:
     """Returns our tables; `make` gives the first weights of one, by its name."""
 
@@ -62,14 +66,14 @@ def first_embedding(
             del key, shape, dtype
             return make(name)
 
-        return TableConfig(rows, dim, first, combiner="sum", name=name)
+        return TableConfig(rows, dim, first, combiner=model.combiner, name=name)
 
     tables = {name: config(name) for name in model.tables}
     features = {
         name: FeatureConfig(tables[feature.table])
         for name, feature in model.features.items()
     }
-    return init(features, adam, jax.random.key(0))
+    return init(features, adam, jax.random.key(0), storage=storage)
 
 
 def our_step(
@@ -115,7 +119,7 @@ def plain_step(
         activations = {}
         for name, feature in model.features.items():
             rows = jnp.take(tables[feature.table], batch.ids[name], axis=0)
-            activations[name] = rows.sum(-2)
+            activations[name] = getattr(rows, model.combiner)(-2)
         return model.loss(JAX, weights, activations, batch.inputs)
 
     loss, gradients = jax.value_and_grad(loss_of)((tables, weights))
@@ -162,11 +166,11 @@ class JaxSteps:
         return call
 
 
-def ours(model: Model) -> JaxSteps:
+def ours(model: Model, storage: str | None = None) -> JaxSteps:
     """Our embedding API."""
     weights = jax.tree.map(jnp.asarray, model.first_weights())
     embedding = first_embedding(
-        model, AS_TORCH, lambda name: jnp.asarray(model.first_table(name))
+        model, AS_TORCH, lambda name: jnp.asarray(model.first_table(name)), storage
     )
     training = Training(embedding, weights, OPTIMIZER.init(weights))
     return JaxSteps(model, training, our_step)
@@ -221,7 +225,8 @@ class TorchSteps:
         if feature.places == 1:
             return self._nn.embedding(ids[..., 0], table, sparse=True)
         bags = ids.reshape(-1, feature.places)
-        found = self._nn.embedding_bag(bags, table, mode="sum", sparse=True)
+        mode = self._model.combiner
+        found = self._nn.embedding_bag(bags, table, mode=mode, sparse=True)
         return found.reshape(*feature.samples, -1)
 
     def step(self, turn: int) -> Callable[[], float]:
@@ -244,7 +249,9 @@ class TorchSteps:
 # Name: its title in tables, and what starts it. Ours is the first.
 CONTENDERS: dict[str, tuple[str, Callable[[Model], Running]]] = {
     "ours": ("sparse_adam.embedding", ours),
+    "packed": ("sparse_adam.embedding, packed", partial(ours, storage="packed")),
     "plain": ("plain JAX, optax.adam", plain_jax),
     "torch": ("torch, SparseAdam", TorchSteps),
 }
+DEFAULT = ("ours", "plain", "torch")
 HOST_ONLY = ("torch",)  # run on the CPU, whatever accelerator there is

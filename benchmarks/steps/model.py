@@ -37,7 +37,7 @@ class Table(NamedTuple):
 
 
 class Feature(NamedTuple):
-    """Samples that are looked up in a table: the sum of the rows of each."""
+    """Samples that are looked up in a table: the rows of each are combined."""
 
     table: str
     samples: tuple[int, ...]  # the shape of the activations before D
@@ -58,6 +58,7 @@ class Model:
     weights: Mapping[str, tuple[int, ...]]  # shapes of the dense part
     inputs: Mapping[str, tuple[int, ...]]  # shapes of float32 inputs besides the ids
     loss: Loss
+    combiner: str = "sum"  # of the rows of a sample; or "mean"
 
     @property
     def num_rows(self) -> int:

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks.lines import ratio_in_words
 from benchmarks.results import Results
 from benchmarks.static.chips import CHIPS
-from benchmarks.static.stages import EMBEDDING, STAGES
+from benchmarks.static.stages import EMBEDDING, STAGES, tensorcore_share
 from benchmarks.static.tables import Table
 
 ONE_TABLE = "one_table"  # the case beside the bounds of one kernel
@@ -24,10 +25,7 @@ def timed_table(found: Results) -> Table:
     """One line for each contender of a case: its time, and as ratio to ours."""
     lines = []
     for row in found.rows:
-        options, ratio = row.options, "" if row.ratio is None else f"{row.ratio:.1f}"
-        if row.ratio is not None and row.ratio_bounds is not None and row.ratio != 1:
-            low, high = row.ratio_bounds
-            ratio += f" ({low:.1f} to {high:.1f})"
+        options = row.options
         sizes = f"{options['tables']} tables, V = {row.rows:,}, D = {row.dim}"
         lines.append(
             [
@@ -35,7 +33,7 @@ def timed_table(found: Results) -> Table:
                 f"{sizes}, {row.ids:,} ids",
                 row.title,
                 f"{row.p50_ms:.1f}" if row.ms else row.status,
-                ratio,
+                ratio_in_words(row),
             ]
         )
     return ["step", "sizes", "by", "ms", "times ours"], lines
@@ -72,12 +70,14 @@ def stages_table(found: Record) -> Table:
     """One line for each compiled step: its stages in ns an id, and what it counts."""
     header = ["step", "chip", "ids", *STAGES[:5], "the update in all", "**sum**"]
     header += [
+        "TensorCore beside SparseCore",
         "dense",
+        "launches of the update",
         "launches",
         "sorts",
         "scalar gathers",
         "operations",
-        "trace, s",
+        "trace, CPU s",
         "compile, CPU s",
     ]
     lines = []
@@ -90,10 +90,13 @@ def stages_table(found: Record) -> Table:
         stages = [[name] for name in STAGES[:5]]
         cells = [f"{ns_an_id(record, names):.2f}" for names in (*stages, _UPDATE)]
         cells.append(f"**{ns_an_id(record, EMBEDDING):.2f}**")
+        share = tensorcore_share(record["stages"])
+        cells.append("" if share is None else f"{share:.2f}")
         cells.append(f"{ns_an_id(record, ['dense']):.2f}")
+        cells.append(f"{_count(record, 'launches', _UPDATE):.0f}")
         kinds = ("launches", "sorts", "scalar_gathers", "operations")
         cells += [f"{_count(record, kind):,.0f}" for kind in kinds]
-        cells.append(f"{record['trace_seconds']:.1f}")
+        cells.append(f"{record['trace_processor_seconds']:.1f}")
         cells.append(f"{record['compile_processor_seconds']:.0f}")
         lines.append([*head, *cells])
     return header, lines
@@ -104,5 +107,5 @@ def ns_an_id(record: Record, names: Sequence[str], kind: str = "ns") -> float:
     return sum(record["stages"][name][kind] for name in names) / record["ids"]
 
 
-def _count(record: Record, kind: str) -> float:
-    return sum(record["stages"][name][kind] for name in EMBEDDING)
+def _count(record: Record, kind: str, names: Sequence[str] = EMBEDDING) -> float:
+    return sum(record["stages"][name][kind] for name in names)

@@ -105,7 +105,7 @@ def not_run(platform: str, quick: bool) -> Iterator[str]:
 
 
 def first_of_each_way(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Returns the first failure of each implementation and storage."""
+    """Returns the first failure of each implementation, storage and kind."""
     first: dict[str, Outcome] = {}
     for outcome in outcomes:
         if outcome.failed:

@@ -41,7 +41,11 @@ class Failure:
     around: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """What to read, and to send."""
+        """Returns the failure as lines of text.
+
+        The case, the smallest one that still fails with its ids and its fault, and the
+        arguments that avoid it.
+        """
         small = self.smallest.case
         lines = [f"{self.found.case.way}: {self.found.case}"]
         lines += [f"  smallest case that fails: {small}"]
@@ -84,7 +88,10 @@ class Report:
         self.save()
 
     def add(self, outcome: Outcome) -> None:
-        """Adds the outcome of a case."""
+        """Prints the line of a case and keeps its outcome for the file.
+
+        The file itself is written when the next case starts: `starts` saves it.
+        """
         self.outcomes.append(outcome)
         print(line_of(outcome), flush=True)
         self.running = ""
@@ -110,7 +117,14 @@ class Report:
         )
 
     def end(self, seconds: float) -> None:
-        """Gives the verdict."""
+        """Gives the verdict, prints it, and writes the file for the last time.
+
+        A check has passed if at least one case ran, none failed, and every update could
+        be timed.
+
+        Args:
+            seconds: that the whole check took.
+        """
         wrong = sum(one.failed for one in self.outcomes)
         right = sum(one.status == "ok" for one in self.outcomes)
         untimed = sum(bool(one.error) for one in self.timings)
@@ -183,7 +197,10 @@ class Report:
 
 
 def line_of(outcome: Outcome) -> str:
-    """Returns the line of a case."""
+    """Returns the line of a case: status, what ran, the case, and what came of it.
+
+    That is "exact", the largest error beside its bound, or the text of what is wrong.
+    """
     case, found = outcome.case, outcome.comparison
     line = f"{outcome.status:<8} {case.way:<{_WIDTH}} {case}"
     if outcome.status != "ok":

@@ -67,7 +67,10 @@ class Outcome:
 
     @property
     def failed(self) -> bool:
-        """Whether it is a failure."""
+        """Whether the package is at fault: a wrong result, or an exception.
+
+        A case that was not run, since its implementation cannot do it, is no failure.
+        """
         return self.status in ("wrong", "raised")
 
 

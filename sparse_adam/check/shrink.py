@@ -2,7 +2,9 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+
+import jax
 
 from sparse_adam.check.case import Case
 from sparse_adam.check.run import Outcome, run
@@ -92,12 +94,9 @@ def ways_around(case: Case) -> list[str]:
     if case.kind == "lookup":
         return []
     found = []
-    platform_ways: list[tuple[str, Callable[[], Iterator[Case]]]] = [
-        ("config", lambda: other_configs(case)),
-        ("implementation", lambda: other_implementations(case)),
-    ]
-    for name, others in platform_ways:
-        for other in others():
+    ways = {"config": other_configs, "implementation": other_implementations}
+    for name, others in ways.items():
+        for other in others(case):
             if run(other).status == "ok":
                 found.append(f"{name}={getattr(other, name)!r}")
                 break
@@ -119,8 +118,6 @@ def other_configs(case: Case) -> Iterator[Case]:
 
 def other_implementations(case: Case) -> Iterator[Case]:
     """Yields the case on what else is compiled here."""
-    import jax
-
     for one in dispatch.IMPLEMENTATIONS:
         if one.name != case.implementation and one.compiled_on(jax.default_backend()):
             yield case.but(implementation=one.name, config=None)

@@ -63,7 +63,7 @@ class Timing:
     error: str = ""
 
     def __str__(self) -> str:
-        """A line for the report."""
+        """Returns a line for the report: the time of a call, beside its bound."""
         if self.error:
             return f"{self.name:<22} raised {self.error}"
         line = f"{self.name:<22} {self.microseconds:>10,.1f} us"

@@ -11,7 +11,7 @@ from sparse_adam.rules import SGDRule
 
 
 class FrozenState(NamedTuple):
-    """A table that does not learn."""
+    """The state of a table of `trainable=False`: its weights, and no slots."""
 
     table: jax.Array  # [V, D]
 
@@ -33,7 +33,7 @@ class Frozen(Optimizer):
     clipvalue = None
 
     def make_rule(self) -> SGDRule:
-        """Returns a rule without slots."""
+        """Returns the rule of SGD, since it has no slots. It is never applied."""
         return SGDRule()
 
     def state_of(self, arrays: Sequence[jax.Array]) -> FrozenState:

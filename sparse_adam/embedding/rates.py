@@ -35,7 +35,10 @@ class LearningRates(dict[str, Any]):
     def tree_unflatten(
         cls, numbers: tuple[tuple[str, int], ...], leaves: Sequence[Any]
     ) -> "LearningRates":
-        """Returns the rates by name."""
+        """Returns the rates by table, of the leaves that `tree_flatten` gave.
+
+        A leaf that several tables share is one object in all of them again.
+        """
         return cls((name, leaves[number]) for name, number in numbers)
 
 

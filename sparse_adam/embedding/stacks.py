@@ -46,7 +46,7 @@ class Table:
 
     @property
     def num_rows(self) -> int:
-        """Returns V."""
+        """Returns V of the table, as the user has configured it."""
         return self.config.vocabulary_size
 
     @functools.cached_property
@@ -72,12 +72,15 @@ class Stack:
 
     @property
     def num_rows(self) -> int:
-        """Returns the rows of the array, up to the last one of the last table."""
+        """Returns V of the array: all rows up to the last one of the last table.
+
+        Rows between two tables, which no id names, are among them.
+        """
         return self.offsets[-1] + self.tables[-1].num_rows
 
     @property
     def dim(self) -> int:
-        """Returns D."""
+        """Returns D, the width of a row, which is equal for all tables."""
         return self.tables[0].config.dim
 
     @property
@@ -119,7 +122,7 @@ class Stack:
 
     @property
     def title(self) -> str:
-        """What messages call it."""
+        """Returns what errors call the stack: its one table, or all by name."""
         if len(self.tables) == 1:
             return f"table {self.tables[0].name!r}"
         return f"the stack of tables {[table.name for table in self.tables]}"

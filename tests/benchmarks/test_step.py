@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
@@ -16,13 +16,22 @@ from benchmarks.static.bundles import BundledKernel, Counts, Loop
 from benchmarks.static.chips import CHIPS
 from benchmarks.static.hlo import parse
 from benchmarks.static.programs import PROGRAMS
-from benchmarks.static.stages import STAGES, Rules, Stage, stage_of, sum_stages
+from benchmarks.static.stages import (
+    STAGES,
+    Rules,
+    Stage,
+    operations,
+    stage_of,
+    sum_stages,
+    tensorcore_share,
+)
 from benchmarks.static.tables import bounds_table
 from benchmarks.steps.cases import COMPILED, QUICK, TIMED, StepCase
 from benchmarks.steps.contenders import BATCHES, CONTENDERS
 from benchmarks.steps.dlrm import MULTI_HOT, ROWS, dlrm
 from benchmarks.steps.model import draw_batch
 from benchmarks.steps.program import build
+from benchmarks.steps.summing import merged
 from benchmarks.steps.tables import stages_table, sums_table
 from benchmarks.steps.two_tower import two_tower
 from benchmarks.steps.word2vec import word2vec
@@ -55,6 +64,7 @@ def test_every_contender_computes_the_same_losses(name):
     ours = losses["ours"]
     assert ours[4] < ours[0] and ours[5] < ours[1]  # the same batches again
     # Dense Adam moves rows whose momenta are not zero: other weights from there on.
+    assert losses["packed"] == pytest.approx(ours, rel=1e-5)
     assert losses["plain"][:2] == pytest.approx(ours[:2], rel=1e-5)
     if TORCH:
         assert losses["torch"] == pytest.approx(ours, rel=1e-5)
@@ -108,11 +118,25 @@ def test_the_command_writes_what_it_prints(tmp_path):
     assert "sparse_adam.embedding" in done.output
 
 
+def test_a_mean_is_combined_by_every_contender():
+    model = replace(TINY["two_tower"](), combiner="mean")
+    losses = {
+        impl: [start(model).step(0)()]
+        for impl, (_, start) in CONTENDERS.items()
+        if impl != "torch" or TORCH
+    }
+    summed = CONTENDERS["ours"][1](TINY["two_tower"]()).step(0)()
+    assert losses["ours"] != pytest.approx([summed], rel=1e-5)
+    for found in losses.values():
+        assert found == pytest.approx(losses["ours"], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--case", "nonsense"], "'nonsense' is not one of dlrm,"),
         (["--chip", "v6e"], "--chip goes with --static only"),
+        (["--keep"], "--keep goes with --static only"),
     ],
 )
 def test_wrong_options_are_said(arguments, words):
@@ -166,7 +190,7 @@ def test_stages_of_a_program_are_summed():
         _kernel("sparse_adam_new.1", 9, (73, 16)),
         _kernel("TLP", 2000),
     ]
-    stages = sum_stages(module, kernels, chip, rules)
+    stages = sum_stages(operations(module, kernels, chip, rules), chip)
     clock, bandwidth = chip.clock, chip.bandwidth
     plan, prepare, update = stages["plan"], stages["prepare"], stages["update"]
     # `sort.2` has no dump of its own: it is the same as `sort.1`.
@@ -179,6 +203,8 @@ def test_stages_of_a_program_are_summed():
     assert update.launches == 1 and update.hbm_ns == pytest.approx(5000 / bandwidth)
     assert update.issue_ns == pytest.approx((9 + 16 * 73) / clock)
     assert update.ns == max(update.issue_ns, update.hbm_ns) == update.distinct_ns
+    assert update.tensorcore_ns == update.ns  # so there is nothing to compare it with
+    assert tensorcore_share({k: asdict(s) for k, s in stages.items()}) is None
     assert stages["dense"].operations == 3  # of a loop that runs three times
     assert stages["dense"].issue_ns == pytest.approx(3 * 5 / clock)
     assert stages["other"].issue_ns == pytest.approx(2000 / clock)
@@ -224,6 +250,9 @@ def test_tables_show_the_stages_of_an_id():
     assert values["launches"] == "2"
     header, lines = stages_table(found)
     cells = dict(zip(header, lines[0], strict=True))
+    # 130 ns on the TensorCore, and an update of 100 ns of distinct ids elsewhere.
+    assert cells["TensorCore beside SparseCore"] == "1.30"
+    assert cells["launches of the update"] == "2"
     assert (cells["**sum**"], cells["dense"]) == ("**33.00**", "0.00")
     assert cells["the update in all"] == "30.00" and cells["sorts"] == "0"
     assert lines[1][:4] == ["`dlrm`", "v4", "5", "TypeError"]
@@ -232,13 +261,29 @@ def test_tables_show_the_stages_of_an_id():
 
 def _record(case, chip, **ns):
     stages = {
-        name: asdict(Stage(ns=ns.get(name, 0.0), distinct_ns=ns.get(name, 0.0) / 2))
+        name: asdict(
+            Stage(
+                ns=ns.get(name, 0.0),
+                distinct_ns=ns.get(name, 0.0) / 2,
+                tensorcore_ns=0.0 if name == "update" else ns.get(name, 0.0),
+            )
+        )
         for name in STAGES
     }
     stages["update"]["launches"] = 2
-    times = ("trace_seconds", "compile_processor_seconds")
+    times = ("trace_processor_seconds", "compile_processor_seconds")
     known = {"case": case, "chip": chip, "ids": 10, "error": None, "stages": stages}
     return known | dict.fromkeys(times, 1.0)
+
+
+def test_a_new_record_takes_the_place_of_the_old_one():
+    known = [("one_table", "v6e"), ("dlrm", "v5e"), ("dlrm", "7x")]
+    records = [{"case": case, "chip": chip, "ids": 1} for case, chip in known]
+    records = merged(records, {"case": "dlrm", "chip": "v6e", "ids": 2})
+    records = merged(records, {"case": "dlrm", "chip": "v5e", "ids": 3})
+    assert [(each["chip"], each["ids"]) for each in records] == [
+        *(("v6e", 1), ("v5e", 3), ("v6e", 2), ("7x", 1)),
+    ]
 
 
 def test_kernels_have_a_line_for_repeated_ids():
