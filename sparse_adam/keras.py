@@ -39,7 +39,7 @@ class Embeddings(keras.layers.Layer):
     Args:
         feature_config: a `FeatureConfig` or a nested structure of them, as in `init`.
         optimizer: for the tables that have none of their own; None if all have. The
-            rate of each is a number.
+            rate of each is a number or a function of the step.
         seed: an int, for the first weights.
         storage: as in `init`.
         **options: `name` and others of a `keras.layers.Layer`.

@@ -29,10 +29,12 @@ class Adam(Optimizer):
     so that tables with equal optimizers can be told.
 
     Args:
-        learning_rate: a number, a scalar array, or a callable without arguments, which
-            is called at each `update`. A concrete array is kept as a number. Inside
-            `jax.jit` pass the rate to `update(..., learning_rate=rate)` instead: a
-            callable would be called once, while tracing, and its value frozen.
+        learning_rate: a number or a scalar array, of which a concrete one is kept as a
+            number; or a function of the step, such as a schedule of optax, where an
+            `EmbeddingState` counts the steps; or, as in TensorFlow, a callable without
+            arguments, which is called at each `update`. Inside `jax.jit` pass the rate
+            to `update(..., learning_rate=rate)` instead of the last: it would be called
+            once, while tracing, and its value frozen.
         beta_1: decay of the first moment, in `[0, 1)`.
         beta_2: decay of the second moment, in `[0, 1)`.
         epsilon: a small positive constant for numerical stability.
@@ -105,7 +107,7 @@ class Adam(Optimizer):
     Source: `tensorflow/python/tpu/tpu_embedding_v2_utils.py`, class Adam.
     """
 
-    learning_rate: float | jax.Array | Callable[[], Any] = 0.001
+    learning_rate: float | jax.Array | Callable[..., Any] = 0.001
     beta_1: float = 0.9
     beta_2: float = 0.999
     epsilon: float = 1e-07
@@ -143,5 +145,5 @@ class Adam(Optimizer):
     def state_of(self, arrays: Sequence[jax.Array]) -> AdamState | AdamRowState:
         """Returns the arrays under their names."""
         if self.bias_correction == "row":
-            return AdamRowState(*arrays)
-        return AdamState(*arrays)
+            return self.named(AdamRowState, arrays)
+        return self.named(AdamState, arrays)

@@ -179,6 +179,9 @@ def apply_row_gradients(
 ) -> EmbeddingState:
     """Updates rows by their gradients, as `apply_gradients` does it.
 
+    Each call is one step for rates that are functions of it, however many batches the
+    gradients are of.
+
     Args:
         state: from `init` or from the update before.
         row_gradients: by table name, as `row_gradients` returns them, transformed or
@@ -211,7 +214,7 @@ def apply_row_gradients(
         [1. 0. 1. 0.]
     """
     layout = state.layout
-    rates = rates_of_update(layout.tables, learning_rates)
+    rates = rates_of_update(state, learning_rates)
     given = _checked(state, row_gradients)
     for name in given:
         number, _ = layout.place(name)

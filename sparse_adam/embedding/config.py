@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from sparse_adam.embedding.optimizer import Optimizer
+from sparse_adam.embedding.optimizer import Optimizer, accepts
 from sparse_adam.ops.validate import STORED_DTYPES
 from sparse_adam.rules import numbers
 
@@ -146,9 +145,12 @@ class TableConfig(_ShowsWhatIsSet):
                 f"be at most {MAX_ROWS}, since ids are int32 in the update: split the "
                 "table"
             )
-        if self.initializer is not None and not _takes_three(self.initializer):
+        initializer = self.initializer
+        if initializer is not None and not (
+            callable(initializer) and accepts(initializer, 3)
+        ):
             raise ValueError(
-                f"initializer={self.initializer!r} must be a callable (key, shape, "
+                f"initializer={initializer!r} must be a callable (key, shape, "
                 "dtype) -> array, as those of jax.nn.initializers, or None; of one of "
                 "TensorFlow's, (shape, dtype), make lambda key, shape, dtype: "
                 "initializer(shape, dtype)"
@@ -287,19 +289,6 @@ def _stored_dtype(config: TableConfig, argument: str) -> np.dtype:
         f"{argument}={value!r} of table {config.name!r} must be jnp.float32 or "
         "jnp.bfloat16"
     )
-
-
-def _takes_three(function: Any) -> bool:
-    """Tells whether a function can be called with a key, a shape and a dtype."""
-    if not callable(function):
-        return False
-    try:
-        inspect.signature(function).bind(None, None, None)
-    except TypeError:
-        return False
-    except ValueError:  # it has no signature to be known
-        return True
-    return True
 
 
 def is_int(value: Any) -> bool:

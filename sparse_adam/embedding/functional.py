@@ -29,6 +29,7 @@ from sparse_adam.embedding.rates import (
 )
 from sparse_adam.embedding.stacks import Stack, Table
 from sparse_adam.embedding.state import EmbeddingState
+from sparse_adam.embedding.step import check_step, next_step, step_at
 from sparse_adam.embedding.stored import checked, stacked
 from sparse_adam.embedding.tables import EmbeddingLayout, make_layout
 
@@ -89,7 +90,8 @@ def init(
         return table.optimizer.init(weights, storage, table.config.slot_dtype)
 
     stacks = [stacked(own, list(map(make, own.tables))) for own in layout.stacks]
-    return EmbeddingState(tuple(stacks), layout)
+    step = step_at(0, spread) if layout.by_step else None
+    return EmbeddingState(tuple(stacks), layout, step)
 
 
 def lookup(state: EmbeddingState, features: Any, weights: Any = None) -> Any:
@@ -182,8 +184,10 @@ def apply_gradients(
             not used, and may be None.
         weights: as in `lookup`.
         learning_rates: by table name, traced or not, in place of the optimizers' own;
-            of some tables or all. Needed under `jit` for a rate that is a callable:
-            pass `current_learning_rates(state)`, made outside, in as an argument.
+            of some tables or all. Needed under `jit` for a rate that is a callable
+            without arguments: pass `current_learning_rates(state)`, made outside, in as
+            an argument. A rate that is a function of the step needs nothing: it is
+            computed of `state.step`, and each call here counts one step.
             Tables of a stack that have equal numbers or one traced object are updated
             together, and those of another rate apart.
         gradient_scale: a scalar, traced or not, that the gradients of rows are
@@ -200,8 +204,9 @@ def apply_gradients(
         The state after the update.
 
     Raises:
-        TypeError: an optimizer's rate is a callable, this is traced, and
-            `learning_rates` does not have it; or ids or gradients are of a wrong kind.
+        TypeError: an optimizer's rate is a callable without arguments, this is traced,
+            and `learning_rates` does not have it; the state's step is no int32 scalar;
+            or ids or gradients are of a wrong kind.
         ValueError: another structure, or shapes that do not fit; a table that is not of
             its layout's shape, as inside `jax.shard_map`.
 
@@ -252,7 +257,7 @@ def update_tables(
     `update_stacks` takes.
     """
     layout = state.layout
-    rates = rates_of_update(layout.tables, learning_rates)
+    rates = rates_of_update(state, learning_rates)
     parts = parts_of(layout, features, weights)
     shapes = [part.activations for part in parts]
     gradients = check_gradients(layout, activation_gradients, shapes)
@@ -291,7 +296,7 @@ def update_stacks(
     key: jax.Array | None,
     **options: Any,
 ) -> EmbeddingState:
-    """Makes one update for each rate of each trainable stack.
+    """Makes one update for each rate of each trainable stack: one step of the state.
 
     Args:
         state: the state before.
@@ -313,15 +318,20 @@ def update_stacks(
                 "key": _key_of(key, layout.tables.index(tables[0])),
             }
             stacks[number] = change(stack, stacks[number], tables, how)
-    return EmbeddingState(tuple(stacks), layout)
+    return EmbeddingState(tuple(stacks), layout, next_step(state.step))
 
 
 def current_learning_rates(state: EmbeddingState) -> LearningRates:
     """Asks for the rates of trainable tables, now, as `apply_gradients` takes them.
 
-    A callable that several tables share is called once. Call this outside of `jit` and
-    pass the rates in: a new value does not recompile. The dict is a pytree in which the
-    tables of one rate have one leaf, so that they still share it inside.
+    A callable that several tables share is called once; one that is a function of the
+    step gets that of the state. For callables without arguments call this outside of
+    `jit` and pass the rates in: a new value does not recompile. The dict is a pytree in
+    which the tables of one rate have one leaf, so that they still share it inside.
+
+    Raises:
+        TypeError: the state's step is no int32 scalar.
+        ValueError: the state has no step, but a rate is a function of it.
 
     Example:
         >>> import jax
@@ -332,7 +342,8 @@ def current_learning_rates(state: EmbeddingState) -> LearningRates:
         >>> current_learning_rates(state), current_learning_rates(state)
         ({'user': 0.1}, {'user': 0.05})
     """
-    return rates_now(state.layout.tables)
+    check_step(state.step, state.layout.by_step)
+    return rates_now(state.layout.tables, state.step)
 
 
 def activation_shapes(

@@ -14,8 +14,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
+from sparse_adam.embedding.optimizer import PARAMETERS
 from sparse_adam.embedding.stacks import Stack, Table
 from sparse_adam.embedding.state import EmbeddingState
+from sparse_adam.embedding.step import STEP, check_step, given_step, step_at
 from sparse_adam.embedding.stored import (
     arrays_by_table,
     as_stored,
@@ -37,7 +39,8 @@ def to_logical(state: EmbeddingState) -> dict[str, dict[str, jax.Array]]:
     Returns:
         By table name `parameters` and, for `Adam`, `momenta` and `velocities`: `[V, D]`
         each, a slot per row `[V]`. Those of plain tables that stand alone are the
-        state's own arrays.
+        state's own arrays. A table whose learning rate is a function of the step also
+        has `step`, that of the state: an int32 scalar.
 
     Raises:
         TypeError: the state has arrays of a wrong dtype.
@@ -59,6 +62,9 @@ def to_logical(state: EmbeddingState) -> dict[str, dict[str, jax.Array]]:
         by_table = arrays_by_table(stored, stack)
         for table, arrays in zip(stack.tables, by_table, strict=True):
             found[table.name] = dict(zip(table.array_names, arrays, strict=True))
+    check_step(state.step, state.layout.by_step)
+    for name in state.layout.by_step:
+        found[name][STEP] = state.step
     return {table.name: found[table.name] for table in state.layout.tables}
 
 
@@ -74,13 +80,17 @@ def from_logical(
         like: a state: then what `arrays` leaves out stays as it is there, and new
             arrays take the dtype and the sharding of the old. Or the layout of one:
             then `arrays` has all, and they take the dtypes of the configuration.
-        arrays: by table name, and by the names of `to_logical`. They are copied.
+        arrays: by table name, and by the names of `to_logical`. They are copied. Where
+            the state counts steps it takes `step` of any table that has it; where none
+            has, as in a checkpoint from before the rate was a function of the step, it
+            keeps its own, which of a layout is 0. Elsewhere a `step` is not used.
+            A moving average that is left out begins as the weights, if those are given.
         storage: "plain", "packed" or None as in `init`. Only with a layout.
 
     Raises:
         TypeError: a table that is no dict of arrays by name.
-        ValueError: an unknown table or array, another shape, one that is missing, or
-            a storage for a state that has its own.
+        ValueError: an unknown table or array, another shape, one that is missing,
+            different steps, or a storage for a state that has its own.
 
     Example:
         >>> import jax
@@ -112,7 +122,7 @@ def from_logical(
                 for new in _replaced(stored, stack, arrays)
             ]
             stacks[number] = placed_as(stored, stacked(stack, parts))
-    return EmbeddingState(tuple(stacks), layout)
+    return EmbeddingState(tuple(stacks), layout, _step(layout, arrays, like.step))
 
 
 def map_arrays(
@@ -127,10 +137,10 @@ def map_arrays(
         *others: states of the same layout, stored alike or not.
 
     Returns:
-        A state that is stored as `state` is.
+        A state that is stored as `state` is, and has its step.
 
     Raises:
-        TypeError: a result is of another dtype.
+        TypeError: a result is of another dtype, or a step is no int32 scalar.
         ValueError: a state is of another layout, or a result of another shape.
 
     Example:
@@ -159,7 +169,8 @@ def map_arrays(
             new = [function(*each) for each in zip(*of_each_state, strict=True)]
             parts.append(_checked_part(own[0], stack, table, new))
         stacks.append(stacked(stack, parts))
-    return EmbeddingState(tuple(stacks), layout)
+    check_step(state.step, layout.by_step)
+    return EmbeddingState(tuple(stacks), layout, state.step)
 
 
 def _checked_part(stored: Any, stack: Stack, table: Table, new: Sequence[Any]) -> Any:
@@ -176,7 +187,7 @@ def _replaced(
     array = jax.tree.leaves(stored)[0]
     spread = known_sharding(array) if explicit_sharding(array) is not None else None
     for table, old in zip(stack.tables, arrays_by_table(stored, stack), strict=True):
-        given = arrays.get(table.name, {})
+        given = _with_ema(table, arrays.get(table.name, {}))
         new = [
             # A copy: the next update donates it.
             jnp.array(given.get(name, x), dtype=x.dtype, copy=True)
@@ -199,7 +210,7 @@ def _new_state(
         packed = stack.optimizer.storage(stack.dim, storage) == "packed"
         parts = []
         for table in stack.tables:
-            given = arrays.get(table.name, {})
+            given = _with_ema(table, arrays.get(table.name, {}))
             missing = [name for name in table.array_names if name not in given]
             if missing:
                 raise ValueError(
@@ -209,7 +220,30 @@ def _new_state(
             new = _of_config(table, given)
             parts.append(as_stored(stack, new, packed=packed))
         stacks.append(stacked(stack, parts))
-    return EmbeddingState(tuple(stacks), layout)
+    return EmbeddingState(tuple(stacks), layout, _step(layout, arrays, None))
+
+
+def _step(
+    layout: EmbeddingLayout, arrays: Mapping[str, Mapping[str, ArrayLike]], old: Any
+) -> jax.Array | None:
+    """Returns the step that the arrays have, or else the old one, or 0."""
+    if not layout.by_step:
+        return None
+    check_step(old, [])
+    steps = {name: own[STEP] for name, own in arrays.items() if STEP in own}
+    given = given_step(steps)
+    if given is None and old is not None:
+        return old
+    return step_at(0 if given is None else given, layout.stacks[0].spread)
+
+
+def _with_ema(table: Table, given: Mapping[str, ArrayLike]) -> Mapping[str, ArrayLike]:
+    """Returns given arrays with slots that begin as the weights, where those are."""
+    if PARAMETERS not in given:
+        return given
+    slots = table.optimizer.rule.slots
+    own = {s.name: given[PARAMETERS] for s in slots if s.initial == "weights"}
+    return own | dict(given)
 
 
 def _of_config(table: Table, given: Mapping[str, ArrayLike]) -> list[jax.Array]:
@@ -240,7 +274,7 @@ def _check_arrays(
             )
         number, place = layout.place(name)
         table = layout.stacks[number].tables[place]
-        expected = dict(zip(table.array_names, table.shapes, strict=True))
+        expected = dict(zip(table.array_names, table.shapes, strict=True)) | {STEP: ()}
         if not isinstance(given, Mapping):
             raise TypeError(
                 f"arrays has a {type(given).__name__} for table {name!r}; it must be a "

@@ -6,7 +6,10 @@ Nothing else in this folder knows which optimizer it drives.
 """
 
 import abc
+import collections
+import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -16,27 +19,39 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
+from sparse_adam.embedding.step import STEP
 from sparse_adam.ops import dispatch, validate
 from sparse_adam.ops.options import UpdateInputs, UpdateOptions
 from sparse_adam.ops.packed import PackedTable
 from sparse_adam.ops.plan import UpdatePlan
 from sparse_adam.ops.sparse_update import update_state
-from sparse_adam.rules import UpdateRule, check_rule, numbers
+from sparse_adam.rules import Slot, UpdateRule, WithEMA, check_rule, numbers
 
+PARAMETERS = "parameters"  # what a checkpoint calls the weights, as TensorFlow does
 Initializer: TypeAlias = Callable[..., jax.Array]  # (key, shape, dtype)
 SlotCreationFn: TypeAlias = Callable[
     [jax.Array, Sequence[str], Sequence[Initializer]], dict[str, jax.Array]
 ]
 
 
-class Optimizer(abc.ABC):
+@dataclasses.dataclass(frozen=True)
+class _Beyond:
+    """What this package adds to the arguments of each optimizer of TensorFlow."""
+
+    ema_decay: float | None = dataclasses.field(default=None, kw_only=True)
+
+
+class Optimizer(_Beyond, abc.ABC):
     """A row-wise optimizer of embedding tables; hashable, and equal by value.
 
     A subclass is a frozen dataclass that has the fields below among its own, in the
     order of its class in TensorFlow, and makes a rule of them.
 
     Attributes:
-        learning_rate: a number, or a callable that is asked at each update.
+        learning_rate: a number; or a function of the step, such as a schedule of
+            optax, of which an `EmbeddingState` counts the updates before; or a callable
+            without arguments, as in TensorFlow, that is asked at each update. What can
+            be called without arguments is called so.
         use_gradient_accumulation: True sums the gradients of equal ids before one
             update, False makes an update for each.
         clip_weight_min: lower bound of the weights after an update; None is none.
@@ -48,9 +63,13 @@ class Optimizer(abc.ABC):
             with None for an open side.
         slot_variable_creation_fn: makes the slots in place of `init_slots`; None is
             the built-in way.
+        ema_decay: d of an exponential moving average of the weights, in `[0, 1)`, which
+            the slot `ema` then keeps: after each step of a row d of its average and
+            1 - d of its weights. It begins as the weights; see `WithEMA`. None keeps
+            none. (TensorFlow has no such option.)
     """
 
-    learning_rate: float | jax.Array | Callable[[], Any]
+    learning_rate: float | jax.Array | Callable[..., Any]
     use_gradient_accumulation: bool
     clip_weight_min: float | None
     clip_weight_max: float | None
@@ -65,8 +84,9 @@ class Optimizer(abc.ABC):
 
     @functools.cached_property
     def rule(self) -> UpdateRule:
-        """Returns what a step of a row computes."""
-        return self.make_rule()
+        """Returns what a step of a row computes, the moving average included."""
+        rule = self.make_rule()
+        return rule if self.ema_decay is None else WithEMA(rule, self.ema_decay)
 
     @property
     def lazy(self) -> bool:
@@ -81,12 +101,33 @@ class Optimizer(abc.ABC):
                 "slot_names, initializers) -> dict, or None"
             )
         self.options(learning_rate=0.0)
+        if self.ema_decay is not None:
+            numbers.set_all(self, ema_decay=numbers.beta("ema_decay", self.ema_decay))
         check_rule(self.rule)
-        if not callable(self.learning_rate):
+        taken = {PARAMETERS, STEP} & set(self.slot_names)
+        if taken:
+            raise ValueError(
+                f"{self.rule!r} has slots called {sorted(taken)}, which is what a "
+                "checkpoint calls the weights and the step: give them other names"
+            )
+        if callable(self.learning_rate):
+            if not any(accepts(self.learning_rate, count) for count in (0, 1)):
+                raise ValueError(
+                    f"learning_rate={self.learning_rate!r} must be a number, a "
+                    "function of one argument, the step, or a callable without "
+                    "arguments"
+                )
+        else:
             rate = numbers.scalar("learning_rate", self.learning_rate)
             given_array = isinstance(self.learning_rate, jax.Array | np.ndarray)
             if given_array and not isinstance(rate, jax.core.Tracer):
                 object.__setattr__(self, "learning_rate", float(rate))
+
+    @functools.cached_property
+    def rate_is_by_step(self) -> bool:
+        """Returns whether the learning rate is a function of the step."""
+        rate = self.learning_rate
+        return callable(rate) and not accepts(rate, 0)
 
     @property
     def slot_names(self) -> tuple[str, ...]:
@@ -96,6 +137,15 @@ class Optimizer(abc.ABC):
     def state_of(self, arrays: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
         """Returns the table and its slots as the state of this optimizer."""
         return tuple(arrays)
+
+    def named(self, kind: Any, arrays: Sequence[jax.Array]) -> Any:
+        """Returns arrays as a named tuple, with a field `ema` for an average.
+
+        Args:
+            kind: a `NamedTuple` of the table and the slots of `make_rule()`.
+            arrays: the table and all slots.
+        """
+        return (kind if self.ema_decay is None else _with_ema(kind))(*arrays)
 
     def init(
         self,
@@ -157,7 +207,7 @@ class Optimizer(abc.ABC):
         given: Mapping[str, Any] = {}
         if self.slot_variable_creation_fn is not None:
             create = self.slot_variable_creation_fn
-            initializers = [_constant(slot.initial, slot_dtype) for slot in slots]
+            initializers = [_initializer(slot, table, slot_dtype) for slot in slots]
             given = create(table, list(self.slot_names), initializers)
             if not isinstance(given, dict) or set(given) != set(self.slot_names):
                 what = list(given) if isinstance(given, dict) else type(given).__name__
@@ -169,9 +219,7 @@ class Optimizer(abc.ABC):
         for slot in slots:
             shape = table.shape[:1] if slot.per == "row" else table.shape
             if slot.name not in given:
-                like = table[:, 0] if slot.per == "row" else table
-                dtype = jnp.float32 if slot.per == "row" else slot_dtype
-                made[slot.name] = jnp.full_like(like, slot.initial, dtype)
+                made[slot.name] = _first(slot, table, slot_dtype)
             elif np.shape(given[slot.name]) != shape:
                 raise ValueError(
                     f"slot_variable_creation_fn returned {slot.name} of shape "
@@ -213,8 +261,8 @@ class Optimizer(abc.ABC):
             implementation: which one to run; None is the best that can.
 
         Raises:
-            TypeError: the optimizer's rate is a callable and this is being traced; the
-                state is no state of this optimizer.
+            TypeError: the optimizer's rate is a function of the step, or is a callable
+                and this is being traced; the state is no state of this optimizer.
         """
         if not isinstance(state, tuple | PackedTable):
             raise TypeError(
@@ -250,6 +298,12 @@ class Optimizer(abc.ABC):
     def _rate(self) -> ArrayLike:
         if not callable(self.learning_rate):
             return self.learning_rate
+        if self.rate_is_by_step:
+            raise TypeError(
+                f"learning_rate={self.learning_rate!r} is a function of the step, "
+                "which an EmbeddingState counts and this state does not: pass "
+                "update(..., learning_rate=schedule(step))"
+            )
         if is_traced():
             raise TypeError(
                 f"learning_rate={self.learning_rate!r} is a callable, and this update "
@@ -264,6 +318,20 @@ def _described(value: Any) -> str:
     return type(value).__name__ + ("" if shape is None else f" of the shape {shape}")
 
 
+def accepts(function: Callable[..., Any], count: int) -> bool:
+    """Tells whether a function can be called with so many arguments.
+
+    True also where nobody can know.
+    """
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature to be known
+        return True
+    return True
+
+
 def is_traced() -> bool:
     """Tells whether JAX is tracing here (jit, scan), whatever the arguments are."""
     return isinstance(_nothing(), jax.core.Tracer)
@@ -275,13 +343,31 @@ def _nothing() -> jax.Array:
     return jnp.zeros((), jnp.int32)
 
 
-def _constant(value: float, default_dtype: DTypeLike) -> Initializer:
-    """Returns an initializer of one value: `(key, shape, dtype) -> array`."""
+def _first(slot: Slot, table: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """Returns what a slot begins with, spread over devices as the table is."""
+    if slot.initial == "weights":
+        return jnp.array(table, dtype, copy=True)
+    if slot.per == "row":
+        return jnp.full_like(table[:, 0], slot.initial, jnp.float32)
+    return jnp.full_like(table, slot.initial, dtype)
+
+
+def _initializer(slot: Slot, table: jax.Array, default_dtype: DTypeLike) -> Initializer:
+    """Returns an initializer of a slot: `(key, shape, dtype) -> array`."""
 
     def initialize(
         key: Any, shape: Sequence[int], dtype: DTypeLike = default_dtype
     ) -> jax.Array:
         del key
-        return jnp.full(shape, value, dtype)
+        if slot.initial == "weights":
+            return jnp.array(table, dtype, copy=True)
+        return jnp.full(shape, slot.initial, dtype)
 
     return initialize
+
+
+@functools.cache
+def _with_ema(kind: Any) -> Any:
+    """Returns the named tuple `kind` with one field more: one class for each."""
+    fields = (*kind._fields, "ema")
+    return collections.namedtuple(f"{kind.__name__}WithEMA", fields)

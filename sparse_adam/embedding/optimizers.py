@@ -21,7 +21,7 @@ from sparse_adam.rules import (
     UpdateRule,
 )
 
-_Rate: TypeAlias = float | jax.Array | Callable[[], Any]
+_Rate: TypeAlias = float | jax.Array | Callable[..., Any]
 _Clip: TypeAlias = float | tuple[float | None, float | None] | None
 
 
@@ -67,7 +67,7 @@ class SGD(Optimizer):
 
     def state_of(self, arrays: Sequence[jax.Array]) -> SGDState:
         """Returns the array under its name."""
-        return SGDState(*arrays)
+        return self.named(SGDState, arrays)
 
 
 class AdagradState(NamedTuple):
@@ -109,7 +109,7 @@ class Adagrad(Optimizer):
 
     def state_of(self, arrays: Sequence[jax.Array]) -> AdagradState:
         """Returns the arrays under their names."""
-        return AdagradState(*arrays)
+        return self.named(AdagradState, arrays)
 
 
 class AdagradMomentumState(NamedTuple):
@@ -156,7 +156,7 @@ class AdagradMomentum(Optimizer):
 
     def state_of(self, arrays: Sequence[jax.Array]) -> AdagradMomentumState:
         """Returns the arrays under their names."""
-        return AdagradMomentumState(*arrays)
+        return self.named(AdagradMomentumState, arrays)
 
 
 class FTRLState(NamedTuple):
@@ -213,7 +213,7 @@ class FTRL(Optimizer):
 
     def state_of(self, arrays: Sequence[jax.Array]) -> FTRLState:
         """Returns the arrays under their names."""
-        return FTRLState(*arrays)
+        return self.named(FTRLState, arrays)
 
 
 class RowWiseAdagradState(NamedTuple):
@@ -258,7 +258,7 @@ class RowWiseAdagrad(Optimizer):
 
     def state_of(self, arrays: Sequence[jax.Array]) -> RowWiseAdagradState:
         """Returns the arrays under their names."""
-        return RowWiseAdagradState(*arrays)
+        return self.named(RowWiseAdagradState, arrays)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,8 @@ from jax.typing import ArrayLike
 
 from sparse_adam.embedding.optimizer import Optimizer, is_traced
 from sparse_adam.embedding.stacks import Stack, Table
+from sparse_adam.embedding.state import EmbeddingState
+from sparse_adam.embedding.step import check_step
 
 
 @jax.tree_util.register_pytree_node_class
@@ -42,36 +44,53 @@ class LearningRates(dict[str, Any]):
         return cls((name, leaves[number]) for name, number in numbers)
 
 
-def rates_now(tables: Sequence[Table]) -> LearningRates:
+def rates_now(tables: Sequence[Table], step: Any) -> LearningRates:
     """Returns each trainable table's rate, the optimizer's own. Equal ones are one.
 
     A callable that several share is called once. TensorFlow sends one rate for each
     different callable, too, so tables that share a schedule can not drift apart.
+
+    Args:
+        tables: some tables of a layout.
+        step: of the state, for rates that are functions of it.
     """
     known: list[tuple[Any, Any]] = []
 
     def rate_of(optimizer: Optimizer) -> Any:
-        rate = optimizer.learning_rate
+        rate: Any = optimizer.learning_rate
         for other, value in known:
             if _is_same(other, rate) or (callable(rate) and other == rate):
                 return value
-        known.append((rate, rate() if callable(rate) else rate))
-        return known[-1][1]
+        if optimizer.rate_is_by_step:
+            value = rate(step)
+        else:
+            value = rate() if callable(rate) else rate
+        known.append((rate, value))
+        return value
 
     return LearningRates(
         {table.name: rate_of(table.optimizer) for table in tables if table.trainable}
     )
 
 
+def rates_of_host(tables: Sequence[Table]) -> LearningRates:
+    """Returns the rates that no compiled update can find: all but those by step."""
+    own = [table for table in tables if not table.optimizer.rate_is_by_step]
+    return rates_now(own, None)
+
+
 def rates_of_update(
-    tables: Sequence[Table], given: Mapping[str, ArrayLike] | None
+    state: EmbeddingState, given: Mapping[str, ArrayLike] | None
 ) -> dict[str, Any]:
     """Returns the rate of each table: the given one, or else the optimizer's own.
 
     Raises:
-        TypeError: `given` is no dict; or a rate is a callable and this is traced.
-        ValueError: a table of another name.
+        TypeError: `given` is no dict; a rate is a callable without arguments and this
+            is traced; or the step of the state is no int32 scalar.
+        ValueError: a table of another name; or the state lacks a step.
     """
+    tables = state.layout.tables
+    check_step(state.step, state.layout.by_step)
     given = {} if given is None else given
     names = [table.name for table in tables]
     if not isinstance(given, Mapping):
@@ -83,15 +102,21 @@ def rates_of_update(
     if unknown:
         raise ValueError(f"learning_rates has {unknown}, but the tables are {names}")
     own = [table for table in tables if table.name not in given]
-    dynamic = [table.name for table in own if callable(table.optimizer.learning_rate)]
+    dynamic = [
+        table.name
+        for table in own
+        if callable(table.optimizer.learning_rate)
+        and not table.optimizer.rate_is_by_step
+    ]
     if dynamic and is_traced():
         raise TypeError(
-            f"the learning rates of the tables {dynamic} are callables, and this "
-            "update is being traced (jit, scan): their values would be frozen. Call "
-            "current_learning_rates(state) outside and pass it in: "
-            "apply_gradients(..., learning_rates=rates)"
+            f"the learning rates of the tables {dynamic} are callables without "
+            "arguments, and this update is being traced (jit, scan): their values "
+            "would be frozen. Call current_learning_rates(state) outside and pass it "
+            "in: apply_gradients(..., learning_rates=rates); or make the rate a "
+            "function of the step, which the state counts"
         )
-    return dict(given) | rates_now(own)
+    return dict(given) | rates_now(own, state.step)
 
 
 def tables_by_rate(

@@ -10,11 +10,12 @@ from sparse_adam.embedding.combine import Part, activations_of
 from sparse_adam.embedding.host import is_input
 from sparse_adam.embedding.inputs import Ragged
 from sparse_adam.embedding.occurrences import occurrences
+from sparse_adam.embedding.optimizer import PARAMETERS
 from sparse_adam.embedding.state import EmbeddingState
-from sparse_adam.embedding.stored import checked, weights_of
+from sparse_adam.embedding.stored import checked, without_slots
 
 
-def weights_only(state: EmbeddingState) -> EmbeddingState:
+def weights_only(state: EmbeddingState, *, ema: bool = False) -> EmbeddingState:
     """Returns a state for serving: all tables frozen, and so without slots.
 
     Lookups of it are those of `state`, to the bit, from a fraction of the memory: a
@@ -22,6 +23,8 @@ def weights_only(state: EmbeddingState) -> EmbeddingState:
 
     Args:
         state: of any stacking and storage, both of which stay.
+        ema: True takes the moving average for the weights, in their dtype, of each
+            table whose optimizer keeps one (`ema_decay=`).
 
     Returns:
         A state as of tables with `trainable=False`. Weights of plain tables are the
@@ -30,7 +33,8 @@ def weights_only(state: EmbeddingState) -> EmbeddingState:
 
     Raises:
         TypeError: the state has arrays of a wrong dtype.
-        ValueError: the state is not of its layout's shape.
+        ValueError: the state is not of its layout's shape, or `ema` is True and no
+            table keeps an average.
 
     Example:
         >>> import jax
@@ -40,9 +44,14 @@ def weights_only(state: EmbeddingState) -> EmbeddingState:
         >>> [x.shape for x in jax.tree.leaves(served)], served.slots("user")
         ([(4, 2)], {})
     """
-    layout = state.layout.frozen()
-    stored = checked(state.stacks, state.layout.stacks)
-    stacks = map(weights_of, stored, layout.stacks)
+    own, layout = state.layout.stacks, state.layout.frozen()
+    names = ["ema" if ema and "ema" in s.array_names else PARAMETERS for s in own]
+    if ema and "ema" not in names:
+        raise ValueError(
+            f"{ema=}, but no table keeps an average: pass ema_decay= to the optimizer, "
+            "or serve the weights"
+        )
+    stacks = map(without_slots, checked(state.stacks, own), own, layout.stacks, names)
     return EmbeddingState(tuple(stacks), layout)
 
 

@@ -19,7 +19,7 @@ import jax.core
 
 from sparse_adam.embedding.config import TableConfig
 from sparse_adam.embedding.frozen import Frozen
-from sparse_adam.embedding.optimizer import Optimizer
+from sparse_adam.embedding.optimizer import PARAMETERS, Optimizer
 from sparse_adam.kernels.layout import SUBLANES, PackedLayout
 from sparse_adam.ops.spread import Spread
 
@@ -42,7 +42,7 @@ class Table:
     @functools.cached_property
     def array_names(self) -> tuple[str, ...]:
         """What TensorFlow calls the arrays of its state, in their order."""
-        return ("parameters", *self.optimizer.slot_names)
+        return (PARAMETERS, *self.optimizer.slot_names)
 
     @property
     def num_rows(self) -> int:

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 
 from sparse_adam.embedding.stacks import Stack
+from sparse_adam.embedding.step import check_step
 from sparse_adam.embedding.stored import checked, table_arrays, table_weights
 from sparse_adam.embedding.tables import EmbeddingLayout
 
@@ -15,7 +17,9 @@ _Value = TypeVar("_Value")
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=("stacks",), meta_fields=("layout",)
+    jax.tree_util.register_dataclass,
+    data_fields=("stacks", "step"),
+    meta_fields=("layout",),
 )
 @dataclasses.dataclass(frozen=True)
 class EmbeddingState:
@@ -29,6 +33,8 @@ class EmbeddingState:
             `AdamState(table, momenta, velocities)` of `[rows, D]` arrays, or a
             `PackedTable`.
         layout: static: the features, the tables and the stacks.
+        step: how many updates there were, an int32 scalar, where the learning rate of a
+            table is a function of it; else None.
 
     Example:
         >>> import jax
@@ -44,6 +50,7 @@ class EmbeddingState:
 
     stacks: tuple[Any, ...]
     layout: EmbeddingLayout
+    step: Any = None
 
     def table(self, name: str) -> jax.Array:
         """Returns the weights of a table, `[V, D]`.
@@ -85,6 +92,29 @@ class EmbeddingState:
         number, place = self.layout.place(name)
         stored = checked(self.stacks, self.layout.stacks)[number]
         return stored, self.layout.stacks[number], place
+
+
+def owned(state: EmbeddingState) -> EmbeddingState:
+    """Returns a state that is handed over, checked: all its arrays can be donated.
+
+    Raises:
+        TypeError: an array of a wrong kind or dtype, or a step that is no int32 scalar.
+        ValueError: the state is not of its layout's shape, lacks a step, or has one
+            array in two places.
+    """
+    stacks = checked(state.stacks, state.layout.stacks)
+    state = dataclasses.replace(state, stacks=stacks)
+    check_step(state.step, state.layout.by_step)
+    leaves = jax.tree.leaves(state)
+    if len(set(map(id, leaves))) < len(leaves):
+        raise ValueError(
+            "state has one array in two places, but the next update donates each: "
+            "pass jax.tree.map(jnp.copy, state)"
+        )
+    # NumPy arrays become JAX's own; JAX may share the memory of one.
+    return jax.tree.map(
+        lambda x: x if isinstance(x, jax.Array) else jnp.array(x, copy=True), state
+    )
 
 
 class ByTable(Mapping[Any, _Value]):

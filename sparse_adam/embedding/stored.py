@@ -53,26 +53,6 @@ def checked(stored: Any, stacks: Sequence[Stack]) -> tuple[Any, ...]:
     return tuple(stored)
 
 
-def owned(stored: Any, stacks: Sequence[Stack]) -> tuple[Any, ...]:
-    """Returns the stacks of a state that is handed over, checked: all can be donated.
-
-    Raises:
-        TypeError: see `checked`.
-        ValueError: see `checked`; or one array stands in two places.
-    """
-    found = checked(stored, stacks)
-    leaves = jax.tree.leaves(found)
-    if len(set(map(id, leaves))) < len(leaves):
-        raise ValueError(
-            "state has one array in two places, but the next update donates each: "
-            "pass jax.tree.map(jnp.copy, state)"
-        )
-    # NumPy arrays become JAX's own; JAX may share the memory of one.
-    return jax.tree.map(
-        lambda x: x if isinstance(x, jax.Array) else jnp.array(x, copy=True), found
-    )
-
-
 def _check_plain(stack: Stack, stored: tuple[Any, ...]) -> None:
     names, shapes = stack.array_names, stack.shapes
     if len(stored) != len(names):
@@ -230,16 +210,23 @@ def _cut_out(stored: Any, stack: Stack, place: int) -> tuple[jax.Array, ...]:
     return PackedTable(lines, own).unpack()
 
 
-def weights_of(stored: Any, stack: Stack) -> Any:
-    """Returns the weights of a whole stack, stored alike, without its slots.
+def without_slots(stored: Any, stack: Stack, served: Stack, name: str) -> Any:
+    """Returns one array of a whole stack as its weights, stored alike.
 
     Args:
         stored: with its slots.
-        stack: the same of frozen tables.
+        stack: as it is laid out.
+        served: the same of frozen tables.
+        name: of the array that becomes the weights, in their dtype.
     """
-    if not isinstance(stored, PackedTable):
-        return stack.optimizer.state_of(stored[:1])
-    return as_stored(stack, stored.unpack()[:1], packed=True)
+    place = stack.array_names.index(name)
+    packed = isinstance(stored, PackedTable)
+    arrays = stored.unpack() if packed else stored
+    dtype = arrays[0].dtype
+    array = arrays[place]
+    return as_stored(
+        served, [array if array.dtype == dtype else array.astype(dtype)], packed=packed
+    )
 
 
 def _cut(array: Any, start: int, size: int, step: int = 1) -> Any:

@@ -75,6 +75,11 @@ class EmbeddingLayout:
             for place, table in enumerate(stack.tables)
         }
 
+    @functools.cached_property
+    def by_step(self) -> list[str]:
+        """Returns the names of the tables whose rates are functions of the step."""
+        return [t.name for t in self.tables if t.optimizer.rate_is_by_step]
+
     def place(self, name: str) -> tuple[int, int]:
         """Returns the number of a table's stack, and the table's own number in it.
 

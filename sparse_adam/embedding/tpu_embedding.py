@@ -4,7 +4,6 @@ It holds a state and a queue of batches; it adds no numbers of its own.
 """
 
 import collections
-import dataclasses
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,9 +23,9 @@ from sparse_adam.embedding.host import (
 )
 from sparse_adam.embedding.logical import from_logical, to_logical
 from sparse_adam.embedding.optimizer import Optimizer
-from sparse_adam.embedding.state import ByTable, EmbeddingState
+from sparse_adam.embedding.rates import rates_of_host
+from sparse_adam.embedding.state import ByTable, EmbeddingState, owned
 from sparse_adam.embedding.steps import QueuedBatch, Update
-from sparse_adam.embedding.stored import owned
 from sparse_adam.embedding.tables import make_layout
 from sparse_adam.ops import dispatch
 from sparse_adam.rules import numbers
@@ -220,9 +219,9 @@ class TPUEmbedding:
                 "both from one feature_config, optimizer, stack=, mesh= and axes=, or "
                 "load() what to_logical(state) returns"
             )
-        stacks = owned(state.stacks, self._layout.stacks)
+        state = owned(state)
         self._finish_update()
-        self._state = dataclasses.replace(state, stacks=stacks)
+        self._state = state
 
     @property
     @exclusive
@@ -302,7 +301,8 @@ class TPUEmbedding:
     ) -> None:
         """Updates the rows of the training batch that was dequeued last.
 
-        Learning rates that are callables are called now, each once.
+        Learning rates that are callables without arguments are called now, each once;
+        this counts one step for those that are functions of the step.
 
         Args:
             gradients: by the activations, in their structure. None counts as zeros,
@@ -330,7 +330,7 @@ class TPUEmbedding:
         update = Update.of(
             batch,
             gradients,
-            functional.current_learning_rates(self._built_state()),
+            rates_of_host(self._layout.tables),
             gradient_scale,
             self._num_updates,
         )

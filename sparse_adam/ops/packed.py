@@ -113,8 +113,8 @@ class PackedTable:
         shape = (num_rows, dim)
 
         def make(key: jax.Array) -> "PackedTable":
-            slots = initial_slots(rule, shape, slot_dtype)
-            return cls.pack(initializer(key, shape, dtype), *slots)
+            weights = initializer(key, shape, dtype)
+            return cls.pack(weights, *initial_slots(rule, shape, slot_dtype, weights))
 
         return jax.jit(make)(key)
 

@@ -10,4 +10,5 @@ from sparse_adam.reference.steps import ftrl as ftrl
 from sparse_adam.reference.steps import row_wise_adagrad as row_wise_adagrad
 from sparse_adam.reference.steps import sgd as sgd
 from sparse_adam.reference.update import RowStep as RowStep
+from sparse_adam.reference.update import WithEMA as WithEMA
 from sparse_adam.reference.update import sparse_update as sparse_update

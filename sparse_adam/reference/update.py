@@ -12,6 +12,7 @@ optimizer are rounded to float32. From there on all is float64, and each array i
 rounded to its own dtype once, at the end.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -24,6 +25,32 @@ Number: TypeAlias = int | float
 RowValues: TypeAlias = tuple[Any, ...]
 # Takes the values of one row, its gradient `[D]` and the learning rate.
 RowStep: TypeAlias = Callable[[RowValues, np.ndarray, np.float64], RowValues]
+
+
+@dataclasses.dataclass(frozen=True)
+class WithEMA:
+    r"""A step and, in one more slot, the moving average of the weights after it.
+
+    .. math:: e \leftarrow d\, e + (1 - d)\, w
+
+    `sparse_update` takes the weights that were clipped.
+    """
+
+    step: RowStep
+    decay: Number
+
+    def averaged(self, ema: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Returns the new average; `1 - d` is formed in float32."""
+        share = np.float64(np.float32(1) - np.float32(self.decay))
+        return (1 - share) * ema + share * weights
+
+    def __call__(
+        self, values: RowValues, gradient: np.ndarray, rate: np.float64
+    ) -> RowValues:
+        """Makes the step, and the average of what it gives."""
+        *own, ema = values
+        own = self.step(tuple(own), gradient, rate)
+        return (*own, self.averaged(ema, own[0]))
 
 
 def sparse_update(
@@ -125,7 +152,10 @@ def sparse_update(
         if decay is not None:
             weights = weights - decay * weights
         weights, *slots = step((weights, *slots), gradient, rate)
-        return (_clip(weights, clip_weight_min, clip_weight_max), *slots)
+        clipped = _clip(weights, clip_weight_min, clip_weight_max)
+        if isinstance(step, WithEMA):
+            slots[-1] = step.averaged(values[-1], clipped)
+        return (clipped, *slots)
 
     new_state = tuple(np.array(x) for x in state)
     num_rows, dim = new_state[0].shape

@@ -7,6 +7,7 @@ from sparse_adam.rules.adam import AdamRule as AdamRule
 from sparse_adam.rules.check import RuleFacts as RuleFacts
 from sparse_adam.rules.check import check_rule as check_rule
 from sparse_adam.rules.check import initial_slots as initial_slots
+from sparse_adam.rules.ema import WithEMA as WithEMA
 from sparse_adam.rules.ftrl import FTRLRule as FTRLRule
 from sparse_adam.rules.limits import Limits as Limits
 from sparse_adam.rules.limits import StepNumbers as StepNumbers

@@ -199,22 +199,39 @@ def _check_values(rule: UpdateRule, values: Any, out: Any) -> None:
             )
 
 
-def initial_slots(rule: UpdateRule, shape: tuple[int, int], dtype: Any) -> tuple:
+def initial_slots(
+    rule: UpdateRule,
+    shape: tuple[int, int],
+    dtype: Any,
+    table: jax.Array | None = None,
+) -> tuple[jax.Array, ...]:
     """Returns new slots for a table of this shape: `[V, D]` each, or `[V]` per row.
 
     Args:
         rule: whose slots to make.
         shape: `(V, D)` of the table.
         dtype: of slots that are per element; those per row are float32.
+        table: the weights `[V, D]`, for a rule with a slot that begins as them.
+
+    Raises:
+        ValueError: the rule has such a slot, and there is no table.
 
     Example:
         >>> from sparse_adam.rules import RowWiseAdagradRule
         >>> [slot.shape for slot in initial_slots(RowWiseAdagradRule(), (8, 4), "f4")]
         [(8,)]
     """
-    return tuple(
-        jnp.full(shape[:1], slot.initial, np.float32)
-        if slot.per == "row"
-        else jnp.full(shape, slot.initial, dtype)
-        for slot in rule.slots
-    )
+
+    def made(slot: Slot) -> jax.Array:
+        if slot.initial == "weights":
+            if table is None:
+                raise ValueError(
+                    f"{rule!r} has a slot {slot.name!r} that begins as the weights: "
+                    "call initial_slots(rule, table.shape, dtype, table)"
+                )
+            return jnp.array(table, dtype, copy=True)
+        if slot.per == "row":
+            return jnp.full(shape[:1], slot.initial, np.float32)
+        return jnp.full(shape, slot.initial, dtype)
+
+    return tuple(map(made, rule.slots))

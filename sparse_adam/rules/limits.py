@@ -12,6 +12,7 @@ import numpy as np
 
 from sparse_adam._types import Rate, Tile
 from sparse_adam.rules import numbers
+from sparse_adam.rules.ema import WithEMA
 from sparse_adam.rules.rule import UpdateRule, Values
 
 
@@ -56,8 +57,13 @@ def step_tile(
     """Returns the new values of rows whose summed gradient is `gradient`.
 
     Every kernel and the portable XLA path call this function, so that a rule and what
-    wraps it stand in one place. Everything is float32.
+    wraps it stand in one place. Everything is float32. A moving average is of the
+    weights that all this ends in.
     """
+    if isinstance(rule, WithEMA):
+        *own, ema = values
+        own = step_tile(rule.rule, limits, tuple(own), gradient, numbers)
+        return (*own, rule.averaged(ema, own[0]))
     if numbers.gradient_scale is not None:
         gradient = numbers.gradient_scale * gradient
     gradient = clip(gradient, limits.gradient_min, limits.gradient_max)

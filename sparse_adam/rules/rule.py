@@ -23,14 +23,15 @@ class Slot:
 
     Args:
         name: of the array, as checkpoints and `retrieve` call it.
-        initial: the value that every element begins with.
+        initial: the value that every element begins with; "weights" makes the slot
+            begin as a copy of the table.
         per: "element" keeps one number for each weight, an array `[V, D]`; "row" keeps
             one number for each row, an array `[V]`.
 
     Raises:
         TypeError: the initial value is no number.
-        ValueError: `per` is neither of the two, the name is empty, or the initial value
-            is not finite.
+        ValueError: `per` is neither of the two, the name is empty, the initial value is
+            not finite, or a slot per row is to begin as the weights.
 
     Example:
         >>> Slot("accumulators", initial=0.1)
@@ -38,7 +39,7 @@ class Slot:
     """
 
     name: str
-    initial: float = 0.0
+    initial: float | Literal["weights"] = 0.0
     per: Literal["element", "row"] = "element"
 
     def __post_init__(self) -> None:
@@ -46,7 +47,14 @@ class Slot:
             raise ValueError(f"name={self.name!r} of a slot must be a non-empty string")
         if self.per not in ("element", "row"):
             raise ValueError(f"per={self.per!r} must be 'element' or 'row'")
-        numbers.set_all(self, initial=numbers.finite("initial", self.initial))
+        if self.initial == "weights":
+            if self.per == "row":
+                raise ValueError(
+                    f"initial='weights' of slot {self.name!r} needs per='element': a "
+                    "row has many weights"
+                )
+        else:
+            numbers.set_all(self, initial=numbers.finite("initial", self.initial))
 
 
 @runtime_checkable

@@ -21,8 +21,8 @@ WRAPPED = {
     "gradient_scale": 0.5,
 }
 QUICK = ("cpu", "xla")  # to compile; an interpreted kernel takes seconds
-# One of each kind of rule: no slot, one, two, of rows, and of both.
-FEW = ("sgd", "adagrad_momentum", "ftrl", "adam_row", "row_wise_adagrad")
+# One of each kind of rule: no slot, one, two, of rows, of both, and an average.
+FEW = ("sgd", "adagrad_momentum", "ftrl", "adam_row", "row_wise_adagrad", "adam_ema")
 
 
 def batch(dim, seed=0):

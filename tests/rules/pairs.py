@@ -22,6 +22,7 @@ from sparse_adam.reference import (
     row_wise_adagrad,
     sgd,
 )
+from sparse_adam.reference import WithEMA as ReferenceWithEMA
 from sparse_adam.rules import (
     AdagradMomentumRule,
     AdagradRule,
@@ -31,6 +32,7 @@ from sparse_adam.rules import (
     RuleFacts,
     SGDRule,
     UpdateRule,
+    WithEMA,
     check_rule,
 )
 
@@ -193,6 +195,11 @@ PAIRS = (
         l2_regularization_strength=0.5,
         beta=0.25,
         multiply_linear_by_learning_rate=True,
+    ),
+    Pair(
+        "adam_ema",
+        WithEMA(AdamRule(0.8, 0.95, 0.125), 0.625),
+        ReferenceWithEMA(adam(0.8, 0.95, 0.125), 0.625),
     ),
 )
 # Other numbers, for which a kernel may have instructions of their own.

@@ -102,9 +102,10 @@ def test_checked_while_tracing_and_with_64_bits():
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_initial_slots(pair, dtype):
-    made = initial_slots(pair.rule, (4, 3), dtype)
+    table = jnp.full((4, 3), 0.75)
+    made = initial_slots(pair.rule, (4, 3), dtype, table)
     for array, slot in zip(made, pair.rule.slots, strict=True):
         row = slot.per == "row"
         assert array.shape == ((4,) if row else (4, 3))
         assert array.dtype == (jnp.float32 if row else dtype)
-        assert (array == slot.initial).all()
+        assert (array == (0.75 if slot.initial == "weights" else slot.initial)).all()

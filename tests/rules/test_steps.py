@@ -86,7 +86,7 @@ def test_many_steps(pair, seed, rate, size, zeros):
 def test_from_initial_slots_with_zero_gradients(pair):
     """A row without gradients must not become NaN, however often it is looked up."""
     table = np.random.default_rng(1).standard_normal((ROWS, DIM)).astype(F32)
-    slots = rules.initial_slots(pair.rule, table.shape, F32)
+    slots = rules.initial_slots(pair.rule, table.shape, F32, table)
     state = (table, *map(np.asarray, slots))
     zeros = np.zeros((ROWS, DIM), F32)
     for _ in range(STEPS):

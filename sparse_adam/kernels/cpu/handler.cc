@@ -24,6 +24,7 @@ struct Options {
   std::string_view rule;
   ffi::Span<const float> constants;  // of the rule
   float gradient_min, gradient_max, weight_min, weight_max;
+  float ema_share;  // 0 for no average
 };
 
 }  // namespace
@@ -39,7 +40,8 @@ XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(
     StructMember<bool>("scales"), StructMember<std::string_view>("rule"),
     StructMember<xla::ffi::Span<const float>>("constants"),
     StructMember<float>("gradient_min"), StructMember<float>("gradient_max"),
-    StructMember<float>("weight_min"), StructMember<float>("weight_max"));
+    StructMember<float>("weight_min"), StructMember<float>("weight_max"),
+    StructMember<float>("ema_share"));
 
 namespace sparse_adam {
 namespace {
@@ -124,7 +126,8 @@ ffi::Error Prepare(const Options& options, ffi::BufferR1<ffi::F32> numbers,
   const float* given = numbers.typed_data();
   const float* constants = options.constants.begin();
   update->rule = &rule->LoopsFor(constants);
-  if (update->state.num_arrays != 1 + update->rule->slots ||
+  const int averages = options.ema_share != 0;
+  if (update->state.num_arrays != 1 + update->rule->slots + averages ||
       update->state.num_row_arrays != update->rule->row_slots ||
       options.per_row[0] != 0) {
     return Refuse("these are not the arrays of " + std::string(options.rule));
@@ -136,7 +139,8 @@ ffi::Error Prepare(const Options& options, ffi::BufferR1<ffi::F32> numbers,
                      options.gradient_min,
                      options.gradient_max,
                      options.weight_min,
-                     options.weight_max};
+                     options.weight_max,
+                     options.ema_share};
   return ffi::Error::Success();
 }
 

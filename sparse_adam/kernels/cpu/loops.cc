@@ -66,6 +66,7 @@ inline float Value(BFloat16 x) { return FloatOf(BFloat16s::Get(x)); }
   {number,                       \
    level::Add<float>,            \
    level::Add<BFloat16>,         \
+   level::Average,               \
    {{},                          \
     CODEC(level, BFloat16s),     \
     CODEC(level, WidenedFloats), \

@@ -1,4 +1,4 @@
-// The loops over the lanes of a row that every rule shares: sums and encodings.
+// The loops over the lanes of a row that every rule shares: sums, averages, encodings.
 //
 // They are compiled once for each instruction set and chosen when the library is first
 // used. Every operation is an IEEE float32 operation, none is contracted or reordered,
@@ -56,6 +56,8 @@ struct Loops {
   void (*add)(float* sum, const float* x, float gain, int64_t size, bool fresh);
   void (*add_bfloat16)(float* sum, const BFloat16* x, float gain, int64_t size,
                        bool fresh);
+  // ema[i] += share * (w[i] - ema[i]), as in `sparse_adam/rules/ema.py`
+  void (*average)(float* ema, const float* w, float share, int64_t size);
   Codec codecs[kEncodings];  // by encoding; that of float32 is empty
 };
 

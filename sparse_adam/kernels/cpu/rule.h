@@ -67,6 +67,7 @@ struct StepNumbers {
   float gradient_max;
   float weight_min;
   float weight_max;
+  float ema_share;  // of the new weights in their average, the last slot; 0 for none
 };
 
 // A comparison with a NaN is false, so a NaN stays.

@@ -285,6 +285,10 @@ class Updater {
                                          const float* gradient) {
     step_(u_.prepared, u_.numbers, opened.values, opened.row_values, gradient,
           stretch.rows, u_.dim);
+    if (u_.numbers.ema_share != 0) {
+      float* ema = opened.values[num_arrays() - 1];
+      loops_.average(ema, opened.values[0], u_.numbers.ema_share, stretch.size);
+    }
   }
 
   [[gnu::always_inline]] Opened Open(const Buffers& own, const Stretch& stretch) {

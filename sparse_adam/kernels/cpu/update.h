@@ -28,7 +28,7 @@ struct Update {
   bool accumulate;         // false: one step for each occurrence
   bool stochastic;         // rounds with noise, else to the nearest
   int32_t seeds[kMostArrays];  // of the noise, one for each of `state.arrays`
-  const RuleLoops* rule;       // takes as many arrays as the state has
+  const RuleLoops* rule;       // takes the arrays of the state, but for an average
   PreparedRule prepared;       // by `rule->prepare`
   StepNumbers numbers;
 };

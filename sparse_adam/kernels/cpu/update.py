@@ -12,7 +12,7 @@ from sparse_adam._types import Gains, Grads, Indices, Seeds
 from sparse_adam.kernels.cpu import library
 from sparse_adam.kernels.cpu.places import places_of
 from sparse_adam.kernels.spec import SortedBatch, State, StepScalars, UpdateSpec
-from sparse_adam.rules import Limits, UpdateRule
+from sparse_adam.rules import Limits, UpdateRule, WithEMA
 
 
 def unsupported(spec: UpdateSpec) -> str | None:
@@ -25,6 +25,8 @@ def unsupported_rule(rule: UpdateRule) -> str | None:
     loaded = library.load()
     if isinstance(loaded, str):
         return loaded
+    if isinstance(rule, WithEMA):  # the library makes its average itself
+        rule = rule.rule
     name = type(rule).__name__
     # A user's class may have the name of one of ours.
     if name not in loaded or getattr(rules, name, None) is not type(rule):
@@ -99,11 +101,15 @@ def rule_attributes(rule: UpdateRule, limits: Limits) -> dict[str, Any]:
     for name, value in bounds.items():
         infinity = -np.inf if name.endswith("min") else np.inf
         bounds[name] = np.float32(infinity if value is None else value)
+    share = np.float32(0)  # no average
+    if isinstance(rule, WithEMA):
+        share, rule = rule.share, rule.rule
     fields = dataclasses.fields(rule)  # pyright: ignore[reportArgumentType]
     constants = [_constant(getattr(rule, field.name)) for field in fields]
     return {
         "rule": type(rule).__name__,
         "constants": np.array(constants, np.float32),
+        "ema_share": share,
         **bounds,
     }
 

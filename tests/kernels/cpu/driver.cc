@@ -34,7 +34,7 @@ struct Header {
   int64_t narrow_grads, weighted, stochastic, lazy, accumulate, decays;
   int64_t first[kMostArrays], encodings[kMostArrays], per_row[kMostArrays];
   int64_t bytes[kMostArrays];  // of the arrays; 0: it is in the first one too
-  float numbers[3], bounds[4], constants[9];
+  float numbers[3], bounds[4], ema_share, constants[8];
 };
 
 Bytes Read(int64_t size) {
@@ -91,7 +91,7 @@ Update UpdateOf(const Header& h, Arrays& arrays) {
   update.rule = &rule->LoopsFor(h.constants);
   update.prepared = update.rule->prepare(h.constants, h.numbers[0]);
   update.numbers = {h.decays != 0, h.numbers[1], h.numbers[2], h.bounds[0],
-                    h.bounds[1],   h.bounds[2],  h.bounds[3]};
+                    h.bounds[1],   h.bounds[2],  h.bounds[3],  h.ema_share};
   return update;
 }
 

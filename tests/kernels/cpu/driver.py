@@ -24,7 +24,7 @@ UPDATE_SOURCES = [
 ]
 # As `Header` there.
 _HEADER = struct.Struct(f"32s{15 + 4 * MOST_ARRAYS}q16f")
-_BOUNDS = ("gradient_min", "gradient_max", "weight_min", "weight_max")
+_BOUNDS = ("gradient_min", "gradient_max", "weight_min", "weight_max", "ema_share")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,7 @@ def driver_input(
     floats = [
         *(*numbers[:2], numbers[2] if scales else 1),
         *(attributes[name] for name in _BOUNDS),
-        *padded(constants, 9),
+        *padded(constants, 8),
     ]
     header = _HEADER.pack(attributes["rule"].encode(), *map(int, integers), *floats)
     arrays = [*state, grads, np.int32(ids), np.int32(sources)]
