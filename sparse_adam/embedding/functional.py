@@ -82,8 +82,7 @@ def init(
     """
     spread = on_mesh.spread_of(mesh, axes)
     layout = make_layout(feature_config, optimizer, stack=stack, spread=spread)
-    keys = jax.random.split(key, len(layout.tables))
-    key_of = {table.name: key for table, key in zip(layout.tables, keys, strict=True)}
+    key_of = layout.keys(key)
 
     def make(table: Table) -> Any:
         weights = table.config.initialize(key_of[table.name], table.name)

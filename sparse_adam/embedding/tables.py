@@ -90,6 +90,11 @@ class EmbeddingLayout:
             raise KeyError(f"{name!r} is none of the tables {list(self.places)}")
         return self.places[name]
 
+    def keys(self, key: jax.Array) -> dict[str, jax.Array]:
+        """Returns by table name the key of its first weights, as `init` takes them."""
+        keys = jax.random.split(key, len(self.tables))
+        return {table.name: own for table, own in zip(self.tables, keys, strict=True)}
+
     def frozen(self) -> "EmbeddingLayout":
         """Returns the same with no table trainable: those of a stack share it still."""
         stacks = tuple(

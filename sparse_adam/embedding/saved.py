@@ -1,0 +1,209 @@
+"""Tables as checkpoints hold them: by name and in logical order, spread where they are.
+
+`to_logical` gives whole arrays. Here a table whose rows are spread over n devices
+stays so: its arrays `[R, D]` end in rows of zeros, R being V rounded up to a multiple
+of n, and no device ever has all of it.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+
+from sparse_adam.embedding.stacks import Stack, Table
+from sparse_adam.embedding.state import EmbeddingState
+from sparse_adam.embedding.stored import (
+    arrays_by_table,
+    as_stored,
+    checked,
+    placed_as,
+    stacked,
+)
+from sparse_adam.ops.packed import PackedTable
+from sparse_adam.ops.spread_tables import cut_out, join, logical_rows
+
+Arrays = Mapping[str, Mapping[str, Any]]  # by table name, and by that of the array
+
+
+def to_saved(state: EmbeddingState) -> dict[str, dict[str, jax.Array]]:
+    """Returns the weights and slots of each table, `[R, D]` or `[R]`.
+
+    Those of plain tables that stand alone are the state's own arrays.
+    """
+    found = {}
+    stacks = checked(state.stacks, state.layout.stacks)
+    for stored, stack in zip(stacks, state.layout.stacks, strict=True):
+        for table, arrays in zip(stack.tables, _cut(stored, stack=stack), strict=True):
+            found[table.name] = dict(zip(table.array_names, arrays, strict=True))
+    return {table.name: found[table.name] for table in state.layout.tables}
+
+
+def targets(like: EmbeddingState) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """Returns the shapes `[R, D]`, dtypes and shardings that `from_saved` takes.
+
+    Args:
+        like: a state of arrays, or of the shapes of `jax.eval_shape`.
+    """
+    found = {}
+    for stored, stack in zip(like.stacks, like.layout.stacks, strict=True):
+        dtypes = _dtypes(stored)
+        sharding = _sharding(stored, stack)
+        for table in stack.tables:
+            shapes = (_saved_shape(stack, shape) for shape in table.shapes)
+            found[table.name] = {
+                name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+                for name, shape, dtype in zip(
+                    table.array_names, shapes, dtypes, strict=True
+                )
+            }
+    return found
+
+
+def from_saved(like: EmbeddingState, arrays: Arrays) -> EmbeddingState:
+    """Returns a state stored as `like` is, of arrays that are as `targets` says.
+
+    They belong to the state from now on.
+    """
+    stacks = []
+    for old, stack in zip(like.stacks, like.layout.stacks, strict=True):
+        parts = [
+            [arrays[table.name][name] for name in table.array_names]
+            for table in stack.tables
+        ]
+        new = _joined(parts, stack=stack, packed=isinstance(old, PackedTable))
+        stacks.append(new if stack.spread is not None else placed_as(old, new))
+    return EmbeddingState(tuple(stacks), like.layout)
+
+
+def new_arrays(table: Table, key: jax.Array) -> dict[str, jax.Array]:
+    """Returns first weights and slots `[V, D]` of a table, as `init` makes them."""
+    weights = jnp.asarray(table.config.initialize(key, table.name))
+    slots = table.optimizer.init_slots(weights, table.config.slot_dtype)
+    return {"parameters": weights, **slots}
+
+
+def grown(
+    restored: jax.Array | None, num_rows: int, new: jax.Array, like: Any
+) -> jax.Array:
+    """Returns an array of `like`'s kind: the first rows restored, the others new.
+
+    Args:
+        restored: `[R, ...]`, spread as `like`; or None.
+        num_rows: how many rows of it count.
+        new: `[V, ...]`.
+        like: the shape, dtype and sharding, as of `targets`.
+    """
+    sized = _resized(new, shape=like.shape, dtype=like.dtype, sharding=like.sharding)
+    if restored is None:
+        return sized
+    return _overlaid(restored, sized, num_rows=num_rows, sharding=like.sharding)
+
+
+def checksums(arrays: Arrays) -> dict[str, dict[str, int]]:
+    """Returns the sum of the words of each array, modulo 2**32.
+
+    Rows of zeros add nothing, and neither the devices nor their number matter.
+    """
+    return jax.tree.map(int, jax.device_get(_checksums(arrays)))
+
+
+@jax.jit
+def _checksums(arrays: Any) -> Any:
+    def checksum(array: jax.Array) -> jax.Array:
+        word = {2: jnp.uint16, 4: jnp.uint32}[array.dtype.itemsize]
+        words = jax.lax.bitcast_convert_type(array, word)
+        return jnp.sum(words, dtype=jnp.uint32)
+
+    return jax.tree.map(checksum, arrays)
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "dtype", "sharding"))
+def _resized(
+    array: jax.Array, *, shape: tuple[int, ...], dtype: Any, sharding: Any
+) -> jax.Array:
+    missing = shape[0] - array.shape[0]
+    array = jnp.pad(array, ((0, missing), *((0, 0),) * (array.ndim - 1)))
+    return _constrained(array.astype(dtype), sharding)
+
+
+@functools.partial(jax.jit, static_argnames=("num_rows", "sharding"))
+def _overlaid(
+    restored: jax.Array, new: jax.Array, *, num_rows: int, sharding: Any
+) -> jax.Array:
+    rows = jnp.arange(len(new)).reshape(-1, *[1] * (new.ndim - 1))
+    return _constrained(jnp.where(rows < num_rows, restored, new), sharding)
+
+
+def _constrained(array: jax.Array, sharding: Sharding) -> jax.Array:
+    if isinstance(sharding, NamedSharding):
+        return jax.lax.with_sharding_constraint(array, sharding)
+    return array
+
+
+@functools.partial(jax.jit, static_argnames="stack")
+def _cut(stored: Any, *, stack: Stack) -> list[tuple[jax.Array, ...]]:
+    """Returns the arrays of each table of a stack."""
+    spread = stack.spread
+    if spread is None:
+        return arrays_by_table(stored, stack)
+    arrays = stored.unpack() if isinstance(stored, PackedTable) else stored
+    return [
+        tuple(
+            cut_out(x, spread=spread, start=start, num_rows=table.num_rows)
+            for x in arrays
+        )
+        for table, start in zip(stack.tables, stack.offsets, strict=True)
+    ]
+
+
+@functools.partial(jax.jit, static_argnames=("stack", "packed"))
+def _joined(parts: Sequence[Sequence[jax.Array]], *, stack: Stack, packed: bool) -> Any:
+    """Returns the arrays of each table as the one array of their stack."""
+    spread = stack.spread
+    if spread is None:
+        own = [as_stored(stack, arrays, packed=packed) for arrays in parts]
+        return stacked(stack, own)
+    sizes = tuple(table.num_rows for table in stack.tables)
+    part_rows = spread.part_rows(stack.num_rows, stack.dim)
+    arrays = [
+        join(
+            columns,
+            spread=spread,
+            starts=stack.offsets,
+            sizes=sizes,
+            part_rows=part_rows,
+        )
+        for columns in zip(*parts, strict=True)
+    ]
+    return as_stored(stack, arrays, packed=packed)
+
+
+def _saved_shape(stack: Stack, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if stack.spread is None:
+        return shape
+    return (logical_rows(stack.spread, shape[0]), *shape[1:])
+
+
+def _dtypes(stored: Any) -> Sequence[np.dtype]:
+    if isinstance(stored, PackedTable):
+        return stored.layout.dtypes
+    return [np.dtype(array.dtype) for array in stored]
+
+
+def _sharding(stored: Any, stack: Stack) -> Sharding:
+    """Returns where the rows of each table of a stack are to be."""
+    if stack.spread is not None:
+        return stack.spread.sharding
+    sharding = getattr(jax.tree.leaves(stored)[0], "sharding", None)
+    if isinstance(sharding, NamedSharding):
+        # Tables of one array can be joined where each device has all of them.
+        alone = len(stack.tables) == 1 and len(sharding.spec) > 0
+        spec = PartitionSpec(sharding.spec[0]) if alone else PartitionSpec()
+        return NamedSharding(sharding.mesh, spec)
+    if sharding is None:
+        return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return sharding

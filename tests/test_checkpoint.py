@@ -1,0 +1,342 @@
+"""Checkpoints fit any storage, stacking, devices and vocabulary, or say why not."""
+
+import functools
+import itertools
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from sparse_adam import PackedTable
+from sparse_adam.checkpoint import (
+    CheckpointMismatchError,
+    CorruptCheckpointError,
+    RestoreTables,
+    SaveTables,
+    restore_latest,
+)
+from sparse_adam.embedding import (
+    SGD,
+    Adagrad,
+    Adam,
+    EmbeddingState,
+    FeatureConfig,
+    RowWiseAdagrad,
+    TableConfig,
+    apply_gradients,
+    from_logical,
+    init,
+    to_logical,
+    weights_only,
+)
+
+SIZES = {"user": 13, "item": 40}  # 40 rows divide by the number of devices
+ADAGRAD = Adagrad(0.1)
+FORMS = list(itertools.product(("plain", "packed"), (True, False), (1, 2, 8)))
+
+
+def config(sizes: Mapping[str, int] = SIZES, **options: Any) -> dict[str, Any]:
+    return {
+        name: FeatureConfig(TableConfig(size, 2, name=name, **options))
+        for name, size in sizes.items()
+    }
+
+
+@functools.cache
+def mesh(count: int) -> Mesh | None:
+    """The devices of a state; one device has no mesh."""
+    devices = jax.devices()[:count]
+    kinds = (AxisType.Auto,)
+    return jax.make_mesh((count,), ("x",), axis_types=kinds, devices=devices)
+
+
+def new(
+    seed: int = 0,
+    features: Any = None,
+    optimizer: Any = ADAGRAD,
+    **how: Any,
+) -> EmbeddingState:
+    features = config() if features is None else features
+    return init(features, optimizer, jax.random.key(seed), **how)
+
+
+def shapes(*arguments: Any, **how: Any) -> EmbeddingState:
+    return jax.eval_shape(functools.partial(new, *arguments, **how))
+
+
+def of_form(storage: str, stack: bool, count: int) -> EmbeddingState:
+    on = mesh(count) if count > 1 else None
+    return shapes(storage=storage, stack=stack, mesh=on)
+
+
+def random_arrays(like: EmbeddingState) -> Any:
+    """Weights and slots by table that differ in every number."""
+    rng = np.random.default_rng(0)
+    return {
+        table.name: {
+            name: rng.normal(size=shape).astype(np.float32)
+            for name, shape in zip(table.array_names, table.shapes, strict=True)
+        }
+        for table in like.layout.tables
+    }
+
+
+def assert_same_bits(one: Any, other: Any) -> None:
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert (x.dtype, x.shape) == (y.dtype, y.shape)
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def saved(folder: Path, state: EmbeddingState, step: int = 0) -> Path:
+    with ocp.CheckpointManager(folder) as manager:
+        assert manager.save(step, args=SaveTables(state))
+    return folder
+
+
+def restored(folder: Path, like: EmbeddingState, **how: Any) -> EmbeddingState:
+    with ocp.CheckpointManager(folder) as manager:
+        return manager.restore(0, args=RestoreTables(like, **how))
+
+
+def test_every_form_is_restored_in_every_other(tmp_path):
+    """Forms on as many devices write the same; what they write, each form reads."""
+    likes = [of_form(*form) for form in FORMS]
+    logical = random_arrays(likes[0])
+    written = {}
+    with ocp.CheckpointManager(tmp_path) as manager:
+        manager.save(0, args=SaveTables(from_logical(likes[0].layout, logical)))
+        for step, (form, like) in enumerate(zip(FORMS, likes, strict=True), 1):
+            state = manager.restore(0, args=RestoreTables(like))
+            assert isinstance(state.stacks[0], PackedTable) == (form[0] == "packed")
+            assert len(state.stacks) == (1 if form[1] else 2)
+            for x in jax.tree.leaves(state):
+                assert len(x.sharding.device_set) == form[2]
+                assert form[2] == 1 or not x.sharding.is_fully_replicated
+            assert_same_bits(logical, to_logical(state))
+            manager.save(step, args=SaveTables(state))
+            written.setdefault(form[2], []).append((step, state))
+    with ocp.CheckpointManager(tmp_path) as manager:
+        for count, steps in written.items():
+            for step, _ in steps:
+                raw = manager.restore(step, args=ocp.args.StandardRestore())
+                for name, rows in SIZES.items():
+                    rest = {slot: x[rows:] for slot, x in raw[name].items()}
+                    assert not any(np.any(x) for x in rest.values())
+                    assert {len(x) for x in rest.values()} == {-rows % count}
+                    raw[name] = {slot: x[:rows] for slot, x in raw[name].items()}
+                assert_same_bits(logical, raw)
+    with ocp.CheckpointManager(tmp_path) as manager:
+        for step, _ in (written[2][0], written[8][0]):
+            for _, state in itertools.chain(*written.values()):
+                found = manager.restore(step, args=RestoreTables(state))
+                assert_same_bits(found, state)
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_a_grown_vocabulary(tmp_path, count):
+    """Rows that were not saved, and tables, are those that init makes of the key."""
+    old = shapes(features=config({"user": 13, "item": 6}), mesh=mesh(count))
+    arrays = random_arrays(old)
+    saved(tmp_path, from_logical(old.layout, arrays))
+    features = config({"new": 5, "user": 30, "item": 6})
+    like = shapes(features=features, mesh=mesh(count))
+    state = restored(tmp_path, like, key=jax.random.key(7))
+    expected = jax.tree.map(np.array, to_logical(new(7, features)))
+    for name, own in arrays.items():
+        for slot, array in own.items():
+            expected[name][slot][: len(array)] = array
+    assert_same_bits(expected, to_logical(state))
+    for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(like), strict=True):
+        assert x.shape == y.shape and len(x.sharding.device_set) == count
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    state = new(features=config({"user": 13, "item": 6}))
+    saved(tmp_path, state)
+
+    def refused(words, features, optimizer: Any = ADAGRAD, **how):
+        like = shapes(features=features, optimizer=optimizer)
+        with pytest.raises(CheckpointMismatchError, match=words):
+            restored(tmp_path, like, **how)
+
+    refused(
+        r"lacks rows 13 to 13 of table 'user': pass key=",
+        config({"user": 14}),
+        drop=["item"],
+    )
+    refused(
+        r"has the table 'item', which is none of \['user'\]: pass drop=\['item'\]",
+        config({"user": 13}),
+    )
+    refused(
+        r"lacks table 'new', but has \['item', 'user'\]: pass key=",
+        config({"user": 13, "item": 6, "new": 2}),
+    )
+    refused(
+        r"13 rows of table 'user', more than its vocabulary_size=12",
+        config({"user": 12, "item": 6}),
+        key=jax.random.key(0),
+    )
+    refused(
+        r"'accumulators' of table 'item', but its optimizer has \['parameters'\]: "
+        r"pass drop=\['item/accumulators'\]",
+        config({"user": 13, "item": 6}),
+        SGD(),
+    )
+    refused(
+        r"lacks 'momenta' of table 'item', but has \['accumulators', 'param",
+        config({"user": 13, "item": 6}),
+        Adam(),
+        drop=["item/accumulators", "user/accumulators"],
+    )
+    wide = {"user": FeatureConfig(TableConfig(13, 3, name="user"))}
+    refused(
+        r"of table 'user' with rows of the shape \(2,\); they must be \(3,\)",
+        wide,
+        drop=["item"],
+    )
+
+
+def test_what_is_dropped_and_what_is_made_anew(tmp_path):
+    state = from_logical(new(), random_arrays(new()))
+    saved(tmp_path, state)
+    like = shapes(features=config({"user": 13}), optimizer=Adam())
+    drop, key = ["item", "user/accumulators"], jax.random.key(0)
+    found = to_logical(restored(tmp_path, like, drop=drop, key=key))["user"]
+    assert list(found) == ["parameters", "momenta", "velocities"]
+    assert np.array_equal(found["parameters"], state.table("user"))
+    assert not found["momenta"].any() and not found["velocities"].any()
+    served = restored(tmp_path, weights_only(state))  # asks for no slots
+    assert_same_bits(to_logical(weights_only(state)), to_logical(served))
+
+
+@pytest.mark.parametrize("storage", ["plain", "packed"])
+def test_bfloat16_and_its_slots_keep_every_bit(tmp_path, storage):
+    halves = config(dtype=jnp.bfloat16, slot_dtype=jnp.bfloat16)
+    like = shapes(features=halves, storage=storage)
+    state = from_logical(like.layout, random_arrays(like), storage=storage)
+    saved(tmp_path, state)
+    found = to_logical(restored(tmp_path, like))
+    assert found["user"]["parameters"].dtype == jnp.bfloat16
+    assert_same_bits(to_logical(state), found)
+    floats = to_logical(restored(tmp_path, shapes(storage=storage)))
+    wider = jax.tree.map(lambda x: np.asarray(x, np.float32), to_logical(state))
+    assert_same_bits(wider, floats)
+
+
+def test_a_slot_per_row(tmp_path):
+    optimizer = RowWiseAdagrad(0.1)
+    like = shapes(optimizer=optimizer)
+    arrays = random_arrays(like)
+    saved(tmp_path, from_logical(like.layout, arrays))
+    on_two = shapes(optimizer=optimizer, mesh=mesh(2))
+    assert_same_bits(arrays, to_logical(restored(tmp_path, on_two)))
+
+
+@pytest.mark.parametrize("storage", ["plain", "packed"])
+def test_training_goes_on_while_a_state_is_written(tmp_path, storage):
+    """The update donates what is saved, and works in place, before it is written."""
+    features = {"user": FeatureConfig(TableConfig(2**18, 2, name="user"))}
+    state = new(features=features, storage=storage)
+    before = jax.tree.map(lambda x: np.array(x, copy=True), to_logical(state))
+    ids = {"user": jnp.arange(2**18)}
+    gradients = {"user": jnp.ones((2**18, 2))}
+    step = jax.jit(
+        lambda state: apply_gradients(state, ids, gradients), donate_argnums=0
+    )
+    compiled = step.lower(state).compile()
+    with ocp.CheckpointManager(tmp_path) as manager:
+        manager.save(0, args=SaveTables(state))
+        assert manager.is_saving_in_progress()
+        given = jax.tree.leaves(state)[0]
+        state = compiled(state)
+        assert given.is_deleted()
+        manager.wait_until_finished()
+        like = shapes(features=features, storage=storage)
+        found = to_logical(manager.restore(0, args=RestoreTables(like)))
+    assert_same_bits(before, found)
+    assert not np.array_equal(found["user"]["parameters"], state.table("user"))
+
+
+def data_files(folder: Path) -> list[Path]:
+    return [x for x in folder.rglob("*") if x.is_file() and x.parent.name == "d"]
+
+
+def truncate(folder: Path) -> None:
+    for file in data_files(folder):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def remove(folder: Path) -> None:
+    for file in data_files(folder):
+        file.unlink()
+
+
+def garble(folder: Path) -> None:
+    (folder / "_METADATA").write_text("{")
+
+
+def change(folder: Path) -> None:
+    """Saves other numbers under the metadata of the old ones."""
+    metadata = (folder / "_METADATA").read_bytes()
+    arrays = ocp.StandardCheckpointer().restore(folder.absolute())
+    arrays["user"]["parameters"] = arrays["user"]["parameters"].at[3, 1].add(1)
+    shutil.rmtree(folder)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder.absolute(), arrays)
+    (folder / "_METADATA").write_bytes(metadata)
+
+
+# Threads of Orbax may still read when one has found an error, and complain.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("harm", [truncate, remove, garble, change])
+def test_a_broken_checkpoint_is_refused_and_the_one_before_is_taken(tmp_path, harm):
+    states = [from_logical(new(), random_arrays(new())), new(1)]
+    with ocp.CheckpointManager(tmp_path) as manager:
+        for step, state in enumerate(states):
+            manager.save(step, args=SaveTables(state))
+    harm(tmp_path / "1" / "default")
+    args = RestoreTables(shapes())
+    with ocp.CheckpointManager(tmp_path) as manager:
+        with pytest.raises(CorruptCheckpointError, match=r"the checkpoint in .*1"):
+            manager.restore(1, args=args)
+        with pytest.warns(UserWarning, match=r"of step 1 in .* cannot"):
+            found = restore_latest(manager, args)
+        assert found is not None and (found.step, found.unreadable) == (0, (1,))
+        assert_same_bits(to_logical(found.items), to_logical(states[0]))
+        for step in found.unreadable:
+            manager.delete(step)
+        assert manager.save(1, args=SaveTables(states[1]))
+        found = restore_latest(manager, args)
+        assert found is not None and found.step == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_restore_latest_does_not_hide_what_is_wrong(tmp_path):
+    with ocp.CheckpointManager(tmp_path) as manager:
+        assert restore_latest(manager, RestoreTables(new())) is None
+        manager.save(0, args=SaveTables(new()))
+        with pytest.raises(CheckpointMismatchError, match="pass drop="):
+            restore_latest(manager, RestoreTables(new(features=config({"user": 13}))))
+        truncate(tmp_path / "0" / "default")
+        with (
+            pytest.warns(UserWarning, match="of step 0"),
+            pytest.raises(CorruptCheckpointError, match=r"none of .* steps \[0\]"),
+        ):
+            restore_latest(manager, RestoreTables(new()))
+
+
+def test_a_plain_checkpoint_of_logical_arrays_is_read(tmp_path):
+    state = from_logical(new(), random_arrays(new()))
+    with ocp.CheckpointManager(tmp_path) as manager:
+        manager.save(0, args=ocp.args.StandardSave(to_logical(state)))
+    found = restored(tmp_path, shapes(storage="packed"))
+    assert_same_bits(to_logical(state), to_logical(found))
