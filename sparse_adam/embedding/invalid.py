@@ -108,13 +108,13 @@ def _check(feature: Feature, table: str, ids: Any) -> None:
     if math.prod(bad.shape) == 0:
         return
     first = jnp.unravel_index(jnp.argmax(bad.reshape(-1)), bad.shape)
-    names = [f"place_{axis}" for axis in range(bad.ndim)]
-    place = ", ".join(f"{{{name}}}" for name in names)
+    numbers: dict[str, Any] = {f"place_{axis}": x for axis, x in enumerate(first)}
+    place = ", ".join(f"{{{name}}}" for name in numbers)
     checkify.check(
         ~jnp.any(bad),
         f"{_literal(start)} {{id}} at [{place}]; {_literal(rule)}",
         id=values[first],
-        **dict(zip(names, first, strict=True)),
+        **numbers,
     )
 
 

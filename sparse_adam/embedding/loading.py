@@ -184,7 +184,7 @@ def _pad_sparse(
     samples[0] += _missing(name, samples[0], num_samples)
     # An index outside of the old shape is none, and must not fall into the larger one.
     inside = (indices >= 0) & (indices < np.array(sparse.dense_shape))
-    indices = np.where(inside.all(1)[:, None], indices, -1).astype(np.int32)
+    indices = np.where(np.all(inside, axis=1)[:, None], indices, -1).astype(np.int32)
     missing = _bucket(name, len(values), buckets) - len(values)
     return Sparse(
         np.pad(indices, ((0, missing), (0, 0)), constant_values=-1),

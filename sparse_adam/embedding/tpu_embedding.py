@@ -114,7 +114,7 @@ class TPUEmbedding:
         implementation: str | None = None,
         on_invalid_ids: OnInvalidIds = "ignore",
     ) -> None:
-        self._on_invalid_ids = check_argument(on_invalid_ids)
+        self._on_invalid_ids: OnInvalidIds = check_argument(on_invalid_ids)
         self._feature_config = feature_config
         self._optimizer = optimizer
         spread = on_mesh.spread_of(mesh, axes)

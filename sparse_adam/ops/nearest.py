@@ -277,10 +277,9 @@ def _block_rows(
 ) -> int:
     """Returns how many rows to score at a time: whole groups, in whole tiles."""
     step = SUBLANES * layout.rows_per_group
-    if asked is None:
-        queries = SUBLANES if jax.export.is_symbolic_dim(num_queries) else num_queries
-        asked = _BLOCK_SCORES // max(queries, 1)
-    size = step * math.ceil(max(min(asked, num_rows), 1) / step)
+    queries = SUBLANES if jax.export.is_symbolic_dim(num_queries) else num_queries
+    wanted = _BLOCK_SCORES // max(queries, 1) if asked is None else asked
+    size = step * math.ceil(max(min(wanted, num_rows), 1) / step)
     return min(size, layout.room)
 
 

@@ -226,9 +226,10 @@ def test_the_types_of_the_package_are_written() -> None:
     results = export.export(jax.jit(lambda state, x: nearest(state, "t", x, 1)))(*types)
     with pytest.raises(ValueError, match="an EmbeddingState can not be written"):
         results.serialize()
-    assert results.call(*types).ids.shape == (2, 1)
+    found: Any = results.call(*types)
+    assert found.ids.shape == (2, 1)
     gradients = jnp.ones((2, 4))
     step = export.export(jax.jit(apply_gradients))(state, ids, gradients)
-    new = step.call(state, ids, gradients)
+    new: Any = step.call(state, ids, gradients)
     expected = apply_gradients(state, ids, gradients)
     np.testing.assert_allclose(new.table("t"), expected.table("t"), rtol=1e-6)

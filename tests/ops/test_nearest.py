@@ -68,7 +68,9 @@ def test_bfloat16():
 
 def test_no_more_scores_than_of_a_block():
     table, queries = arrays()
-    text = str(jax.make_jaxpr(lambda *x: nearest(*x, K, block_rows=64))(table, queries))
+    text = str(
+        jax.make_jaxpr(lambda t, q: nearest(t, q, K, block_rows=64))(table, queries)
+    )
     assert f"f32[{B},64]" in text
     assert f"f32[{B},{V}]" not in text
 
@@ -82,7 +84,7 @@ def test_rows_that_are_spread(packed):
     with jax.set_mesh(mesh):
         stored = PackedTable.pack(spread) if packed else spread
         check(nearest(stored, queries, K, block_rows=24), table, queries)
-        search = jax.jit(lambda *x: nearest(*x, K, block_rows=24))
+        search = jax.jit(lambda t, q: nearest(t, q, K, block_rows=24))
         text = search.lower(stored, queries).compile().as_text() or ""
     assert "all-gather" in text
     assert "f32[512" not in text
