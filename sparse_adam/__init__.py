@@ -7,6 +7,8 @@ from sparse_adam.embedding.config import TableConfig as TableConfig
 from sparse_adam.embedding.tpu_embedding import TPUEmbedding as TPUEmbedding
 from sparse_adam.ops.explain import explain as explain
 from sparse_adam.ops.lookup import lookup as lookup
+from sparse_adam.ops.nearest import Nearest as Nearest
+from sparse_adam.ops.nearest import nearest as nearest
 from sparse_adam.ops.packed import PackedTable as PackedTable
 from sparse_adam.ops.plan import UpdatePlan as UpdatePlan
 from sparse_adam.ops.plan import plan_update as plan_update

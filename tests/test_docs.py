@@ -21,6 +21,7 @@ README = ROOT / "README.md"
         ("packed.md", 15),
         ("rules.md", 30),
         ("semantics.md", 5),
+        ("serving.md", 15),
         ("sharding.md", 15),
     ],
 )

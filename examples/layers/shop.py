@@ -28,9 +28,9 @@ def batches(steps: int = 20, size: int = 32) -> list[tuple[dict[str, Any], Any]]
     draw = np.random.default_rng(0)
     ids = [
         {
-            "user": draw.integers(50, size=(size, 1)),
-            "history": draw.integers(-1, 50, (size, 4)),  # -1: no id
-            "candidate": draw.integers(10, size=(size, 1)),
+            "user": draw.integers(50, size=(size, 1), dtype=np.int32),
+            "history": draw.integers(-1, 50, (size, 4), np.int32),  # -1: no id
+            "candidate": draw.integers(10, size=(size, 1), dtype=np.int32),
         }
         for _ in range(steps)
     ]

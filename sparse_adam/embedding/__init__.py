@@ -1,5 +1,6 @@
 """The embedding API on top of the op."""
 
+import sparse_adam.embedding.exporting  # noqa: F401, it tells jax.export of types
 from sparse_adam.embedding.adam import Adam as Adam
 from sparse_adam.embedding.by_row import RowGradients as RowGradients
 from sparse_adam.embedding.by_row import apply_row_gradients as apply_row_gradients
@@ -16,9 +17,13 @@ from sparse_adam.embedding.functional import init as init
 from sparse_adam.embedding.functional import lookup as lookup
 from sparse_adam.embedding.inputs import Ragged as Ragged
 from sparse_adam.embedding.inputs import Sparse as Sparse
+from sparse_adam.embedding.invalid import check_ids as check_ids
+from sparse_adam.embedding.loading import pad_to_buckets as pad_to_buckets
+from sparse_adam.embedding.loading import to_inputs as to_inputs
 from sparse_adam.embedding.logical import from_logical as from_logical
 from sparse_adam.embedding.logical import map_arrays as map_arrays
 from sparse_adam.embedding.logical import to_logical as to_logical
+from sparse_adam.embedding.neighbours import nearest as nearest
 from sparse_adam.embedding.norm import gradient_norm as gradient_norm
 from sparse_adam.embedding.optimizer import Optimizer as Optimizer
 from sparse_adam.embedding.optimizers import FTRL as FTRL

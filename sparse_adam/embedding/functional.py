@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 from sparse_adam.embedding import on_mesh
 from sparse_adam.embedding.combine import activations_of, gather_batch, parts_of
 from sparse_adam.embedding.gradients import check_gradients, warn_of_missing_gradients
+from sparse_adam.embedding.invalid import OnInvalidIds, check_if_asked
 from sparse_adam.embedding.optimizer import Optimizer
 from sparse_adam.embedding.rates import (
     LearningRates,
@@ -93,7 +94,13 @@ def init(
     return EmbeddingState(tuple(stacks), layout, step)
 
 
-def lookup(state: EmbeddingState, features: Any, weights: Any = None) -> Any:
+def lookup(
+    state: EmbeddingState,
+    features: Any,
+    weights: Any = None,
+    *,
+    on_invalid_ids: OnInvalidIds = "ignore",
+) -> Any:
     r"""Looks up every feature and combines the rows of each sample.
 
     A sample with the ids :math:`i_1, i_2, \dots` of the weights :math:`w_1, \dots`
@@ -124,6 +131,9 @@ def lookup(state: EmbeddingState, features: Any, weights: Any = None) -> Any:
             `output_shape` takes the place of all but D.
         weights: None; or nested alike, for each feature None or weights in the form
             of its ids. Dense ids and sequence features have none.
+        on_invalid_ids: what becomes of an id that is neither a row of its table nor -1.
+            "ignore" is as above and costs nothing; "error" refuses it, as `check_ids`
+            does. `batch_stats` counts them.
 
     Returns:
         Activations in the same structure, in the tables' dtypes, summed in float32.
@@ -131,7 +141,8 @@ def lookup(state: EmbeddingState, features: Any, weights: Any = None) -> Any:
     Raises:
         TypeError: ids are not integers, or the state is none.
         ValueError: another structure, shapes that do not fit, weights that may not be;
-            a table that is not of its layout's shape, as inside `jax.shard_map`.
+            a table that is not of its layout's shape, as inside `jax.shard_map`; an
+            invalid id, if asked for.
 
     Example:
         >>> import jax.numpy as jnp
@@ -145,6 +156,7 @@ def lookup(state: EmbeddingState, features: Any, weights: Any = None) -> Any:
          [1. 2.]]
     """
     layout = state.layout
+    check_if_asked(layout, features, on_invalid_ids)
     parts = parts_of(layout, features, weights)
     stacks = checked(state.stacks, layout.stacks)
     activations = activations_of(layout, stacks, parts, quantize=True)

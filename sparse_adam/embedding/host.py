@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sparse_adam.embedding.config import is_int
 from sparse_adam.embedding.inputs import (
     Ragged,
     Sparse,
@@ -21,6 +22,19 @@ from sparse_adam.ops.integers import integers
 def is_input(value: Any) -> bool:
     """Tells whether a pytree of arrays is the ids or weights of one feature."""
     return isinstance(value, Ragged | Sparse) or is_bcoo(value)
+
+
+def batch_size_of(argument: str, value: Any) -> int | None:
+    """Returns the number of samples that every feature must have; None for any.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if value is not None and (not is_int(value) or value < 1):
+        raise ValueError(
+            f"{argument}={value!r} must be an int and at least 1; None is not checked"
+        )
+    return value
 
 
 def check_batch_size(layout: EmbeddingLayout, features: Any, size: int | None) -> None:

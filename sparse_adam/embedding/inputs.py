@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from sparse_adam.ops.integers import to_array
 from sparse_adam.ops.plan import indices_or
 
 
@@ -215,6 +216,8 @@ def as_array(name: str, values: Any) -> jax.Array | np.ndarray:
                 "different lengths do: pass Ragged.from_rows(rows), or fill the rows "
                 f"up with -1 ({error})"
             ) from error
+        except (TypeError, RuntimeError):  # as of torch's bfloat16, or on a GPU
+            values = to_array(name, values)
     if values.dtype == object:
         raise TypeError(
             f"{name} have dtype=object; they must be an array of numbers, a Ragged, a "

@@ -4,6 +4,7 @@ import math
 from typing import Any, NamedTuple
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -168,20 +169,41 @@ def _from_ragged(
     check_splits(f"ids of feature {feature.name!r}", ids, weights)
     num_samples = splits_shape[0] - 1
     splits = indices_or(ids.row_splits, 2**31 - 1, fill=2**31 - 1)
-    place = lax.iota(jnp.int32, shape[0])
-    # Where rows begin is counted at S + 1 places; sums of that replace N searches.
-    begins = jnp.zeros(shape, jnp.int32).at[splits].add(1, mode="drop")
-    samples = lax.cumsum(begins) - 1
+    samples, columns = _rows_of_places(splits, shape[0])
     inside = (samples >= 0) & (samples < num_samples)
     return _Bags(
         ids=jnp.where(inside, indices_or(ids.values, num_rows, fill=-1), -1),
         samples=jnp.where(inside, samples, num_samples),
-        columns=place - lax.cummax(jnp.where(begins > 0, place, 0)),
+        columns=columns,
         weights=None if weights is None else _numbers(feature, weights.values, shape),
         places=0,
         ascending=True,
         shape=(num_samples,),
     )
+
+
+def _rows_of_places(splits: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """Returns which row each of N places is of, and which one of that row it is.
+
+    Args:
+        splits: int32 `[S + 1]`.
+        size: N.
+    """
+    place = lax.iota(jnp.int32, size)
+    if jax.export.is_symbolic_dim(size):  # JAX has no running sums along it
+        # Before a place, when sorted, stand as many places as its own number, and the
+        # splits up to it.
+        end = splits.shape[0]
+        keys = jnp.concatenate([splits, place])
+        order = lax.iota(jnp.int32, keys.shape[0])
+        _, _, came_from = lax.sort((keys, order >= end, order), num_keys=2)
+        went_to = jnp.zeros_like(order).at[came_from].set(order)
+        rows = went_to[end:] - place - 1
+        return rows, place - splits[rows]
+    # Where rows begin is counted at S + 1 places; sums of that replace N searches.
+    begins = jnp.zeros((size,), jnp.int32).at[splits].add(1, mode="drop")
+    rows = lax.cumsum(begins) - 1
+    return rows, place - lax.cummax(jnp.where(begins > 0, place, 0))
 
 
 def _from_sparse(

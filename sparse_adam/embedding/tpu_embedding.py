@@ -17,10 +17,12 @@ from sparse_adam.embedding.config import TableConfig, is_int
 from sparse_adam.embedding.exclusive import exclusive
 from sparse_adam.embedding.gradients import check_gradients, warn_of_missing_gradients
 from sparse_adam.embedding.host import (
+    batch_size_of,
     check_batch_size,
     ready_for_jit,
     some_ready_for_jit,
 )
+from sparse_adam.embedding.invalid import OnInvalidIds, check_argument, check_if_asked
 from sparse_adam.embedding.logical import from_logical, to_logical
 from sparse_adam.embedding.optimizer import Optimizer
 from sparse_adam.embedding.rates import rates_of_host
@@ -29,14 +31,6 @@ from sparse_adam.embedding.steps import QueuedBatch, Update
 from sparse_adam.embedding.tables import make_layout
 from sparse_adam.ops import dispatch
 from sparse_adam.rules import numbers
-
-
-def _batch_size(argument: str, value: Any) -> int | None:
-    if value is not None and (not is_int(value) or value < 1):
-        raise ValueError(
-            f"{argument}={value!r} must be an int and at least 1; None is not checked"
-        )
-    return value
 
 
 class TPUEmbedding:
@@ -73,6 +67,8 @@ class TPUEmbedding:
             and of how many updates this object has made. Pass another one when you go
             on from a checkpoint.
         implementation: of the update, as in `sparse_adam_update`.
+        on_invalid_ids: "ignore", or "error": `enqueue` and a call of the object refuse
+            ids as `check_ids` does. Pass NumPy arrays: it waits for those of JAX.
 
     Raises:
         TypeError: see `init`.
@@ -115,7 +111,9 @@ class TPUEmbedding:
         axes: str | Sequence[str] | None = None,
         seed: int = 0,
         implementation: str | None = None,
+        on_invalid_ids: OnInvalidIds = "ignore",
     ) -> None:
+        self._on_invalid_ids: OnInvalidIds = check_argument(on_invalid_ids)
         self._feature_config = feature_config
         self._optimizer = optimizer
         spread = on_mesh.spread_of(mesh, axes)
@@ -125,7 +123,7 @@ class TPUEmbedding:
         self._pipelined = numbers.flag(
             "pipeline_execution_with_tensor_core", pipeline_execution_with_tensor_core
         )
-        self._batch_size = _batch_size("batch_size", batch_size)
+        self._batch_size = batch_size_of("batch_size", batch_size)
         dispatch.storage(1, storage)
         if implementation not in (None, *dispatch.NAMES):
             raise ValueError(
@@ -178,7 +176,7 @@ class TPUEmbedding:
         """
         del per_replica_input_shapes
         if self._batch_size is None:
-            self._batch_size = _batch_size(
+            self._batch_size = batch_size_of(
                 "per_replica_batch_size", per_replica_batch_size
             )
         if self._state is not None:
@@ -257,7 +255,7 @@ class TPUEmbedding:
                 `lookup`.
         """
         del name, device
-        features, weights = ready_for_jit(self._layout, features, weights)
+        features, weights = self._ready(features, weights)
         check_batch_size(self._layout, features, self._batch_size)
         shapes = self._checks.activation_shapes(features, weights)
         self._enqueued.append(QueuedBatch(features, weights, bool(training), shapes))
@@ -348,7 +346,7 @@ class TPUEmbedding:
 
         Takes and returns what `lookup` does.
         """
-        features, weights = ready_for_jit(self._layout, features, weights)
+        features, weights = self._ready(features, weights)
         return steps.lookup(self.state, features, weights)
 
     @exclusive
@@ -382,6 +380,10 @@ class TPUEmbedding:
             ValueError: an unknown table or array name, or another shape.
         """
         self._state = from_logical(self.state, tables)
+
+    def _ready(self, features: Any, weights: Any) -> tuple[Any, Any]:
+        check_if_asked(self._layout, features, self._on_invalid_ids)
+        return ready_for_jit(self._layout, features, weights)
 
     def _built_state(self) -> EmbeddingState:
         self.build()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.export
 import jax.extend as jex
 from jax.core import ShapedArray
 from jax.interpreters import ad, batching, mlir
@@ -129,14 +130,28 @@ def _lower(
     device = _device() or device
     types = [ShapedArray(x.shape, x.dtype) for x in context.avals_in]
     context = context.replace(avals_in=types)
+    told = None if _is_portable(context, platform) else platform
     if over_devices is None:
-        told = None if automatic.is_cut_by_xla(context) else platform
+        told = None if automatic.is_cut_by_xla(context) else told
         return lowers[told](context, *args, device=device, **static)
     if not automatic.is_partitioned(context, platform):
-        return lowers[platform](context, *args, device=device, **static)
+        return lowers[told](context, *args, device=device, **static)
     scope = functools.partial(_outside, device)
     cut = automatic.partitioned(bind, over_devices, types, static, scope)
     return mlir.lower_fun(cut, multiple_results=True)(context, *args)
+
+
+def _is_portable(context: Any, platform: str | None) -> bool:
+    """Returns whether an operation must be lowered to what XLA itself can do.
+
+    A program that `jax.export` makes for a CPU may run without the C++ library. And
+    kernels are cut by sizes, which the symbolic ones of an export do not tell.
+    """
+    is_exported = context.module_context.lowering_parameters.for_export
+    types = (*context.avals_in, *context.avals_out)
+    return (is_exported and platform == "cpu") or any(
+        jax.export.is_symbolic_dim(size) for x in types for size in x.shape
+    )
 
 
 def _outside_of_meshes(

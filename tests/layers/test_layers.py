@@ -181,7 +181,7 @@ def test_keras_saves_and_loads_tables_and_slots(tmp_path):
         functional_model(sparse_adam.keras.Model) for _ in range(2)
     )
     model.compile(optimizer="sgd", loss="mse")
-    ids, wanted = {"user": np.array([[3], [5]])}, np.ones((2, 1))
+    ids, wanted = {"user": np.array([[3], [5]], np.int32)}, np.ones((2, 1))
     model.fit(ids, wanted, verbose=0)
     rows = lookup(layer.state, {"user": jnp.arange(641)})["user"]
     assert jnp.flatnonzero((rows != 1).any(1)).tolist() == [3, 5]
@@ -239,7 +239,7 @@ def equinox_step() -> tuple[Any, Any]:
 def keras_step() -> tuple[Any, Any]:
     model, _ = functional_model(sparse_adam.keras.Model)
     model.compile(optimizer="sgd", loss="mse")
-    model.fit({"user": np.array([[3]])}, np.ones((1, 1)), verbose=0)
+    model.fit({"user": np.array([[3]], np.int32)}, np.ones((1, 1)), verbose=0)
     kinds = ("trainable", "non_trainable", "metrics")
     lists = [getattr(model, f"{kind}_variables") for kind in kinds]
     lists.insert(2, model.optimizer.variables)
@@ -276,7 +276,7 @@ def test_keras_tells_what_would_not_train_the_tables():
     model, _ = functional_model(sparse_adam.keras.Model)
     model.compile(optimizer=keras.optimizers.SGD(0.1, loss_scale_factor=8), loss="mse")
     with pytest.raises(ValueError, match="scales the loss"):
-        model.fit({"user": np.array([[3]])}, np.ones((1, 1)), verbose=0)
+        model.fit({"user": np.array([[3]], np.int32)}, np.ones((1, 1)), verbose=0)
 
 
 def test_a_gradient_by_a_whole_table_is_warned_of():
