@@ -176,6 +176,7 @@ def apply_row_gradients(
     rounding: str = "nearest",
     key: jax.Array | None = None,
     implementation: str | None = None,
+    step: ArrayLike | None = None,
 ) -> EmbeddingState:
     """Updates rows by their gradients, as `apply_gradients` does it.
 
@@ -189,6 +190,7 @@ def apply_row_gradients(
         rounding: of bfloat16 tables and slots.
         key: of `jax.random`, for stochastic rounding.
         implementation: of the update, as in `sparse_adam_update`.
+        step: the number of the update, for optimizers with `catch_up=True`.
 
     Returns:
         The state after the update.
@@ -248,6 +250,7 @@ def apply_row_gradients(
         rounding=rounding,
         key=key,
         implementation=implementation,
+        step=step,
     )
 
 

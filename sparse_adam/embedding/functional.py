@@ -31,6 +31,7 @@ from sparse_adam.embedding.stacks import Stack, Table
 from sparse_adam.embedding.state import EmbeddingState
 from sparse_adam.embedding.stored import checked, stacked
 from sparse_adam.embedding.tables import EmbeddingLayout, make_layout
+from sparse_adam.rules import catches_up
 
 
 def init(
@@ -161,6 +162,7 @@ def apply_gradients(
     rounding: str = "nearest",
     key: jax.Array | None = None,
     implementation: str | None = None,
+    step: ArrayLike | None = None,
 ) -> EmbeddingState:
     """Updates the rows that `lookup(state, features, weights)` read.
 
@@ -195,6 +197,8 @@ def apply_gradients(
         key: of `jax.random`, for stochastic rounding. Pass a new one at each step,
             `jax.random.fold_in(key, step)`; each update gets its own of it.
         implementation: of the update, as in `sparse_adam_update`.
+        step: the number of this update, from 1, traced or not: needed by optimizers
+            with `catch_up=True`, and not used by others.
 
     Returns:
         The state after the update.
@@ -234,6 +238,7 @@ def apply_gradients(
         rounding=rounding,
         key=key,
         implementation=implementation,
+        step=step,
     )
 
 
@@ -289,6 +294,7 @@ def update_stacks(
     change: Callable[[Stack, Any, Sequence[Table], Any], Any],
     *,
     key: jax.Array | None,
+    step: ArrayLike | None = None,
     **options: Any,
 ) -> EmbeddingState:
     """Makes one update for each rate of each trainable stack.
@@ -299,6 +305,7 @@ def update_stacks(
         change: `(stack, stored, tables, how)`, of the tables of one rate: returns the
             stack, as it is stored, after their update with the options `how`.
         key: for stochastic rounding; each update gets its own of it.
+        step: the number of the update, for the stacks whose rows catch up.
         **options: `gradient_scale`, `rounding` and `implementation`, as in
             `apply_gradients`.
     """
@@ -311,6 +318,7 @@ def update_stacks(
             how = options | {
                 "learning_rate": rate,
                 "key": _key_of(key, layout.tables.index(tables[0])),
+                "step": step if catches_up(stack.optimizer.rule) else None,
             }
             stacks[number] = change(stack, stacks[number], tables, how)
     return EmbeddingState(tuple(stacks), layout)

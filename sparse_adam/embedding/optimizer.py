@@ -196,6 +196,7 @@ class Optimizer(abc.ABC):
         rounding: str = "nearest",
         key: jax.Array | None = None,
         implementation: str | None = None,
+        step: ArrayLike | None = None,
     ) -> Any:
         """Returns the state after one `sparse_update` with these parameters.
 
@@ -211,6 +212,7 @@ class Optimizer(abc.ABC):
             rounding: of bfloat16 arrays: "nearest" or "stochastic".
             key: for stochastic rounding.
             implementation: which one to run; None is the best that can.
+            step: the number of this update, from 1, where rows catch up.
 
         Raises:
             TypeError: the optimizer's rate is a callable and this is being traced; the
@@ -227,6 +229,7 @@ class Optimizer(abc.ABC):
             rounding=rounding,
             key=key,
             implementation=implementation,
+            step=step,
         )
         inputs = UpdateInputs(ids, grads, sample_ids, gains, plan)
         new = update_state(state, inputs, self.rule, options)

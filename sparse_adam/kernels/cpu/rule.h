@@ -67,6 +67,7 @@ struct StepNumbers {
   float gradient_max;
   float weight_min;
   float weight_max;
+  float step;  // its number, from 1, where rows catch up
 };
 
 // A comparison with a NaN is false, so a NaN stays.
