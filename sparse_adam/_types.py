@@ -37,6 +37,6 @@ else:
         Indices = Int32[Array, " N"]
         Gains = Float32[Array, " N"]
         Rate = Float32[Array, ""]
-        StepVector = Float32[Array, "3"]
+        StepVector = Float32[Array, " numbers"]
         Seeds = Int32[Array, " arrays"]
         Tile = Float32[Array, "*rows lanes"]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sparse_adam.embedding import AdamW
 from sparse_adam.reference import (
     RowStep,
     adagrad,
@@ -34,6 +35,8 @@ FILE = Path(__file__).parent / "reference" / "peer_goldens.json"
 GOLDENS = json.loads(FILE.read_text())
 ROW_ADAM = {"sum_inside_sqrt": False, "bias_correction": "row", "epsilon": 1e-30}
 EXACT_BETAS = {"beta_1": 0.5, "beta_2": 0.75, **ROW_ADAM}
+CORRECTED = {"epsilon": 0.25, "epsilon_hat": False}
+AMSGRAD = EXACT_BETAS | CORRECTED | {"beta_2": 0.25, "amsgrad": True}
 ALL: dict[str, Any] = {
     "l1_regularization_strength": 0.5,
     "l2_regularization_strength": 0.25,
@@ -118,6 +121,29 @@ PEERS = (
         (0.0, 0.0, 0.0),
         options={
             "weight_decay_factor": 0.5,
+            "multiply_weight_decay_factor_by_learning_rate": True,
+        },
+    ),
+    Peer(
+        "torch_adam_epsilon",
+        AdamRule(**(EXACT_BETAS | CORRECTED)),
+        adam(**(EXACT_BETAS | CORRECTED)),
+        (0.0, 0.0, 0.0),
+    ),
+    Peer(
+        "torch_amsgrad",
+        AdamRule(**AMSGRAD),
+        adam(**AMSGRAD),
+        (0.0, 0.0, 0.0, 0.0),
+    ),
+    Peer(
+        "torch_adamw_amsgrad",
+        AdamW(amsgrad=True).rule,
+        adam(**(ROW_ADAM | {"epsilon": 1e-8, "epsilon_hat": False, "amsgrad": True})),
+        (0.0, 0.0, 0.0, 0.0),
+        2e-5,  # 1 - beta_2 is formed in float32 here
+        options={
+            "weight_decay_factor": 0.01,
             "multiply_weight_decay_factor_by_learning_rate": True,
         },
     ),

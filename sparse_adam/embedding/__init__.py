@@ -2,6 +2,7 @@
 
 import sparse_adam.embedding.exporting  # noqa: F401, it tells jax.export of types
 from sparse_adam.embedding.adam import Adam as Adam
+from sparse_adam.embedding.adamw import AdamW as AdamW
 from sparse_adam.embedding.by_row import RowGradients as RowGradients
 from sparse_adam.embedding.by_row import apply_row_gradients as apply_row_gradients
 from sparse_adam.embedding.by_row import join_row_gradients as join_row_gradients

@@ -2,22 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 
+from sparse_adam.embedding.adam_states import AnyAdamState, adam_kind
 from sparse_adam.embedding.optimizer import Optimizer, SlotCreationFn
-from sparse_adam.ops.sparse_adam import AdamState
 from sparse_adam.rules import AdamRule, numbers
-
-
-class AdamRowState(NamedTuple):
-    """A table, its two Adam slots, and the steps that each row has made."""
-
-    table: jax.Array  # [V, D]
-    momenta: jax.Array  # [V, D], first moment m
-    velocities: jax.Array  # [V, D], second moment v
-    steps: jax.Array  # [V]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +45,12 @@ class Adam(Optimizer):
             with None for an open side.
         bias_correction: None makes none, as TensorFlow on a TPU. "row" counts the steps
             of each row in a slot of its own and corrects by them: exact from a row's
-            first step on. (TensorFlow has no such option.)
+            first step on. (TensorFlow has no such option, nor those that follow.)
+        amsgrad: True divides by the root of the largest second moment that each weight
+            has had, which a slot `maxima` keeps.
+        catch_up: True makes up for the decay of the steps that a row has missed before
+            its next one; a slot counts them. An `EmbeddingState` counts the
+            updates; `update` takes their number, `step=`.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -122,6 +118,8 @@ class Adam(Optimizer):
     clipvalue: float | tuple[float | None, float | None] | None = None
 
     bias_correction: Literal["row"] | None = None
+    amsgrad: bool = False
+    catch_up: bool = False
 
     def __post_init__(self) -> None:
         numbers.flag("lazy_adam", self.lazy_adam)
@@ -135,6 +133,8 @@ class Adam(Optimizer):
             self.epsilon,
             self.sum_inside_sqrt,
             self.bias_correction,
+            self.amsgrad,
+            catch_up=self.catch_up,
         )
 
     @property
@@ -142,8 +142,6 @@ class Adam(Optimizer):
         """Returns whether only rows that were looked up are updated."""
         return self.lazy_adam
 
-    def state_of(self, arrays: Sequence[jax.Array]) -> AdamState | AdamRowState:
+    def state_of(self, arrays: Sequence[jax.Array]) -> AnyAdamState:
         """Returns the arrays under their names."""
-        if self.bias_correction == "row":
-            return self.named(AdamRowState, arrays)
-        return self.named(AdamState, arrays)
+        return self.named(adam_kind(self.make_rule()), arrays)

@@ -179,8 +179,8 @@ def apply_row_gradients(
 ) -> EmbeddingState:
     """Updates rows by their gradients, as `apply_gradients` does it.
 
-    Each call is one step for rates that are functions of it, however many batches the
-    gradients are of.
+    Each call is one step for rates that are functions of it and for rows that catch
+    up, however many batches the gradients are of.
 
     Args:
         state: from `init` or from the update before.

@@ -33,6 +33,7 @@ from sparse_adam.embedding.state import EmbeddingState
 from sparse_adam.embedding.step import check_step, next_step, step_at
 from sparse_adam.embedding.stored import checked, stacked
 from sparse_adam.embedding.tables import EmbeddingLayout, make_layout
+from sparse_adam.rules import catches_up
 
 
 def init(
@@ -198,7 +199,8 @@ def apply_gradients(
             of some tables or all. Needed under `jit` for a rate that is a callable
             without arguments: pass `current_learning_rates(state)`, made outside, in as
             an argument. A rate that is a function of the step needs nothing: it is
-            computed of `state.step`, and each call here counts one step.
+            computed of `state.step`, which each call here counts, also for optimizers
+            with `catch_up=True`.
             Tables of a stack that have equal numbers or one traced object are updated
             together, and those of another rate apart.
         gradient_scale: a scalar, traced or not, that the gradients of rows are
@@ -318,7 +320,7 @@ def update_stacks(
         **options: `gradient_scale`, `rounding` and `implementation`, as in
             `apply_gradients`.
     """
-    layout = state.layout
+    layout, after = state.layout, next_step(state.step)
     stacks = list(checked(state.stacks, layout.stacks))
     for number, stack in enumerate(layout.stacks):
         if not stack.trainable:
@@ -327,9 +329,10 @@ def update_stacks(
             how = options | {
                 "learning_rate": rate,
                 "key": _key_of(key, layout.tables.index(tables[0])),
+                "step": after if catches_up(stack.optimizer.rule) else None,
             }
             stacks[number] = change(stack, stacks[number], tables, how)
-    return EmbeddingState(tuple(stacks), layout, next_step(state.step))
+    return EmbeddingState(tuple(stacks), layout, after)
 
 
 def current_learning_rates(state: EmbeddingState) -> LearningRates:
@@ -342,7 +345,7 @@ def current_learning_rates(state: EmbeddingState) -> LearningRates:
 
     Raises:
         TypeError: the state's step is no int32 scalar.
-        ValueError: the state has no step, but a rate is a function of it.
+        ValueError: the state has no step, but a table needs it.
 
     Example:
         >>> import jax

@@ -39,7 +39,7 @@ def to_logical(state: EmbeddingState) -> dict[str, dict[str, jax.Array]]:
     Returns:
         By table name `parameters` and, for `Adam`, `momenta` and `velocities`: `[V, D]`
         each, a slot per row `[V]`. Those of plain tables that stand alone are the
-        state's own arrays. A table whose learning rate is a function of the step also
+        state's own arrays. A table whose updates depend on the step also
         has `step`, that of the state: an int32 scalar.
 
     Raises:

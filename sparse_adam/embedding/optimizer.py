@@ -25,7 +25,7 @@ from sparse_adam.ops.options import UpdateInputs, UpdateOptions
 from sparse_adam.ops.packed import PackedTable
 from sparse_adam.ops.plan import UpdatePlan
 from sparse_adam.ops.sparse_update import update_state
-from sparse_adam.rules import Slot, UpdateRule, WithEMA, check_rule, numbers
+from sparse_adam.rules import Slot, UpdateRule, WithEMA, catches_up, check_rule, numbers
 
 PARAMETERS = "parameters"  # what a checkpoint calls the weights, as TensorFlow does
 Initializer: TypeAlias = Callable[..., jax.Array]  # (key, shape, dtype)
@@ -128,6 +128,11 @@ class Optimizer(_Beyond, abc.ABC):
         """Returns whether the learning rate is a function of the step."""
         rate = self.learning_rate
         return callable(rate) and not accepts(rate, 0)
+
+    @property
+    def needs_step(self) -> bool:
+        """Returns whether a state must count steps: for its rate, or for its rows."""
+        return self.rate_is_by_step or catches_up(self.rule)
 
     @property
     def slot_names(self) -> tuple[str, ...]:
@@ -244,6 +249,7 @@ class Optimizer(_Beyond, abc.ABC):
         rounding: str = "nearest",
         key: jax.Array | None = None,
         implementation: str | None = None,
+        step: ArrayLike | None = None,
     ) -> Any:
         """Returns the state after one `sparse_update` with these parameters.
 
@@ -259,6 +265,7 @@ class Optimizer(_Beyond, abc.ABC):
             rounding: of bfloat16 arrays: "nearest" or "stochastic".
             key: for stochastic rounding.
             implementation: which one to run; None is the best that can.
+            step: the number of this update, from 1, where rows catch up.
 
         Raises:
             TypeError: the optimizer's rate is a function of the step, or is a callable
@@ -275,6 +282,7 @@ class Optimizer(_Beyond, abc.ABC):
             rounding=rounding,
             key=key,
             implementation=implementation,
+            step=step,
         )
         inputs = UpdateInputs(ids, grads, sample_ids, gains, plan)
         new = update_state(state, inputs, self.rule, options)

@@ -34,7 +34,7 @@ class EmbeddingState:
             `PackedTable`.
         layout: static: the features, the tables and the stacks.
         step: how many updates there were, an int32 scalar, where the learning rate of a
-            table is a function of it; else None.
+            table is a function of it, or its rows catch up; else None.
 
     Example:
         >>> import jax

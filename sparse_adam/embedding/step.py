@@ -1,6 +1,7 @@
-"""The step of a state: how many updates it has had, for rates that depend on it.
+"""The step of a state: how many updates it has had, for what depends on it.
 
-Only a state with such a rate has a step. Any other stays a pytree of tables and nothing
+That is a rate that is a function of the step, and rows that catch up. Only a state of
+such tables has a step. Any other stays a pytree of tables and nothing
 else, which one sharding spreads over devices and `jax.tree.map` averages.
 """
 
@@ -37,16 +38,17 @@ def check_step(step: Any, names: list[str]) -> None:
 
     Args:
         step: of the state.
-        names: of the tables whose rates are functions of it.
+        names: of the tables whose updates depend on it.
 
     Raises:
         TypeError: it is no int32 scalar.
-        ValueError: there is none, but a rate needs it.
+        ValueError: there is none, but a table needs it.
     """
     if step is None and names:
         raise ValueError(
-            f"state.step is None, but the learning rates of the tables {names} are "
-            "functions of the step: pass a state that init made, or "
+            f"state.step is None, but the updates of the tables {names} depend on it "
+            "(a rate that is a function of the step, or catch_up=True): pass a state "
+            "that init made, or "
             "dataclasses.replace(state, step=jnp.int32(number of updates so far))"
         )
     if step is None:

@@ -77,8 +77,8 @@ class EmbeddingLayout:
 
     @functools.cached_property
     def by_step(self) -> list[str]:
-        """Returns the names of the tables whose rates are functions of the step."""
-        return [t.name for t in self.tables if t.optimizer.rate_is_by_step]
+        """Returns the names of the tables whose updates depend on the step."""
+        return [t.name for t in self.tables if t.optimizer.needs_step]
 
     def place(self, name: str) -> tuple[int, int]:
         """Returns the number of a table's stack, and the table's own number in it.

@@ -14,7 +14,14 @@ import numpy as np
 
 from sparse_adam._types import Gains, Grads, Indices, Seeds, StepVector, Tile
 from sparse_adam.kernels.layout import Dtypes, Layout
-from sparse_adam.rules import Limits, StepNumbers, UpdateRule, Values, step_tile
+from sparse_adam.rules import (
+    Limits,
+    StepNumbers,
+    UpdateRule,
+    Values,
+    catches_up,
+    step_tile,
+)
 
 # The weights and the slots of plain storage; of packed storage its one array of lines.
 State: TypeAlias = tuple[jax.Array, ...]
@@ -32,7 +39,9 @@ class SortedBatch(NamedTuple):
 class StepScalars(NamedTuple):
     """The traced numbers of an update."""
 
-    numbers: StepVector  # learning rate, decay of the weights, scale of gradients
+    # Learning rate, decay of the weights, scale of gradients; where rows catch up, the
+    # number of the step too.
+    numbers: StepVector
     seeds: Seeds | None  # one for each array, to round stochastically; or none
 
 
@@ -84,6 +93,11 @@ class UpdateSpec:
         return self.layout.dtypes
 
     @property
+    def catches_up(self) -> bool:
+        """Returns whether rows make up for steps that they have missed."""
+        return catches_up(self.rule)
+
+    @property
     def array_names(self) -> tuple[str, ...]:
         """Returns what messages call the weights and the slots."""
         return ("table", *(slot.name for slot in self.rule.slots))
@@ -98,6 +112,7 @@ class UpdateSpec:
             read(0),
             read(1) if self.decays else None,
             read(2) if self.scales else None,
+            read(3) if self.catches_up else None,
         )
 
     def counted(self, numbers: StepVector) -> jax.Array:
@@ -105,7 +120,8 @@ class UpdateSpec:
 
         The TensorCore's loops take a bundle or two less with a vector of one number.
         """
-        return numbers if self.decays or self.scales else numbers[:1]
+        all_count = self.decays or self.scales or self.catches_up
+        return numbers if all_count else numbers[:1]
 
     def step(self, values: Values, gradient: Tile, numbers: StepNumbers) -> Values:
         """Returns the new values of a tile of rows, one array for each of the state."""

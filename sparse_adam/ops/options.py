@@ -5,6 +5,7 @@ import math
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -62,6 +63,7 @@ class UpdateOptions:
     key: jax.Array | None = None
     implementation: str | None = None
     config: Any = None
+    step: Any = None
 
     def __post_init__(self) -> None:
         self.limits()
@@ -71,6 +73,8 @@ class UpdateOptions:
             numbers.flag("multiply_weight_decay_factor_by_learning_rate", multiply)
         if self.weight_decay_factor is not None:
             _float32("weight_decay_factor", self.weight_decay_factor)
+        if self.step is not None:
+            _check_step(self.step)
         numbers.flag("lazy", self.lazy)
         accumulate = numbers.flag(
             "use_gradient_accumulation", self.use_gradient_accumulation
@@ -116,6 +120,8 @@ class UpdateOptions:
         if self.scales:
             scale = _float32("gradient_scale", self.gradient_scale)
         given = (rate, decay, scale)
+        if self.step is not None:
+            given = (*given, _float32("step", self.step))
         # Of plain numbers in NumPy, which takes a hundredth of the time.
         plain = all(type(x) is np.float32 for x in given)
         vector = np.array(given) if plain else jnp.stack(given)
@@ -131,6 +137,12 @@ def _float32(name: str, value: Any) -> Any:
     if type(value) in (float, int) and math.isfinite(value):
         return np.float32(value)
     return numbers.scalar(name, value)
+
+
+def _check_step(step: Any) -> None:
+    _float32("step", step)
+    if not isinstance(step, jax.core.Tracer) and np.asarray(step) < 1:
+        raise ValueError(f"{step=} must be at least 1: the first update is step 1")
 
 
 def _check_rounding(rounding: Any, key: Any) -> None:

@@ -48,6 +48,7 @@ def sparse_update(
     implementation: str | None = None,
     config: dispatch.Config | None = None,
     sharding: NamedSharding | PartitionSpec | None = None,
+    step: ArrayLike | None = None,
 ) -> _Stored:
     r"""Updates the rows of an embedding table that a batch looked up, by any rule.
 
@@ -112,6 +113,8 @@ def sparse_update(
         sharding: how the rows of the table are spread, a `NamedSharding`, or a
             `PartitionSpec` of the mesh in scope. Needed only for TPUs, and only under
             `jax.jit` over automatic axes, those of `jax.sharding.Mesh`.
+        step: the number of this update, from 1, traced or not: for a rule with
+            `catch_up=True`, and only there. Exact up to 2**24.
 
     Returns:
         The state, of the type, the shapes and the dtypes that came.
@@ -150,6 +153,7 @@ def sparse_update(
         key,
         implementation,
         config,
+        step,
     )
     inputs = UpdateInputs(ids, grads, sample_ids, gains, plan)
     return update_state(state, inputs, rule, options, sharding)

@@ -111,6 +111,8 @@ def update_batch(
     for name in ("weight_decay_factor", "gradient_scale", "key"):
         if isinstance(getattr(options, name), jax.Array):
             traced[name] = getattr(options, name)
+    if options.step is not None:  # a new number must not compile anew
+        traced["step"] = options.step
     static = tuple(
         (field.name, getattr(options, field.name))
         for field in dataclasses.fields(options)

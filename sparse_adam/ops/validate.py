@@ -13,7 +13,7 @@ from sparse_adam.kernels.layout import BFLOAT16, FLOAT32, Layout, PlainLayout
 from sparse_adam.kernels.spec import UpdateSpec
 from sparse_adam.ops.integers import integers
 from sparse_adam.ops.options import UpdateInputs, UpdateOptions
-from sparse_adam.rules import UpdateRule
+from sparse_adam.rules import UpdateRule, catches_up
 
 STORED_DTYPES = (FLOAT32, BFLOAT16)
 
@@ -59,6 +59,14 @@ def update_spec(
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(f"gains.dtype={dtype} must be floating: pass float32")
         _same_shape("gains", np.shape(inputs.gains), ids_shape)
+    if catches_up(rule) != (options.step is not None):
+        raise ValueError(
+            f"step=None, but {rule!r} makes up for missed steps: pass the number of "
+            "this update, step=1 at the first"
+            if options.step is None
+            else f"step={options.step!r} is of use only for a rule that makes up for "
+            "missed steps, such as AdamRule(catch_up=True)"
+        )
     plan = inputs.plan
     if plan is not None and (plan.num_rows, plan.ids.shape) != (num_rows, (num_ids,)):
         raise ValueError(

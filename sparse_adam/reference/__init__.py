@@ -1,5 +1,6 @@
 """The update in NumPy and float64, slow and obvious: what the tests compare with."""
 
+from sparse_adam.reference.catch_up import caught_up as caught_up
 from sparse_adam.reference.sparse_adam import (
     sparse_adam_update as sparse_adam_update,
 )

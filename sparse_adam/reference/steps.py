@@ -22,6 +22,9 @@ def adam(
     epsilon: Number = 1e-7,
     sum_inside_sqrt: bool = True,
     bias_correction: Literal["row"] | None = None,
+    amsgrad: bool = False,
+    epsilon_hat: bool = True,
+    catch_up: bool = False,
 ) -> RowStep:
     r"""Returns Adam's step.
 
@@ -32,25 +35,38 @@ def adam(
         w &\leftarrow w - \eta\, m / \sqrt{v + \epsilon^2}
             \quad\text{or}\quad w - \eta\, m / (\sqrt{v} + \epsilon)
 
-    With `bias_correction="row"` a third slot counts the steps t of the row, and
-    :math:`\eta` is multiplied by :math:`\sqrt{1 - \beta_2^t} / (1 - \beta_1^t)`.
+    With `amsgrad` the next slot holds the largest v that each weight has had, which
+    takes the place of v in the last line. With `bias_correction="row"` the last slot
+    counts the steps t of the row, and :math:`\eta` is multiplied by
+    :math:`\sqrt{1 - \beta_2^t} / (1 - \beta_1^t)`. With `epsilon_hat=False`, m and v
+    themselves are corrected in the last line, by :math:`1 - \beta_1^t` and
+    :math:`1 - \beta_2^t`. With `catch_up` the last slot counts the steps of the row
+    too; those that it has missed are made by `caught_up`.
     """
     one_minus_beta_1, one_minus_beta_2 = _one_minus(beta_1), _one_minus(beta_2)
     epsilon_squared = np.float64(np.float32(epsilon) * np.float32(epsilon))
     beta_1, beta_2, epsilon = float32(beta_1), float32(beta_2), float32(epsilon)
 
     def step(values: RowValues, gradient: np.ndarray, rate: np.float64) -> RowValues:
-        w, m, v, *counts = values
+        w, m, v, *others = values
         m = beta_1 * m + one_minus_beta_1 * gradient
         v = beta_2 * v + one_minus_beta_2 * gradient**2
+        second = v
+        if amsgrad:
+            second = others[0] = np.maximum(others[0], v)
+        if bias_correction == "row" or catch_up:
+            others[-1] = others[-1] + 1
         if bias_correction == "row":
-            (t,) = counts = (counts[0] + 1,)
-            rate = rate * np.sqrt(1 - beta_2**t) / (1 - beta_1**t)
+            t = others[-1]
+            if epsilon_hat:
+                rate = rate * np.sqrt(1 - beta_2**t) / (1 - beta_1**t)
+            else:
+                rate, second = rate / (1 - beta_1**t), second / (1 - beta_2**t)
         if sum_inside_sqrt:
-            w = w - rate * m / np.sqrt(v + epsilon_squared)
+            w = w - rate * m / np.sqrt(second + epsilon_squared)
         else:
-            w = w - rate * m / (np.sqrt(v) + epsilon)
-        return (w, m, v, *counts)
+            w = w - rate * m / (np.sqrt(second) + epsilon)
+        return (w, m, v, *others)
 
     return step
 

@@ -4,6 +4,7 @@ from sparse_adam.rules.adagrad import AdagradMomentumRule as AdagradMomentumRule
 from sparse_adam.rules.adagrad import AdagradRule as AdagradRule
 from sparse_adam.rules.adagrad import RowWiseAdagradRule as RowWiseAdagradRule
 from sparse_adam.rules.adam import AdamRule as AdamRule
+from sparse_adam.rules.catch_up import catches_up as catches_up
 from sparse_adam.rules.check import RuleFacts as RuleFacts
 from sparse_adam.rules.check import check_rule as check_rule
 from sparse_adam.rules.check import initial_slots as initial_slots

@@ -7,6 +7,7 @@ import numpy as np
 
 from sparse_adam._types import Rate, Tile
 from sparse_adam.rules import numbers
+from sparse_adam.rules.catch_up import catches_up
 from sparse_adam.rules.rule import Slot, UpdateRule, Values
 
 
@@ -68,6 +69,11 @@ class WithEMA:
     def slots(self) -> tuple[Slot, ...]:
         """Those of the rule, then the average."""
         return (*self.rule.slots, Slot("ema", initial="weights"))
+
+    @property
+    def catch_up(self) -> bool:
+        """Whether rows make up for missed steps, as the rule says."""
+        return catches_up(self.rule)
 
     @property
     def share(self) -> np.float32:

@@ -1,7 +1,7 @@
 """What TensorFlow wraps around every optimizer: clipping, decay, bounds of weights.
 
-A step of a row, whatever its rule, is: scale and clip the gradient, decay the weights,
-make the rule's step, clip the weights.
+A step of a row, whatever its rule, is: scale and clip the gradient, make up for missed
+steps if the rule does, decay the weights, make the rule's step, clip the weights.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import numpy as np
 
 from sparse_adam._types import Rate, Tile
 from sparse_adam.rules import numbers
+from sparse_adam.rules.catch_up import caught_up
 from sparse_adam.rules.ema import WithEMA
 from sparse_adam.rules.rule import UpdateRule, Values
 
@@ -45,6 +46,7 @@ class StepNumbers(NamedTuple):
     learning_rate: Rate
     decay: Rate | None = None  # share of the weights that each step takes; None is 0
     gradient_scale: Rate | None = None  # factor of each summed gradient; None is 1
+    step: Rate | None = None  # the number of the step, from 1, if rows catch up
 
 
 def step_tile(
@@ -67,6 +69,8 @@ def step_tile(
     if numbers.gradient_scale is not None:
         gradient = numbers.gradient_scale * gradient
     gradient = clip(gradient, limits.gradient_min, limits.gradient_max)
+    if numbers.step is not None:
+        values = caught_up(rule, values, numbers.step, numbers.decay)
     w, *slots = values
     if numbers.decay is not None:
         w = w - numbers.decay * w

@@ -31,8 +31,10 @@ SEED = {
 
 def test_arguments_are_the_seeds():
     fields = {f.name: f.default for f in dataclasses.fields(Adam)}
-    # One more of ours, behind them.
+    # Some more of ours, behind them.
     assert fields.pop("bias_correction") is None
+    assert fields.pop("amsgrad") is False
+    assert fields.pop("catch_up") is False
     assert fields == SEED
     assert list(fields) == list(SEED)
     assert Adam().slot_names == ("momenta", "velocities")

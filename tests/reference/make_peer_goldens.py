@@ -131,6 +131,7 @@ def run_tensorflow_ftrl(
 
 
 ADAM_SLOTS = ("exp_avg", "exp_avg_sq", "step")
+AMSGRAD_SLOTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step")
 CASES: dict[str, Callable[[], list[Arrays]]] = {
     "torch_sgd": lambda: run_torch("SGD", (), {}),
     "torch_adagrad": lambda: run_torch(
@@ -147,6 +148,15 @@ CASES: dict[str, Callable[[], list[Arrays]]] = {
     "torch_adam_defaults": lambda: run_torch("Adam", ADAM_SLOTS, {"eps": 0.0}),
     "torch_adamw": lambda: run_torch(
         "AdamW", ADAM_SLOTS, {"betas": (0.5, 0.75), "eps": 0.0, "weight_decay": 0.5}
+    ),
+    "torch_adam_epsilon": lambda: run_torch(
+        "Adam", ADAM_SLOTS, {"betas": (0.5, 0.75), "eps": 0.25}
+    ),
+    "torch_amsgrad": lambda: run_torch(
+        "Adam", AMSGRAD_SLOTS, {"betas": (0.5, 0.25), "eps": 0.25, "amsgrad": True}
+    ),
+    "torch_adamw_amsgrad": lambda: run_torch(
+        "AdamW", AMSGRAD_SLOTS, {"eps": 1e-8, "weight_decay": 0.01, "amsgrad": True}
     ),
     "fbgemm_adagrad": lambda: run_fbgemm("EXACT_ADAGRAD", 0.25, 0.0),
     "fbgemm_row_wise_adagrad": lambda: run_fbgemm("EXACT_ROWWISE_ADAGRAD", 0.0, 1e-8),

@@ -145,6 +145,34 @@ BY_HAND = {
         (1.0, 0.0, 0.0, [0.0]),
         (1 - 0.5 * 1 / (1 + 1), 1.0, 1.0, 1.0),
     ),
+    # Corrected, m = 1 / .5 and v = 1 / .25; to the root of v epsilon is added.
+    "adam_row_corrected_moments": (
+        adam(0.5, 0.75, 2.0, False, "row", epsilon_hat=False),
+        [2.0],
+        (1.0, 0.0, 0.0, [0.0]),
+        (1 - 0.5 * 2 / (2 + 2), 1.0, 1.0, 1.0),
+    ),
+    # m = .5 * 2 + .5 * 4, v = .75 * 16 + .25 * 16: v stays below the largest.
+    "amsgrad": (
+        adam(0.5, 0.75, 1.0, False, amsgrad=True),
+        [4.0],
+        (1.0, 2.0, 16.0, 25.0),
+        (1 - 0.5 * 3 / (5 + 1), 3.0, 16.0, 25.0),
+    ),
+    # And here it passes it.
+    "amsgrad_passed": (
+        adam(0.5, 0.75, 1e-15, amsgrad=True),
+        [4.0],
+        (1.0, 2.0, 16.0, 15.0),
+        (1 - 0.5 * 3 / 4, 3.0, 16.0, 16.0),
+    ),
+    # The largest v is that before its correction, which is 1 / .25.
+    "amsgrad_row": (
+        adam(0.5, 0.75, 1e-15, False, "row", amsgrad=True),
+        [2.0],
+        (1.0, 0.0, 0.0, 3.0, [0.0]),
+        (1 - 0.5 * 1 / 3**0.5, 1.0, 1.0, 3.0, 1.0),
+    ),
 }
 
 

@@ -64,7 +64,7 @@ class Pair:
         arrays: list[np.ndarray] = [rng.standard_normal((num_rows, dim))]
         for slot in self.rule.slots:
             shape = (num_rows,) if slot.per == "row" else (num_rows, dim)
-            if slot.name in ("velocities", "accumulators"):
+            if slot.name in ("velocities", "maxima", "accumulators"):
                 arrays.append(rng.uniform(0.25, 4, shape))
             elif slot.name == "steps":
                 arrays.append(rng.integers(0, 50, shape))
@@ -140,6 +140,15 @@ PAIRS = (
         epsilon=0.0625,
         bias_correction="row",
     ),
+    _pair(
+        "amsgrad",
+        AdamRule,
+        adam,
+        beta_1=0.8,
+        beta_2=0.75,
+        epsilon=0.125,
+        amsgrad=True,
+    ),
     _with_accumulator("adagrad", AdagradRule, adagrad, 0.375),
     _pair(
         "adagrad_momentum",
@@ -205,6 +214,38 @@ PAIRS = (
 # Other numbers, for which a kernel may have instructions of their own.
 VARIANTS = (
     _pair(
+        "amsgrad_outside",
+        AdamRule,
+        adam,
+        beta_1=0.5,
+        beta_2=0.75,
+        epsilon=1e-3,
+        sum_inside_sqrt=False,
+        amsgrad=True,
+    ),
+    _pair(
+        "amsgrad_row",
+        AdamRule,
+        adam,
+        beta_1=0.5,
+        beta_2=0.75,
+        epsilon=1e-3,
+        bias_correction="row",
+        amsgrad=True,
+    ),
+    _pair(
+        "amsgrad_row_outside",
+        AdamRule,
+        adam,
+        beta_1=0.5,
+        beta_2=0.75,
+        epsilon=1e-3,
+        sum_inside_sqrt=False,
+        bias_correction="row",
+        amsgrad=True,
+        epsilon_hat=False,
+    ),
+    _pair(
         "adam_row_outside",
         AdamRule,
         adam,
@@ -213,6 +254,16 @@ VARIANTS = (
         epsilon=1e-3,
         sum_inside_sqrt=False,
         bias_correction="row",
+    ),
+    _pair(
+        "adam_row_epsilon",
+        AdamRule,
+        adam,
+        beta_1=0.5,
+        beta_2=0.75,
+        epsilon=0.125,
+        bias_correction="row",
+        epsilon_hat=False,
     ),
     _pair(
         "adagrad_momentum_nesterov_square_root",

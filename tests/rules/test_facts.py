@@ -27,6 +27,7 @@ FACTS = {
     "adam": (False, False, (), 1),
     "adam_outside": (False, False, (), 1),
     "adam_row": (True, False, TANH, 6),
+    "amsgrad": (False, False, (), 1),
     "adagrad": (False, False, (), 1),
     "adagrad_momentum": (False, False, (), 1),
     "adagrad_momentum_nesterov": (False, False, LOG, 2),

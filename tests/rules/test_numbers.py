@@ -1,6 +1,7 @@
 """Numbers that a rule refuses: every error names argument and value, and a way out."""
 
 import dataclasses
+import functools
 import re
 import warnings
 from typing import Any
@@ -44,6 +45,7 @@ NO_BETA = (
     (NAN, "={value} must be >= 0 and < 1"),
     (0.99999999, "={value} is 1 in float32: pass at most 0.9999999"),
 )
+BIAS_CORRECTED = functools.partial(AdamRule, bias_correction="row", epsilon_hat=False)
 OUT_OF_RANGE = [
     *((AdamRule, "beta_1", *case) for case in NO_BETA),
     *((AdamRule, "beta_2", *case) for case in NO_BETA),
@@ -52,6 +54,8 @@ OUT_OF_RANGE = [
     (AdamRule, "epsilon", 1e20, r"={value}: epsilon\*\*2 overflows .* most 1.8e19"),
     (AdamRule, "bias_correction", "all", "='{value}' must be None or 'row'; for one"),
     (AdamRule, "bias_correction", True, "={value} must be None or 'row'"),
+    (AdamRule, "epsilon_hat", False, "={value} .*: pass bias_correction='row'"),
+    (BIAS_CORRECTED, "epsilon", 1e-18, "={value} underflows .* or epsilon_hat=True"),
     *((AdagradRule, "initial_accumulator_value", *case) for case in NOT_POSITIVE),
     *((AdagradMomentumRule, "momentum", *case) for case in NEGATIVE),
     *((AdagradMomentumRule, "exponent", *case) for case in NOT_POSITIVE),

@@ -114,7 +114,8 @@ ffi::Error Locate(const Options& options, int64_t dim, ffi::RemainingArgs before
 // Finds the loops of the rule and makes it ready.
 ffi::Error Prepare(const Options& options, ffi::BufferR1<ffi::F32> numbers,
                    Update* update) {
-  if (numbers.dimensions()[0] != 3) return Refuse("numbers must be [3]");
+  const int64_t count = numbers.dimensions()[0];
+  if (count != 3 && count != 4) return Refuse("numbers must be [3] or [4]");
   const RegisteredRule* rule = RegisteredRule::Find(options.rule);
   if (rule == nullptr) {
     return Refuse("it has no loop for " + std::string(options.rule));
@@ -140,7 +141,8 @@ ffi::Error Prepare(const Options& options, ffi::BufferR1<ffi::F32> numbers,
                      options.gradient_max,
                      options.weight_min,
                      options.weight_max,
-                     options.ema_share};
+                     options.ema_share,
+                     count == 4 ? given[3] : 0.0f};
   return ffi::Error::Success();
 }
 
@@ -228,7 +230,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
         .Arg<ffi::BufferR1<ffi::S32>>()    // ids
         .Arg<ffi::BufferR1<ffi::S32>>()    // sources
         .Arg<ffi::BufferR1<ffi::F32>>()    // gains
-        .Arg<ffi::BufferR1<ffi::F32>>()    // learning rate, decay, gradient scale
+        .Arg<ffi::BufferR1<ffi::F32>>()    // learning rate, decay, scale; step
         .Arg<ffi::BufferR1<ffi::S32>>()    // seeds
         .RemainingArgs()                   // weights and slots; or lines
         .RemainingRets()                   // the same

@@ -68,6 +68,7 @@ struct StepNumbers {
   float weight_min;
   float weight_max;
   float ema_share;  // of the new weights in their average, the last slot; 0 for none
+  float step;  // its number, from 1, where rows catch up
 };
 
 // A comparison with a NaN is false, so a NaN stays.

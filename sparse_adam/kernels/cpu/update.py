@@ -67,7 +67,8 @@ def call(
         ids: `[N]`, in any order; one outside `[0, V)` is ignored.
         sources: `[N]`: occurrence i adds `gains[i] * grads[sources[i]]` to `ids[i]`.
         gains: `[N]`, or None for 1.
-        numbers: float32 `[3]`: learning rate, decay of the weights, gradient scale.
+        numbers: float32 `[3]`: learning rate, decay of the weights, gradient scale; or
+            `[4]`, with the number of the step, if rows catch up.
         seeds: one for each array, to round stochastically; or None.
         attributes: what the library is told when the call is compiled.
     """

@@ -43,7 +43,7 @@ class RowScalars(NamedTuple):
     counts: Operand  # [chunks]
     continues: Operand  # [chunks + 1]
     repeats: Operand  # [chunks]
-    numbers: Operand  # [1] or [3], as `UpdateSpec.counted` has them
+    numbers: Operand  # [1], [3] or [4], as `UpdateSpec.counted` has them
     seeds: Operands  # (), or a seed for each array
 
 

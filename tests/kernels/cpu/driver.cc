@@ -91,7 +91,7 @@ Update UpdateOf(const Header& h, Arrays& arrays) {
   update.rule = &rule->LoopsFor(h.constants);
   update.prepared = update.rule->prepare(h.constants, h.numbers[0]);
   update.numbers = {h.decays != 0, h.numbers[1], h.numbers[2], h.bounds[0],
-                    h.bounds[1],   h.bounds[2],  h.bounds[3],  h.ema_share};
+                    h.bounds[1],   h.bounds[2],  h.bounds[3],  h.ema_share, 0};
   return update;
 }
 
@@ -158,10 +158,10 @@ void RunLarge(bool accumulate, bool packed) {
   update.lazy = true;
   update.accumulate = accumulate;
   // With betas of 0, m is the gradient, v its square, and a step 1.
-  const float constants[] = {0, 0, 1e-7f, 1, 0};
+  const float constants[] = {0, 0, 1e-7f, 1, 0, 0, 1, 0};
   update.rule = &RegisteredRule::Find("AdamRule")->LoopsFor(constants);
   update.prepared = update.rule->prepare(constants, 1);
-  update.numbers = {false, 0, 1, -1e9f, 1e9f, -1e9f, 1e9f};
+  update.numbers = {false, 0, 1, -1e9f, 1e9f, -1e9f, 1e9f, 0};
   Threads pool(2);
   Run(update, pool);
   for (const int64_t row : {int64_t{5}, kRows / 2, kRows - 1}) {
