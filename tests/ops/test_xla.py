@@ -90,9 +90,10 @@ def test_rows_that_do_not_ascend_are_not_said_to(each):
         sparse_adam_update, use_gradient_accumulation=not each, implementation="xla"
     )
     text = jax.jit(update).lower(*state, ids, grads).as_text()
-    scatters = re.findall(r"indices_are_sorted = (\w+).*?tensor<(20x8xf32)>", text)
-    wrong = [said for said, _ in scatters if said == "true"]
-    assert scatters and bool(wrong) != each
+    of_tables = (
+        r"scatter\".*indices_are_sorted = (\w+)(?:.*\n){3} *\}\) : \(tensor<20x8xf32>"
+    )
+    assert re.findall(of_tables, text) == ["false" if each else "true"] * 3
 
 
 @pytest.mark.parametrize("implementation", ["xla", None])
