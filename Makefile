@@ -18,7 +18,7 @@ GOOGLE_PCI := $(shell grep -ls 0x1ae0 /sys/bus/pci/devices/*/vendor)
 TPU_NODES := $(wildcard /dev/accel[0-9]* /dev/vfio/[0-9]*)
 TPU := $(and $(GOOGLE_PCI),$(TPU_NODES))
 # The tests compile for TPUs by libtpu and run on the CPU: they must look for no TPU.
-check static: export JAX_PLATFORMS ?= cpu
+check static campaign mutants: export JAX_PLATFORMS ?= cpu
 demo bench chip: export JAX_PLATFORMS ?= $(if $(TPU),tpu$(comma)cpu,cpu)
 
 # An editable package is compiled when it is installed.
@@ -26,7 +26,7 @@ COMPILED := pyproject.toml hatch_build.py \
     $(foreach kind,cc h inc,$(wildcard sparse_adam/kernels/cpu/*.$(kind))) \
     $(wildcard sparse_adam/kernels/cpu/rules/*.cc)
 
-.PHONY: demo test lint types check chip bench static clean
+.PHONY: demo test lint types check chip bench static campaign mutants clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/train_word2vec.py
@@ -77,6 +77,14 @@ bench: $(VENV)/.bench
 # Instruction bundles per row of the compiled TPU programs; needs no TPU.
 static: $(VENV)/.test
 	$(BIN)/python -m benchmarks static
+
+# Random cases for hours, and faults that the tests must find; see docs/testing.md.
+HOURS ?= 1
+campaign: $(VENV)/.test
+	$(BIN)/python -m tests.campaign --hours $(HOURS)
+
+mutants: $(VENV)/.test
+	$(BIN)/python -m tests.mutants
 
 $(VENV)/.demo: $(COMPILED)
 	$(PYTHON) -m venv $(VENV)

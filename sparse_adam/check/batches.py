@@ -84,7 +84,7 @@ def _ids(rng: np.random.Generator, case: Case) -> np.ndarray:
 
 
 def _random(case: Case, stream: int) -> np.random.Generator:
-    return np.random.default_rng((stream, zlib.crc32(case.ids.encode())))
+    return np.random.default_rng((stream, zlib.crc32(case.ids.encode()), case.seed))
 
 
 def mean_case(case: Case) -> tuple[tuple[np.ndarray, ...], Batch]:

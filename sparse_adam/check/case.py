@@ -39,6 +39,7 @@ class Case:
         devices: that share the rows.
         spread: whether the batch is spread over the devices too.
         config: block sizes of the kernel; None leaves them to it.
+        seed: of the numbers of its state and batches.
     """
 
     implementation: str | None = None
@@ -57,6 +58,7 @@ class Case:
     devices: int = 1
     spread: bool = False
     config: dispatch.Config | None = None
+    seed: int = 0
 
     def but(self, **changes: Any) -> "Case":
         """Returns a copy with some attributes changed."""
@@ -82,7 +84,16 @@ class Case:
         words += [f"devices={self.devices}"] * (self.devices > 1)
         words += ["batch spread"] * self.spread
         words += [f"config={self.config}"] * (self.config is not None)
+        words += [f"seed={self.seed}"] * (self.seed > 0)
         return " ".join(word for word in words if word)
+
+    @property
+    def unit(self) -> int:
+        """Returns what V must be a multiple of, for each device to have whole tiles."""
+        if self.storage == "plain" or self.devices == 1:
+            return self.devices
+        layout = self.spec().layout
+        return self.devices * layout.with_rows(1).room
 
     def spec(self) -> UpdateSpec:
         """Returns the record that the package makes of this update."""

@@ -84,6 +84,8 @@ def compare(
     expected: np.ndarray,
     bounds: np.ndarray,
     stepped: np.ndarray,
+    *,
+    stochastic: bool = False,
 ) -> Comparison:
     """Compares one array of a state with the reference.
 
@@ -94,6 +96,7 @@ def compare(
         expected: float64, the reference's.
         bounds: float64, how far off `new` may be, before it is rounded to bfloat16.
         stepped: bool `[V]`, the rows that make a step; the others keep their bits.
+        stochastic: whether a bfloat16 `new` may be either neighbour of a number.
     """
     if (new.shape, new.dtype) != (old.shape, old.dtype):
         was, now = f"{old.dtype}{old.shape}", f"{new.dtype}{new.shape}"
@@ -109,7 +112,7 @@ def compare(
             f"{old[at]} to {new[at]}: {_rows(changed)}",
         )
     got = new.astype(np.float64)
-    error = _before_rounding(new, expected)
+    error = _before_rounding(new, expected, stochastic)
     same = (np.isnan(got) & np.isnan(expected)) | (error == 0) | kept
     ratio = np.where(same, 0, error / np.maximum(bounds, np.finfo(np.float64).tiny))
     ratio = np.nan_to_num(ratio, nan=np.inf)
@@ -178,20 +181,24 @@ def compare_mean(name: str, new: np.ndarray, expected: np.ndarray) -> Comparison
     )
 
 
-def _before_rounding(new: np.ndarray, expected: np.ndarray) -> np.ndarray:
+def _before_rounding(
+    new: np.ndarray, expected: np.ndarray, stochastic: bool
+) -> np.ndarray:
     """Returns how far off the numbers were, at least, that were rounded to `new`.
 
     Of float32 that is the distance to `new` itself. A bfloat16 number stands for all
-    those that round to it: up to the middle between it and its neighbours.
+    those that round to it: up to the middle between it and its neighbours, or, rounded
+    stochastically, up to the neighbours.
     """
     got = new.astype(np.float64)
     if new.dtype != jnp.bfloat16:
         return np.abs(got - expected)
     infinity = new.dtype.type(np.inf)
     below, above = (
-        (got + np.nextafter(new, end).astype(np.float64)) / 2
-        for end in (-infinity, infinity)
+        np.nextafter(new, end).astype(np.float64) for end in (-infinity, infinity)
     )
+    if not stochastic:
+        below, above = (got + below) / 2, (got + above) / 2
     off = np.maximum(below - expected, expected - above)
     return np.maximum(off, 0)  # a NaN stays one
 

@@ -77,12 +77,16 @@ def _simpler_calls(case: Case) -> Iterator[Case]:
 
 def _smaller(case: Case, name: str) -> Iterator[Case]:
     """Yields a case with less of one size: by a factor, then by a half, then by one."""
-    size, devices = getattr(case, name), case.devices
+    size, unit = getattr(case, name), case.devices
     sizes = [1, 2, 3, 8, 16, LANES, size // 2, size - 1]
     if name == "dim":  # each width compiles, and below 8 none is simpler
-        sizes, devices = [8, LANES], 1
-    for smaller in sorted({s * devices for s in sizes if 0 < s * devices < size}):
-        yield case.but(**{name: smaller})
+        sizes, unit = [8, LANES], 1
+    elif name == "num_rows":
+        unit = case.unit
+    for smaller in sorted({s * unit for s in sizes if 0 < s * unit < size}):
+        simpler = case.but(**{name: smaller})
+        if simpler.num_rows % simpler.unit == 0:
+            yield simpler
 
 
 def ways_around(case: Case) -> list[str]:

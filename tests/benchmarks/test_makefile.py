@@ -49,7 +49,7 @@ def test_it_takes_the_vendor_and_the_device_node(tmp_path):
     assert platforms(tmp_path, "demo", "GOOGLE_PCI=", TPU[1]) == {"cpu"}
 
 
-@pytest.mark.parametrize("target", ["check", "static"])
+@pytest.mark.parametrize("target", ["check", "static", "campaign", "mutants"])
 def test_the_tests_look_for_no_tpu(target, tmp_path):
     assert platforms(tmp_path, target, *TPU) == {"cpu"}
     assert platforms(tmp_path, "test", "TPU_NODES=") <= {"cpu", ""}

@@ -1,5 +1,7 @@
 """What only the portable path has: two ways to sum runs, and blocks of all rows."""
 
+import functools
+import re
 from typing import Any
 
 import jax
@@ -78,6 +80,20 @@ def test_noise_does_not_depend_on_the_blocks(monkeypatch):
     jax.clear_caches()
     # Of two neighbours in bfloat16, and of no third, as two steps would give.
     assert set(np.unique(whole.table.astype(np.float32))) == {1, 1 + 2**-7}
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_rows_that_do_not_ascend_are_not_said_to(each):
+    """With a step for each occurrence rows stand between places that are none."""
+    state, ids, grads, _ = cases.arrays(Case("", 20, 8, 6))
+    update = functools.partial(
+        sparse_adam_update, use_gradient_accumulation=not each, implementation="xla"
+    )
+    text = jax.jit(update).lower(*state, ids, grads).as_text()
+    of_tables = (
+        r"scatter\".*indices_are_sorted = (\w+)(?:.*\n){3} *\}\) : \(tensor<20x8xf32>"
+    )
+    assert re.findall(of_tables, text) == ["false" if each else "true"] * 3
 
 
 @pytest.mark.parametrize("implementation", ["xla", None])

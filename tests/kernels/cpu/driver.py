@@ -35,9 +35,17 @@ class Driver:
 
     @classmethod
     def build(
-        cls, folder: Path, sanitizer: str, main: str, sources: Sequence[Path]
+        cls,
+        folder: Path,
+        sanitizer: str,
+        main: str,
+        sources: Sequence[Path],
+        seconds: float | None = None,
     ) -> "Driver":
-        """Compiles some of the library's sources with the driver `main`."""
+        """Compiles some of the library's sources with the driver `main`.
+
+        It must run without input, in so many seconds.
+        """
         binary = folder / "driver"
         compiler = hatch_build.find_compiler()
         assert compiler is not None
@@ -51,7 +59,7 @@ class Driver:
             ]
             done = subprocess.run(command, capture_output=True, text=True)
             runs = done.returncode == 0 and (
-                subprocess.run([binary], input=b"").returncode == 0
+                subprocess.run([binary], input=b"", timeout=seconds).returncode == 0
             )
             if runs:
                 return cls(binary)

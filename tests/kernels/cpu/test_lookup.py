@@ -84,6 +84,15 @@ def test_rows_are_added_in_the_order_of_the_ids():
         assert np.asarray(found).tolist() == [[3.0], [right]]
 
 
+def test_more_samples_than_ids():
+    table = jnp.arange(12, dtype=jnp.float32).reshape(4, 3)
+    ids, samples = jnp.array([3, 1, 2], jnp.int32), jnp.array([6, 0, 6], jnp.int32)
+    found = np.asarray(lookup.combine_rows(table, ids, num_samples=9, samples=samples))
+    expected = np.zeros((9, 3), np.float32)
+    expected[0], expected[6] = table[1], table[3] + table[2]
+    assert_bitwise_equal(found, expected)
+
+
 def test_forms_and_storages_agree_bit_for_bit():
     case = Case(num_samples=200, places=7, weighted=True, scaled=True, dim=40)
     batch = draw(case)

@@ -21,7 +21,7 @@ from tests import cases, helpers, strategies
 from tests.cases import CASES, MIXED, Case
 from tests.helpers import assert_bitwise_equal
 from tests.kernels import stored
-from tests.kernels.cpu.driver import SOURCES, driver_input
+from tests.kernels.cpu.driver import SANITIZERS, SOURCES, Driver, driver_input
 from tests.ways import Way
 
 RATE = 0.01
@@ -152,6 +152,12 @@ def test_threads_do_not_change_sums_that_are_rounded(driver, dtypes, seeds, pack
         grads = grads.astype(arrays.grads.dtype)
         updates.append(encoded(case, arrays._replace(grads=grads), packed, seeds))
     driver(updates)
+
+
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+def test_each_part_of_a_loop_is_run_once(sanitizer, tmp_path):
+    # Building runs it, too; a loop that waits for ever must not.
+    Driver.build(tmp_path, sanitizer, "parallel_driver.cc", [], seconds=60)
 
 
 def test_tables_beyond_32_bits(driver):

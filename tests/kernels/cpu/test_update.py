@@ -19,11 +19,13 @@ from sparse_adam import (
     plan_update,
     reference,
     sparse_adam_update,
+    sparse_update,
 )
 from sparse_adam.kernels import cpu
 from sparse_adam.kernels.spec import SortedBatch, StepScalars
 from sparse_adam.ops import dispatch
 from sparse_adam.ops.xla import xla_update
+from sparse_adam.rules import SGDRule
 from tests import cases, helpers, programs
 from tests.cases import CASES, Case
 from tests.helpers import assert_bitwise_equal, assert_states_bitwise_equal
@@ -162,6 +164,28 @@ def test_stochastic_rounding_is_that_of_the_portable_path(dtypes, mode):
         problem = helpers.changed(problem, stochastic=False)
         nearest = updated(state, batch, problem, rate=0)
         assert any((x != y).any() for x, y in zip(new, nearest, strict=True))
+
+
+def test_two_sorted_halves_are_sorted_as_one():
+    # Two threads look at a half each, and only where these meet do the ids descend.
+    half = np.arange(10_000, dtype=np.int32)
+    zeros, ones = np.zeros((10_000, 4), np.float32), np.ones((20_000, 4), np.float32)
+    ids = np.concatenate([half, half])
+    new = update(zeros, zeros, zeros, ids, ones, beta_1=0.0)
+    assert (np.asarray(new.momenta) == 2).all()
+
+
+def test_ties_go_to_the_even_neighbour_and_a_nan_of_any_bits_stays_one():
+    unit = 2.0**-7
+    table = np.array([[1, 1 + unit, 1, 1]], jnp.bfloat16)
+    # 1.5 units would be the larger of two neighbours, too; the last NaN is all ones.
+    moved = np.array([[0.5, 0.5, 1.5, 0]], np.float32) * unit
+    moved[0, 3:].view(np.uint32)[:] = 0x7FFFFFFF
+    options: Any = {"learning_rate": 1, "implementation": "cpu"}
+    state: Any = (table,)
+    (new,) = sparse_update(state, np.array([0]), -moved, SGDRule(), **options)
+    new = np.asarray(new).astype(np.float32)[0]
+    np.testing.assert_array_equal(new, [1, 1 + 2 * unit, 1 + 2 * unit, np.nan])
 
 
 def many_updates(seed):

@@ -66,6 +66,12 @@ def test_vectors_of_a_subcore(run_in_tpu_interpreter):
 # In the plain interpreter.
 
 
+@pytest.mark.parametrize("dim", [16, 64])
+def test_a_sample_of_none_in_narrow_rows_adds_zero(dim):
+    # More chunks than slots: what an earlier one left in a buffer must not count.
+    check(plainly, Case("", 40, dim, 80, "zipf", weighted=True), config=TWO)
+
+
 @each_mode
 @pytest.mark.parametrize("dim", [16, 64])
 def test_every_row_of_some_groups_several_times(dim, options):

@@ -1,0 +1,1 @@
+"""Random cases of `sparse_adam.check`, for hours: `python -m tests.campaign`."""
