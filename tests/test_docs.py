@@ -58,7 +58,11 @@ def test_notebooks_run(name: str) -> None:
     path = ROOT / "docs" / "notebooks" / f"{name}.ipynb"
     cells = json.loads(path.read_text())["cells"]
     names: dict[str, Any] = {}
-    with matplotlib.rc_context({"backend": "agg"}):
+    with (
+        jax.numpy_dtype_promotion("standard"),  # as in a program of a reader's
+        jax.numpy_rank_promotion("allow"),
+        matplotlib.rc_context({"backend": "agg"}),
+    ):
         for cell in cells:
             if cell["cell_type"] == "code":
                 exec(compile("".join(cell["source"]), path.name, "exec"), names)
