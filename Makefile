@@ -26,7 +26,7 @@ COMPILED := pyproject.toml hatch_build.py \
     $(foreach kind,cc h inc,$(wildcard sparse_adam/kernels/cpu/*.$(kind))) \
     $(wildcard sparse_adam/kernels/cpu/rules/*.cc)
 
-.PHONY: demo test lint types check chip bench static campaign mutants clean
+.PHONY: demo test lint types check chip site bench static campaign mutants clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/train_word2vec.py
@@ -43,6 +43,10 @@ types: $(VENV)/.test
 
 check: $(VENV)/.test
 	$(BIN)/pytest -n 2 --dist worksteal
+
+# The documentation, in runs/site/index.html; the tests build it too.
+site: $(VENV)/.test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # Every implementation that runs here, against the reference.
 chip: $(VENV)/.test

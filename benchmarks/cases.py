@@ -37,7 +37,7 @@ class Case:
             raise ValueError(f"{self.distribution=} must be one of {DISTRIBUTIONS}")
 
 
-# The tests run each of these cases at a small size. The README shows the first two.
+# The tests run each of these cases at a small size; the first two are in how_fast.md.
 BENCHMARKS = (
     Case("zipf", 1_000_000, 128, 65_536, "zipf"),
     Case("uniform", 1_000_000, 128, 65_536),

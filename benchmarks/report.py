@@ -1,6 +1,6 @@
 """`python -m benchmarks report`: figures, tables and a page, from result files.
 
-No figure in the README and the docs is typed by hand: each table stands between two
+No figure in the docs is typed by hand: each table stands between two
 markers and is made anew from `benchmarks/results/`, and so are the pictures. A test
 compares.
 """
@@ -32,9 +32,9 @@ from benchmarks.update import headline_cases
 PAGES = tuple(
     ROOT / page
     for page in (
-        "README.md",
         "docs/benchmarks.md",
         "docs/cpu.md",
+        "docs/how_fast.md",
         "docs/packed.md",
         "docs/static_analysis.md",
         "docs/sweep.md",
@@ -56,7 +56,7 @@ def report(folder: Path | None) -> None:
     """Make figures and tables of the result files in FOLDER.
 
     They go beside them, with a page, report.md. Without FOLDER the committed results
-    are taken, and the tables of the README and the docs and their figures rewritten.
+    are taken, and the tables of the docs and their figures rewritten.
     """
     if folder is not None:
         shown = [TABLES[name][0] for _, names, _ in SECTIONS for name in names]
@@ -83,7 +83,7 @@ def make(name: str, folder: Path) -> str:
 
 
 def headline_table(path: Path) -> str:
-    """The two cases of the README: everybody's time, as ratios within a round."""
+    """Everybody's time in the two first cases, as ratios within a round."""
     found = Results.read(path)
     timed = [row for row in found.rows if row.ms and row.ratio is not None]
     cases = headline_cases(timed)

@@ -1,12 +1,18 @@
 """The code in the README and the documentation runs as it stands."""
 
 import doctest
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import matplotlib
+import matplotlib.pyplot
 import numpy as np
 import pytest
 
@@ -23,6 +29,10 @@ README = ROOT / "README.md"
         ("semantics.md", 5),
         ("serving.md", 15),
         ("sharding.md", 15),
+        ("start/jax.md", 15),
+        ("start/jax_tpu_embedding.md", 8),
+        ("start/pytorch.md", 12),
+        ("start/tensorflow.md", 10),
     ],
 )
 def test_examples_in_docs_print_what_they_say(name: str, examples: int) -> None:
@@ -32,26 +42,43 @@ def test_examples_in_docs_print_what_they_say(name: str, examples: int) -> None:
 
 
 def test_readme_code_runs() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     names: dict[str, Any] = {}
-    exec(compile(blocks[0], README.name, "exec"), names)
-    first = dict(names)
-    assert first["table"].is_deleted()  # donated
-    for block in blocks[1:]:
-        exec(compile(block, README.name, "exec"), names)
-    step, state, loss = (first[name] for name in ("train_step", "state", "loss"))
+    exec(compile(block, README.name, "exec"), names)
+    assert names["table"].is_deleted()  # donated
+    step, state, loss = (names[name] for name in ("train_step", "state", "loss"))
     before = jax.random.normal(jax.random.key(0), (1000, 128))
     changed = np.flatnonzero(np.any(np.asarray(state.table) != before, axis=1))
     assert changed.tolist() == [3, 14]
     assert step(state, jnp.array([3, 14, 3, -1]), jnp.ones(4), 1e-2)[0] < loss
 
-    adagrad, accumulators = names["adagrad"]
-    assert np.flatnonzero(np.any(adagrad != 1, axis=1)).tolist() == [3, 14]
-    assert np.allclose(accumulators[np.array([3, 14, 0]), 0], [4.1, 1.1, 0.1])
 
-    batch = {"history": jnp.array([[1, 2, -1]]), "candidate": jnp.array([7])}
-    step, labels = names["embedding_step"], jnp.ones((1,))
-    embeddings, before = step(names["state"], batch, labels)
-    for _ in range(5):
-        embeddings, loss = step(embeddings, batch, labels)
-    assert loss < before
+@pytest.mark.parametrize("name", ["one_table", "recommender"])
+def test_notebooks_run(name: str) -> None:
+    """Their own asserts say what must come out."""
+    path = ROOT / "docs" / "notebooks" / f"{name}.ipynb"
+    cells = json.loads(path.read_text())["cells"]
+    names: dict[str, Any] = {}
+    with (
+        jax.numpy_dtype_promotion("standard"),  # as in a program of a reader's
+        jax.numpy_rank_promotion("allow"),
+        matplotlib.rc_context({"backend": "agg"}),
+    ):
+        for cell in cells:
+            if cell["cell_type"] == "code":
+                exec(compile("".join(cell["source"]), path.name, "exec"), names)
+        matplotlib.pyplot.close("all")
+
+
+def test_the_site_is_built_without_warnings(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
+    done = subprocess.run(
+        [*command, "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert not done.returncode and not done.stderr, done.stderr
+    api = (tmp_path / "site" / "api" / "update.html").read_text()
+    assert 'id="sparse_adam.sparse_adam_update"' in api

@@ -1,4 +1,4 @@
-"""The tables of the README and the docs are those of the committed results."""
+"""The tables of the docs are those of the committed results."""
 
 import shutil
 from dataclasses import replace
