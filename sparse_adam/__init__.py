@@ -20,4 +20,4 @@ from sparse_adam.ops.sparse_adam import packed_adam_update as packed_adam_update
 from sparse_adam.ops.sparse_adam import sparse_adam_update as sparse_adam_update
 from sparse_adam.ops.sparse_update import sparse_update as sparse_update
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

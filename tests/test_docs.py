@@ -1,11 +1,13 @@
 """The code in the README and the documentation runs as it stands."""
 
 import doctest
+import importlib
 import json
 import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +84,30 @@ def test_the_site_is_built_without_warnings(tmp_path: Path) -> None:
     assert not done.returncode and not done.stderr, done.stderr
     api = (tmp_path / "site" / "api" / "update.html").read_text()
     assert 'id="sparse_adam.sparse_adam_update"' in api
+
+
+@pytest.mark.parametrize(
+    ("page", "module"),
+    [
+        ("update", "sparse_adam"),
+        ("embedding", "sparse_adam.embedding"),
+        ("rules", "sparse_adam.rules"),
+        ("reference", "sparse_adam.reference"),
+    ],
+)
+def test_every_public_name_has_its_place_in_the_api(page: str, module: str) -> None:
+    text = (ROOT / "docs" / "api" / f"{page}.md").read_text()
+    found = importlib.import_module(module)
+    names = [
+        name
+        for name, value in vars(found).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    ]
+    elsewhere = vars(importlib.import_module("sparse_adam.embedding"))
+    missing = [
+        name
+        for name in names
+        if f"::: {module}.{name}\n" not in text
+        and not (module == "sparse_adam" and name in elsewhere)
+    ]
+    assert names and not missing

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jax import export
 
-from sparse_adam.embedding import adam, by_row, frozen, optimizers, stats
+from sparse_adam.embedding import adam_states, by_row, frozen, optimizers, stats
 from sparse_adam.embedding.inputs import Ragged, Sparse
 from sparse_adam.embedding.state import EmbeddingState
 from sparse_adam.kernels.layout import PackedLayout
@@ -23,7 +23,9 @@ from sparse_adam.ops.sparse_adam import AdamState
 _NAMED_TUPLES = (
     AdamState,
     Nearest,
-    adam.AdamRowState,
+    adam_states.AdamRowState,
+    adam_states.AMSGradState,
+    adam_states.AMSGradRowState,
     by_row.RowGradients,
     frozen.FrozenState,
     optimizers.SGDState,
