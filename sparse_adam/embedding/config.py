@@ -194,7 +194,9 @@ class TableConfig(_ShowsWhatIsSet):
             )
         dtype = np.dtype(jnp.result_type(weights))
         if getattr(weights, "dtype", dtype) == np.float64:
-            return jnp.asarray(weights, self.dtype)
+            # Of NumPy on the host: on a device there may be no room for all of it.
+            xp = np if isinstance(weights, np.ndarray) else jnp
+            return xp.asarray(weights, self.dtype)
         if dtype != self.dtype:
             raise TypeError(
                 f"initializer={initializer!r} of table {name!r} returned {dtype=!s}; "

@@ -19,9 +19,11 @@ from jax.typing import ArrayLike
 
 from sparse_adam.embedding import on_mesh
 from sparse_adam.embedding.combine import activations_of, gather_batch, parts_of
+from sparse_adam.embedding.drawn import drawn
 from sparse_adam.embedding.gradients import check_gradients, warn_of_missing_gradients
 from sparse_adam.embedding.invalid import OnInvalidIds, check_if_asked
 from sparse_adam.embedding.optimizer import Optimizer
+from sparse_adam.embedding.placed import filled
 from sparse_adam.embedding.rates import (
     LearningRates,
     rates_now,
@@ -61,7 +63,8 @@ def init(
             depend on it, either.
         mesh: whose devices share the rows of all tables and, in `lookup` and
             `apply_gradients`, the samples of a batch. Its axes may be of any type. The
-            same key makes the same tables on each.
+            same key makes the same tables on each, and no device ever has all of one:
+            initializers of JAX are divided between the devices, as XLA does it.
         axes: of the mesh, over which rows and samples are spread; None is all of them.
             Along the others, devices have copies.
 
@@ -90,9 +93,16 @@ def init(
         weights = table.config.initialize(key_of[table.name], table.name)
         return table.optimizer.init(weights, storage, table.config.slot_dtype)
 
-    stacks = [stacked(own, list(map(make, own.tables))) for own in layout.stacks]
+    def make_stack(stack: Stack) -> Any:
+        if stack.spread is None:
+            return stacked(stack, list(map(make, stack.tables)))
+        packed = stack.optimizer.storage(stack.dim, storage) == "packed"
+        parts = [drawn(x, key_of[x.name], stack.spread) for x in stack.tables]
+        return filled(stack, parts, packed=packed)
+
+    stacks = tuple(map(make_stack, layout.stacks))
     step = step_at(0, spread) if layout.by_step else None
-    return EmbeddingState(tuple(stacks), layout, step)
+    return EmbeddingState(stacks, layout, step)
 
 
 def lookup(

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from sparse_adam.embedding.optimizer import PARAMETERS
+from sparse_adam.embedding.placed import filled, layout_of, parts_of
 from sparse_adam.embedding.stacks import Stack, Table
 from sparse_adam.embedding.state import EmbeddingState
 from sparse_adam.embedding.step import STEP, check_step, given_step, step_at
@@ -28,6 +29,7 @@ from sparse_adam.embedding.stored import (
 from sparse_adam.embedding.tables import EmbeddingLayout
 from sparse_adam.ops.packed import PackedTable
 from sparse_adam.ops.shards import explicit_sharding, known_sharding
+from sparse_adam.ops.spread import Spread
 
 
 def to_logical(state: EmbeddingState) -> dict[str, dict[str, jax.Array]]:
@@ -117,6 +119,19 @@ def from_logical(
         if any(arrays.get(table.name) for table in stack.tables):
             stored = stacks[number]
             packed = isinstance(stored, PackedTable)
+            if stack.spread is not None:
+                dtypes = layout_of(stack, stored).dtypes
+                new = [
+                    _parts(
+                        table,
+                        _with_ema(table, arrays.get(table.name, {})),
+                        dtypes,
+                        stack.spread,
+                    )
+                    for table in stack.tables
+                ]
+                stacks[number] = filled(stack, new, stored=stored, packed=packed)
+                continue
             parts = [
                 as_stored(stack, new, packed=packed)
                 for new in _replaced(stored, stack, arrays)
@@ -163,19 +178,26 @@ def map_arrays(
     given = [checked(one.stacks, layout.stacks) for one in (state, *others)]
     stacks = []
     for stack, *own in zip(layout.stacks, *given, strict=True):
+        packed = isinstance(own[0], PackedTable)
         parts = []
         by_table = zip(*(arrays_by_table(one, stack) for one in own), strict=True)
         for table, of_each_state in zip(stack.tables, by_table, strict=True):
             new = [function(*each) for each in zip(*of_each_state, strict=True)]
-            parts.append(_checked_part(own[0], stack, table, new))
-        stacks.append(stacked(stack, parts))
+            parts.append(_checked_part(stack, table, new, packed=packed))
+        if stack.spread is None:
+            stacks.append(stacked(stack, parts))
+        else:
+            in_parts = [[parts_of(x, stack.spread) for x in part] for part in parts]
+            stacks.append(filled(stack, in_parts, packed=packed))
     check_step(state.step, layout.by_step)
     return EmbeddingState(tuple(stacks), layout, state.step)
 
 
-def _checked_part(stored: Any, stack: Stack, table: Table, new: Sequence[Any]) -> Any:
-    """Returns the new arrays of one table as `stored` is, checked by its shape."""
-    part = as_stored(stack, new, packed=isinstance(stored, PackedTable))
+def _checked_part(
+    stack: Stack, table: Table, new: Sequence[Any], *, packed: bool
+) -> Any:
+    """Returns the new arrays of one table, checked; packed only on one device."""
+    part = as_stored(stack, new, packed=packed and stack.spread is None)
     checked((part,), (Stack((table,), (0,)),))
     return part
 
@@ -217,9 +239,15 @@ def _new_state(
                     f"arrays has no {missing} of table {table.name!r}; with a layout "
                     "it must have all arrays: pass a state to keep those of that one"
                 )
-            new = _of_config(table, given)
-            parts.append(as_stored(stack, new, packed=packed))
-        stacks.append(stacked(stack, parts))
+            if stack.spread is None:
+                new = _of_config(table, given)
+                parts.append(as_stored(stack, new, packed=packed))
+            else:
+                parts.append(_parts(table, given, _dtypes(table), stack.spread))
+        if stack.spread is None:
+            stacks.append(stacked(stack, parts))
+        else:
+            stacks.append(filled(stack, parts, packed=packed))
     return EmbeddingState(tuple(stacks), layout, _step(layout, arrays, None))
 
 
@@ -246,16 +274,34 @@ def _with_ema(table: Table, given: Mapping[str, ArrayLike]) -> Mapping[str, Arra
     return own | dict(given)
 
 
+def _parts(
+    table: Table,
+    given: Mapping[str, ArrayLike],
+    dtypes: Sequence[np.dtype],
+    spread: Spread,
+) -> list[jax.Array | None]:
+    """Returns what is given of a table in parts, None for all else."""
+    return [
+        parts_of(given[name], spread, dtype) if name in given else None
+        for name, dtype in zip(table.array_names, dtypes, strict=True)
+    ]
+
+
 def _of_config(table: Table, given: Mapping[str, ArrayLike]) -> list[jax.Array]:
     """Returns copies of a table's arrays in the dtypes of its configuration."""
+    return [
+        jnp.array(given[name], dtype=dtype, copy=True)
+        for name, dtype in zip(table.array_names, _dtypes(table), strict=True)
+    ]
+
+
+def _dtypes(table: Table) -> list[np.dtype]:
+    """Returns the dtypes of a table's arrays as its configuration says them."""
     dtypes = [table.config.dtype]
     for slot in table.optimizer.rule.slots:
         per_row = slot.per == "row"
         dtypes.append(np.dtype(np.float32) if per_row else table.config.slot_dtype)
-    return [
-        jnp.array(given[name], dtype=dtype, copy=True)
-        for name, dtype in zip(table.array_names, dtypes, strict=True)
-    ]
+    return dtypes
 
 
 def _check_arrays(

@@ -1,7 +1,7 @@
-"""Stacks whose rows are spread over the devices of a mesh: storage, lookup, update.
+"""Stacks whose rows are spread over the devices of a mesh: lookup and update.
 
-A stack is placed as one table: its rows are interleaved, and its batches routed to
-the devices that have them (docs/routing.md).
+A stack is placed as one table (`placed`): its rows are interleaved, and its batches
+routed to the devices that have them (docs/routing.md).
 """
 
 import functools
@@ -10,16 +10,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sparse_adam.embedding.config import QuantizationConfig
+from sparse_adam.embedding.placed import layout_of
 from sparse_adam.embedding.quantization import simulate_quantization
 from sparse_adam.embedding.stacks import Stack
-from sparse_adam.kernels.layout import Layout, PlainLayout
 from sparse_adam.ops.combine import Samples
 from sparse_adam.ops.options import UpdateOptions
 from sparse_adam.ops.packed import PackedTable
-from sparse_adam.ops.spread import Spread, everywhere
+from sparse_adam.ops.spread import Spread
 from sparse_adam.ops.spread_samples import lookup_batch, update_batch
 
 
@@ -54,27 +53,6 @@ def check_whole_batch(stacks: Sequence[Stack], function: str) -> None:
                 "would see the samples of one device only: call it outside, with the "
                 "whole batch"
             )
-
-
-def place(stack: Stack, stored: Any) -> Any:
-    """Spreads a stack that is stored in logical order over its devices."""
-    if isinstance(stored, PackedTable):
-        return PackedTable.pack(*_placed(stack, stored.unpack()))
-    return stack.optimizer.state_of(_placed(stack, stored))
-
-
-def collect(stack: Stack, stored: Any) -> tuple[jax.Array, ...]:
-    """Returns the weights and slots of a stack in logical order."""
-    assert stack.spread is not None
-    arrays = stored.unpack() if isinstance(stored, PackedTable) else stored
-    found = (stack.spread.logical(jnp.asarray(x), stack.num_rows) for x in arrays)
-    return tuple(map(everywhere, found))
-
-
-def _placed(stack: Stack, arrays: Sequence[jax.Array]) -> list[jax.Array]:
-    assert stack.spread is not None
-    rows = stack.spread.part_rows(stack.num_rows, stack.dim)
-    return [stack.spread.place(jnp.asarray(x), rows) for x in arrays]
 
 
 def look_up(
@@ -122,15 +100,6 @@ def update(
     if packed:
         return PackedTable(new[0], stored.layout)
     return stack.optimizer.state_of(new)
-
-
-def layout_of(stack: Stack, stored: Any) -> Layout:
-    """Returns the layout of a stack as if it were on one device."""
-    if isinstance(stored, PackedTable):
-        return stored.layout.with_rows(stack.num_rows)
-    dtypes = tuple(np.dtype(x.dtype) for x in stored)
-    per_row = (False, *(slot.per == "row" for slot in stack.optimizer.rule.slots))
-    return PlainLayout(stack.num_rows, stack.dim, dtypes, per_row)
 
 
 @functools.cache

@@ -121,6 +121,11 @@ class Stack:
         return _shapes(self.optimizer, self.rows_here, self.dim)
 
     @property
+    def whole_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Returns the shapes of the arrays of the stack as if on one device."""
+        return _shapes(self.optimizer, self.num_rows, self.dim)
+
+    @property
     def title(self) -> str:
         """Returns what errors call the stack: its one table, or all by name."""
         if len(self.tables) == 1:

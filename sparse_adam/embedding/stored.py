@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from sparse_adam.embedding import on_mesh
+from sparse_adam.embedding import placed
 from sparse_adam.embedding.stacks import Stack
 from sparse_adam.kernels.layout import PlainLayout
 from sparse_adam.ops.combine import Samples, combine
@@ -171,7 +171,9 @@ def table_arrays(stored: Any, stack: Stack, place: int) -> tuple[jax.Array, ...]
     Those of a plain table that stands alone are the state's own arrays. To read all
     tables of a stack, call `arrays_by_table`.
     """
-    return _cut_out(_in_logical_order(stored, stack), stack, place)
+    if stack.spread is not None:
+        return placed.read(stored, stack, [place])[0]
+    return _cut_out(stored, stack, place)
 
 
 def table_weights(stored: Any, stack: Stack, place: int) -> jax.Array:
@@ -184,22 +186,18 @@ def table_weights(stored: Any, stack: Stack, place: int) -> jax.Array:
 
 
 def arrays_by_table(stored: Any, stack: Stack) -> list[tuple[jax.Array, ...]]:
-    """Returns what `table_arrays` does for each table, from one gathering of the stack.
+    """Returns what `table_arrays` does for each table, in one program if it is spread.
 
-    A stack that is spread over devices is put in logical order once, not once for each
-    of its tables.
+    Lines that are spread are unpacked once, not once for each table.
     """
-    ordered = _in_logical_order(stored, stack)
-    return [_cut_out(ordered, stack, place) for place in range(len(stack.tables))]
-
-
-def _in_logical_order(stored: Any, stack: Stack) -> Any:
-    """Returns a stack with its rows in logical order: as it is, unless it is spread."""
-    return stored if stack.spread is None else on_mesh.collect(stack, stored)
+    places = range(len(stack.tables))
+    if stack.spread is not None:
+        return placed.read(stored, stack, places)
+    return [_cut_out(stored, stack, place) for place in places]
 
 
 def _cut_out(stored: Any, stack: Stack, place: int) -> tuple[jax.Array, ...]:
-    """Returns the arrays of one table of a stack whose rows are in logical order."""
+    """Returns the arrays of one table of a stack that no mesh was named for."""
     start, num_rows = stack.offsets[place], stack.tables[place].num_rows
     if not isinstance(stored, PackedTable):
         return tuple(_cut(array, start, num_rows) for array in stored)
@@ -245,12 +243,6 @@ def stacked(stack: Stack, parts: Sequence[Any]) -> Any:
     Raises:
         ValueError: they are stored in different dtypes, or spread differently.
     """
-    joined = _joined(stack, parts)
-    return joined if stack.spread is None else on_mesh.place(stack, joined)
-
-
-def _joined(stack: Stack, parts: Sequence[Any]) -> Any:
-    """Returns tables one behind the other, in logical order."""
     if len(parts) == 1:
         return parts[0]
     kinds = [

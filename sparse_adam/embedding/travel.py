@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from sparse_adam.embedding.combine import Part, parts_of
-from sparse_adam.embedding.on_mesh import layout_of
+from sparse_adam.embedding.placed import layout_of
 from sparse_adam.embedding.stacks import Stack
 from sparse_adam.embedding.state import EmbeddingState
 from sparse_adam.embedding.stored import checked

@@ -92,8 +92,8 @@ def lookup_packed(
     shards = Shards.of("packed.lines", lines, sharding)
     routed = Routed.of(shards, ids, layout.num_rows)
     if routed is not None:
-        rows = inside_or(ids, layout.num_rows, fill=-1)
-        own = layout.divided(routed.shards.count)
+        rows = jnp.asarray(inside_or(ids, routed.num_rows, fill=-1))
+        own = routed.own(layout)
         return _from_owners(lines, rows, routed=routed, layout=own)
     rows = indices_or(everywhere(ids), layout.num_rows, fill=-1)
     if shards is None:
@@ -119,7 +119,7 @@ def lookup_plain(
     shards = Shards.of("table", table, sharding)
     routed = Routed.of(shards, ids, table.shape[0])
     if routed is not None:
-        rows = inside_or(ids, table.shape[0], fill=-1)
+        rows = jnp.asarray(inside_or(ids, routed.num_rows, fill=-1))
         return _from_owners(table, rows, routed=routed, layout=None)
     rows = indices_or(everywhere(ids), table.shape[0], fill=-1).reshape(shape)
     if shards is None:
@@ -188,14 +188,7 @@ def _backward(
     routed: Routed, rows: jax.Array, grads: jax.Array
 ) -> tuple[jax.Array, None]:
     """Adds up the gradient of each row at its owner, in float32."""
-
-    def add(sums: jax.Array, rows: jax.Array, grads: jax.Array) -> jax.Array:
-        rows = jnp.where(rows < 0, sums.shape[0], rows)
-        return sums.at[rows].add(grads, mode="drop")
-
-    zeros = routed.zeros(grads.shape[-1])
-    sums = routed.update(add, zeros, rows, routed.spread(grads))
-    return sums.astype(grads.dtype), None
+    return routed.add_up(rows, grads).astype(grads.dtype), None
 
 
 _plain_from_owners.defvjp(_forward, _backward)

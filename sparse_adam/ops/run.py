@@ -25,8 +25,7 @@ from sparse_adam.ops.dispatch import Choice, Choices
 from sparse_adam.ops.integers import in_32_bits
 from sparse_adam.ops.late import late_primitive, no_gradient
 from sparse_adam.ops.options import UpdateInputs
-from sparse_adam.ops.plan import check_plan, indices_or, inside_or, sort_occurrences
-from sparse_adam.ops.routed import Routed
+from sparse_adam.ops.plan import check_plan, indices_or, sort_occurrences
 from sparse_adam.ops.shards import Shards, check_alike, everywhere
 from sparse_adam.ops.sorting import in_order
 
@@ -62,17 +61,6 @@ def canonicalize(inputs: UpdateInputs, spec: UpdateSpec) -> FlatBatch:
     return FlatBatch(ids, order, grads, sample_ids, gains)
 
 
-def canonicalize_spread(inputs: UpdateInputs, spec: UpdateSpec) -> FlatBatch:
-    """Returns a batch that is to be routed, 32 bits wide, in the shapes it came in."""
-    ids = inside_or(inputs.ids, spec.num_rows, fill=spec.num_rows)
-    grads, gains = jnp.asarray(inputs.grads), inputs.gains
-    if grads.dtype == np.float64:
-        grads = grads.astype(jnp.float32)
-    if gains is not None:
-        gains = jnp.asarray(gains, jnp.float32)
-    return FlatBatch(ids, None, grads, None, gains)
-
-
 @in_32_bits
 @functools.partial(jax.jit, static_argnames=("spec", "chosen", "shards"))
 def run_update(
@@ -95,7 +83,7 @@ def run_update(
         shards: the devices that share the rows; None is one device.
     """
     if shards is None:
-        return _bind(state, batch, scalars, spec, chosen)
+        return bind(state, batch, scalars, spec, chosen)
     update_own = functools.partial(_update_own, shards=shards, spec=spec, chosen=chosen)
     return shards.on_each(update_own, state, batch, scalars)
 
@@ -111,53 +99,16 @@ def _update_own(
 ) -> State:
     """Updates the rows that one device has."""
     batch = _own(batch, shards, spec.num_rows)
-    return _bind(state, batch, _own_scalars(scalars, shards), spec, chosen)
+    return bind(state, batch, own_scalars(scalars, shards), spec, chosen)
 
 
-def _own_scalars(scalars: StepScalars, shards: Shards) -> StepScalars:
+def own_scalars(scalars: StepScalars, shards: Shards) -> StepScalars:
     """Returns the traced numbers as a device sees them: with noise of its own."""
     seeds = scalars.seeds
     if seeds is not None and shards.axes:
         # Rows of one number on several devices must not share their noise.
         seeds = noise(seeds, lax.axis_index(shards.axes)[None])
     return scalars._replace(seeds=seeds)
-
-
-@in_32_bits
-@functools.partial(jax.jit, static_argnames=("spec", "chosen", "routed"))
-def run_routed_update(
-    state: State,
-    batch: FlatBatch,
-    scalars: StepScalars,
-    *,
-    spec: UpdateSpec,
-    chosen: Choices,
-    routed: Routed,
-) -> State:
-    """Updates the rows of a state on the devices that have them, in rounds.
-
-    Args:
-        state: the arrays of the layout.
-        batch: from `canonicalize_spread`.
-        scalars: the traced numbers.
-        spec: of the update that one device makes in a round (`Routed.part`).
-        chosen: what runs it.
-        routed: how the batch travels.
-    """
-
-    def update_own(
-        state: State, rows: Indices, grads: Grads, scalars: StepScalars
-    ) -> State:
-        ids = jnp.where(rows < 0, spec.num_rows, rows)
-        own = FlatBatch(ids, None, grads, None, None)
-        scalars = _own_scalars(scalars, routed.shards)
-        return _bind(state, own, scalars, spec, chosen)
-
-    grads = routed.spread(batch.grads)
-    if batch.gains is not None:
-        gains = routed.spread(batch.gains)[..., None]
-        grads = grads.astype(jnp.float32) * gains
-    return routed.update(update_own, state, batch.ids, grads, scalars)
 
 
 def _own(batch: FlatBatch, shards: Shards, num_rows: int) -> FlatBatch:
@@ -173,7 +124,7 @@ def _own(batch: FlatBatch, shards: Shards, num_rows: int) -> FlatBatch:
     )
 
 
-def _bind(
+def bind(
     state: State,
     batch: FlatBatch,
     scalars: StepScalars,
@@ -292,12 +243,12 @@ def _over_tables(
 
         def update(arrays: list[jax.Array]) -> State:
             state, batch, scalars = jax.tree.unflatten(structure, arrays)
-            return _bind(state, batch, scalars, spec, chosen, each)
+            return bind(state, batch, scalars, spec, chosen, each)
 
         new = lax.map(update, stacked)
     else:
         tall = _tall_spec(one, count)
-        new = _bind(state, batch, scalars, tall, chosen.for_spec(tall), one)
+        new = bind(state, batch, scalars, tall, chosen.for_spec(tall), one)
         new = tuple(x.reshape(shape) for x, shape in zip(new, shapes, strict=True))
     return new, [0] * len(new)
 

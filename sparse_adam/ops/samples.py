@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from sparse_adam._types import Gains, Indices
@@ -27,7 +28,7 @@ from sparse_adam.ops.combine import Samples, combine
 from sparse_adam.ops.options import UpdateInputs, UpdateOptions
 from sparse_adam.ops.plan import UpdatePlan
 from sparse_adam.ops.routing import Placement, Route
-from sparse_adam.ops.sparse_update import update_state
+from sparse_adam.ops.update import update_arrays
 from sparse_adam.rules import SGDRule
 
 
@@ -191,6 +192,26 @@ def _route_owners(
     return routing.route(join(places), Placement(count * each, count), axes)
 
 
+def deal(samples: Samples, axes: tuple[str, ...]) -> Samples:
+    """Deals a device's ids, which name their samples, out to all, like cards.
+
+    Neighbours mostly have one owner, and would fill one message of many.
+    """
+    count = lax.axis_size(axes)
+
+    def hands(x: jax.Array, value: Any) -> jax.Array:
+        missing = -x.size % count
+        x = jnp.pad(x, (0, missing), constant_values=value) if missing else x
+        return lax.all_to_all(x.reshape(-1, count), axes, 1, 0).reshape(-1)
+
+    ids, owners, gains, scales = samples
+    assert owners is not None
+    none = np.int32(-1)
+    if gains is not None:
+        gains = hands(gains, np.float32(0))
+    return Samples(hands(ids, none), hands(owners, none), gains, scales)
+
+
 def combine_samples(
     route: SampleRoute, read: Callable[[Indices], jax.Array]
 ) -> list[jax.Array]:
@@ -282,7 +303,8 @@ def add(sums: jax.Array, rows: Indices, terms: jax.Array) -> jax.Array:
 
 def _add_by(sums: jax.Array, inputs: UpdateInputs) -> jax.Array:
     """Adds up what a batch has for each row: a descent by a rate of -1."""
-    return update_state((sums,), inputs, SGDRule(), UpdateOptions(-1.0))[0]
+    layout = PlainLayout.of_weights(sums)
+    return update_arrays((sums,), inputs, SGDRule(), UpdateOptions(-1.0), layout)[0]
 
 
 def _rows_of(array: jax.Array, rows: Indices) -> jax.Array:

@@ -88,6 +88,15 @@ class Shards:
         """Into how many parts the rows are cut."""
         return math.prod(self.mesh.shape[axis] for axis in self.axes)
 
+    @property
+    def is_inside(self) -> bool:
+        """Returns whether this is traced in a `jax.shard_map` over these axes.
+
+        Raises:
+            ValueError: it is in one over some of the axes only.
+        """
+        return is_inside(self.axes)
+
     def own(self, ids: Indices, num_rows: int) -> Indices:
         """Ids as rows of this device: -1 where they are of another one."""
         if not self.axes:
@@ -121,10 +130,15 @@ class Shards:
     def map(
         self,
         function: Callable[..., Any],
-        operands: tuple[PartitionSpec, ...],
+        operands: tuple[Any, ...],
         results: PartitionSpec,
     ) -> Callable[..., Any]:
-        """The function on every device, of arrays that are spread as `operands` say."""
+        """The function on every device, of arrays that are spread as `operands` say.
+
+        In a `jax.shard_map` over the axes each device calls it with what it has.
+        """
+        if self.is_inside:
+            return function
         return jax.shard_map(
             function,
             mesh=self.mesh,
@@ -133,6 +147,23 @@ class Shards:
             # JAX's interpreter of kernels does not know which values vary.
             check_vma=False,
         )
+
+
+def is_inside(axes: Sequence[str]) -> bool:
+    """Returns whether this is traced in a `jax.shard_map` over all of these axes.
+
+    Raises:
+        ValueError: it is in one over some of the axes only.
+    """
+    manual = set(jax.sharding.get_abstract_mesh().manual_axes)
+    missing = [axis for axis in axes if axis not in manual]
+    if missing and len(missing) < len(axes):
+        raise ValueError(
+            f"within jax.shard_map over the axes {sorted(manual)}, a table that is "
+            f"spread over {tuple(axes)} can be used only if all of these are among "
+            "them, or none"
+        )
+    return bool(manual) and not missing
 
 
 def _whole(arrays: tuple[Any, ...]) -> tuple[PartitionSpec, ...]:

@@ -13,13 +13,9 @@ from sparse_adam.ops.options import UpdateInputs, UpdateOptions
 from sparse_adam.ops.packed import PackedTable, packed_layout
 from sparse_adam.ops.plan import UpdatePlan
 from sparse_adam.ops.routed import Routed
-from sparse_adam.ops.run import (
-    canonicalize,
-    canonicalize_spread,
-    run_routed_update,
-    run_update,
-)
-from sparse_adam.ops.shards import Shards, check_alike, known_sharding, vary_alike
+from sparse_adam.ops.routed_update import update_routed
+from sparse_adam.ops.shards import Shards, check_alike, known_sharding
+from sparse_adam.ops.update import update_all
 from sparse_adam.rules import UpdateRule, check_rule
 
 _Stored = TypeVar("_Stored", tuple[jax.Array, ...], PackedTable)
@@ -178,28 +174,11 @@ def update_state(
     check_alike(spec.array_names, tuple(map(known_sharding, arrays)))
     shards = Shards.of("table", arrays[0], sharding)
     routed = Routed.of_update(shards, inputs, spec)
-    own = spec
-    if routed is not None:
-        own = routed.part(spec)
-    elif shards is not None:
-        own = spec.replace(layout=layout.divided(shards.count))
-    chosen = dispatch.choices(own, options.implementation, options.config)
-    if not spec.num_ids and spec.lazy:
-        return _like(state, arrays)
-    scalars = options.scalars(layout, stochastic=spec.stochastic)
-    if routed is not None:
-        batch = canonicalize_spread(inputs, spec)
-        arrays = run_routed_update(
-            arrays, batch, scalars, spec=own, chosen=chosen, routed=routed
-        )
+    if routed is None:
+        new = update_all(arrays, inputs, spec, options, shards)
     else:
-        arrays, batch, scalars = vary_alike(
-            (arrays, canonicalize(inputs, spec), scalars)
-        )
-        arrays = run_update(
-            arrays, batch, scalars, spec=own, chosen=chosen, shards=shards
-        )
-    return _like(state, arrays)
+        new = update_routed(arrays, inputs, spec, options, routed)
+    return _like(state, new)
 
 
 def _like(state: Any, arrays: State) -> Any:

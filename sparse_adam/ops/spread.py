@@ -14,11 +14,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from sparse_adam.kernels.layout import SUBLANES, Layout, PackedLayout
+from sparse_adam.ops import placing
 from sparse_adam.ops.routing import Placement
+from sparse_adam.ops.shards import is_inside
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,15 +85,7 @@ class Spread:
         Raises:
             ValueError: it is in one over some of the axes only.
         """
-        manual = set(jax.sharding.get_abstract_mesh().manual_axes)
-        inside = [axis for axis in self.axes if axis in manual]
-        if inside and len(inside) < len(self.axes):
-            raise ValueError(
-                f"within jax.shard_map over the axes {sorted(manual)}, a table that is "
-                f"spread over {self.axes} can be used only if all of these are among "
-                "them, or none"
-            )
-        return bool(inside)
+        return is_inside(self.axes)
 
     def placement(self, num_rows: int) -> Placement:
         """Returns where each of V rows is."""
@@ -171,8 +164,8 @@ class Spread:
         Returns:
             `[n * size, ...]`, spread; zeros where no row is.
         """
-        least, _ = _sizes(self, rows.shape[0])
-        return _place(rows, spread=self, size=least if size is None else size)
+        size = _least(self, rows.shape[0]) if size is None else size
+        return _place(rows, spread=self, size=size)
 
     def logical(self, stored: jax.Array, num_rows: int) -> jax.Array:
         """Returns in logical order, `[V, ...]`, what `place` has spread."""
@@ -187,39 +180,32 @@ class Spread:
 
 @functools.partial(jax.jit, static_argnames=("spread", "size"))
 def _place(rows: jax.Array, *, spread: Spread, size: int) -> jax.Array:
-    count = spread.count
-    _, wide = _sizes(spread, rows.shape[0])
+    num_rows = rows.shape[0]
 
-    def interleave(own: jax.Array) -> jax.Array:
-        if spread.interleaved:
-            parts = own.reshape(-1, count, *own.shape[1:])
-            own = lax.all_to_all(parts, spread.axes, 1, 0).reshape(own.shape)
-        return _fit(own, size)
+    def place_own(part: jax.Array) -> jax.Array:
+        if not spread.interleaved:
+            return _fit(part, size)
+        own = jnp.zeros((size, *part.shape[1:]), part.dtype)
+        return placing.write(own, part, spread.axes, 0, num_rows)
 
-    return spread.map(interleave, (spread.spec,), spread.spec)(_fit(rows, count * wide))
+    parts = _fit(rows, spread.count * _least(spread, num_rows))
+    return spread.map(place_own, (spread.spec,), spread.spec)(parts)
 
 
 @functools.partial(jax.jit, static_argnames=("spread", "num_rows"))
 def _logical(stored: jax.Array, *, spread: Spread, num_rows: int) -> jax.Array:
-    _, wide = _sizes(spread, num_rows)
-
     def collect(own: jax.Array) -> jax.Array:
-        own = _fit(own, wide)
-        if spread.interleaved:
-            parts = own.reshape(spread.count, -1, *own.shape[1:])
-            own = lax.all_to_all(parts, spread.axes, 0, 1).reshape(own.shape)
-        return own
+        if not spread.interleaved:
+            return _fit(own, _least(spread, num_rows))
+        return placing.read(own, spread.axes, 0, num_rows)
 
     ordered = spread.map(collect, (spread.spec,), spread.spec)(stored)
     return spread.cut(ordered, num_rows)
 
 
-def _sizes(spread: Spread, num_rows: int) -> tuple[int, int]:
-    """Returns the rows of a part, and what they are before they are interleaved."""
-    least = -(-num_rows // spread.count)
-    if not spread.interleaved:
-        return least, least
-    return least, spread.count * -(-least // spread.count)
+def _least(spread: Spread, num_rows: int) -> int:
+    """Returns the rows of a part of V rows."""
+    return -(-num_rows // spread.count)
 
 
 def everywhere(x: jax.Array) -> jax.Array:

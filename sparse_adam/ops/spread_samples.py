@@ -28,6 +28,7 @@ from sparse_adam.ops.samples import (
     SampleRoute,
     add,
     combine_samples,
+    deal,
     join,
     joined_gains,
     route_samples,
@@ -333,20 +334,10 @@ def _fill_to(x: jax.Array, size: int, value: int = 0) -> jax.Array:
 
 
 def _dealt(samples: Samples, size: int, spread: Spread) -> Part:
-    """Deals ids with owners out to the devices, like cards.
-
-    Neighbours mostly have one owner, and would fill one message of many.
-    """
-    ids, owners, gains, scales = samples
-    if owners is None:
+    """Returns a device's part of a feature; ids that name their samples are dealt."""
+    if samples.owners is None:
         return Part(samples, size, dealt=False)
-
-    def deal(x: jax.Array) -> jax.Array:
-        hands = x.reshape(-1, spread.count)
-        return lax.all_to_all(hands, spread.axes, 1, 0).reshape(-1)
-
-    gains = None if gains is None else deal(gains)
-    return Part(Samples(deal(ids), deal(owners), gains, scales), size, dealt=True)
+    return Part(deal(samples, spread.axes), size, dealt=True)
 
 
 def _of_all(samples: Samples, size: int, spread: Spread) -> Samples:
