@@ -1,8 +1,11 @@
-"""One of several processes that train together: number, how many, port, folder.
+"""One of several processes that train together: number, how many, port, folder, runs.
 
-Each process has two devices, and passes its own part of every batch. The processes
-train to the end, and then once more from the beginning, until the last one kills
-itself. Started again with the same folder, they go on from the last checkpoint.
+All of them together have four devices, and each passes its own part of every batch. The
+last device has no ids. One more batch, for runs named "uneven", does not divide by the
+devices: it is whole on each process.
+
+A run is the name of a folder of checkpoints, from the last of which it goes on. With
+`name:step` the last process kills itself before that step.
 """
 
 import functools
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -29,21 +33,31 @@ from sparse_adam.embedding import (
 )
 
 V, D, B, PLACES, STEPS = 91, 4, 12, 3, 3
+UNEVEN = 10  # samples of the batch after the last step
+DEVICES = 4
+
+
+def numbers(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """First weights that take no time to compile."""
+    del key
+    return jnp.asarray(np.random.default_rng(0).normal(size=shape).astype(dtype))
+
+
 CONFIG = {
-    "one": FeatureConfig(TableConfig(V, D, name="one")),
-    "two": FeatureConfig(TableConfig(13, D, combiner="sum", name="two")),
+    "one": FeatureConfig(TableConfig(V, D, numbers, name="one")),
+    "two": FeatureConfig(TableConfig(13, D, numbers, combiner="sum", name="two")),
 }
 
 
 def batch(number: int) -> dict[str, np.ndarray]:
-    """The whole batch of a step; the last quarter of the samples has no ids."""
-    rng = np.random.default_rng(number)
+    """The whole batch of a step; the samples of the last device have no ids."""
+    rng, size = np.random.default_rng(number), B if number < STEPS else UNEVEN
     ids = {
-        "one": rng.integers(0, V, (B, PLACES), np.int32),
-        "two": rng.integers(0, 13, (B, PLACES), np.int32),
+        "one": rng.integers(0, V, (size, PLACES), np.int32),
+        "two": rng.integers(0, 13, (size, PLACES), np.int32),
     }
     for own in ids.values():
-        own[-B // 4 :] = -1
+        own[-B // DEVICES :] = -1
     return ids
 
 
@@ -55,7 +69,9 @@ def step(state: EmbeddingState, ids: Any) -> EmbeddingState:
 
 
 def spread(ids: dict[str, np.ndarray], mesh: Mesh) -> Any:
-    """Returns a batch of which this process passes its own part."""
+    """Returns a batch of which this process passes its own part, if parts are equal."""
+    if any(len(x) % mesh.size for x in ids.values()):
+        return ids
     place = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     make = functools.partial(jax.make_array_from_process_local_data, place)
     count, me = jax.process_count(), jax.process_index()
@@ -63,13 +79,14 @@ def spread(ids: dict[str, np.ndarray], mesh: Mesh) -> Any:
 
 
 def train(
-    mesh: Mesh | None, folder: Path, dies_before: int | None = None
+    mesh: Mesh | None, folder: Path, steps: int, dies_before: int | None = None
 ) -> dict[str, dict[str, np.ndarray]]:
     """Makes steps from the last checkpoint of a folder on; returns the tables.
 
     Args:
         mesh: whose devices train; None for one device.
         folder: has a file for each step that was made, written by process 0.
+        steps: how many are to be made in all.
         dies_before: the step before which the last process kills itself.
     """
     state = init(CONFIG, Adagrad(0.1), jax.random.key(0), mesh=mesh)
@@ -81,7 +98,7 @@ def train(
                 table, _, array = name.partition("/")
                 tables[table][array] = x
         state = from_logical(state, tables)
-    for number in range(first, STEPS):
+    for number in range(first, steps):
         if number == dies_before and jax.process_index() == jax.process_count() - 1:
             os.kill(os.getpid(), signal.SIGKILL)
         ids = batch(number)
@@ -97,7 +114,7 @@ def save(file: Path, tables: dict[str, dict[str, np.ndarray]]) -> None:
     flat: Any = {
         f"{table}/{name}": x for table, own in tables.items() for name, x in own.items()
     }
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     new = file.with_suffix(".new")
     with new.open("wb") as writer:
         np.savez(writer, **flat)
@@ -105,13 +122,14 @@ def save(file: Path, tables: dict[str, dict[str, np.ndarray]]) -> None:
 
 
 if __name__ == "__main__":
-    number, count, port, folder = sys.argv[1:]
-    jax.config.update("jax_num_cpu_devices", 2)
+    number, count, port, folder, *runs = sys.argv[1:]
+    jax.config.update("jax_num_cpu_devices", DEVICES // int(count))
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", int(count), int(number))
-    mesh, out = Mesh(np.array(jax.devices()), ("data",)), Path(folder)
-    broken = out / "broken"
-    again = broken.exists()
-    if not again:
-        save(out / number / "whole.npz", train(mesh, out / "whole"))
-    save(out / number / "broken.npz", train(mesh, broken, None if again else 2))
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    for run in runs:
+        name, _, step_of_death = run.partition(":")
+        checkpoints = Path(folder, name)
+        dies_before = int(step_of_death) if step_of_death else None
+        found = train(mesh, checkpoints, STEPS + (name == "uneven"), dies_before)
+        save(checkpoints / "found" / f"{number}.npz", found)

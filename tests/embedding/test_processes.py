@@ -1,6 +1,7 @@
-"""Two processes that train one set of tables, held to one process with one device."""
+"""Processes that train one set of tables, held to one process with one device."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,21 +16,22 @@ import pytest
 from tests.embedding import process
 
 
-def start(folder: Path) -> list[subprocess.Popen[str]]:
-    """Starts both processes."""
+def start(folder: Path, count: int, *runs: str) -> list[subprocess.Popen[str]]:
+    """Starts so many processes, which train together."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = str(probe.getsockname()[1])
+    command = [sys.executable, "-m", process.__name__]
     return [
         subprocess.Popen(
-            [sys.executable, "-m", process.__name__, number, "2", port, str(folder)],
+            [*command, str(number), str(count), port, str(folder), *runs],
             env=os.environ
             | {"JAX_PLATFORMS": "cpu"}
             | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},  # as in conftest
             stderr=subprocess.PIPE,
             text=True,
         )
-        for number in ("0", "1")
+        for number in range(count)
     ]
 
 
@@ -39,53 +41,88 @@ def stop(running: list[subprocess.Popen[str]]) -> None:
         one.communicate()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes wrote until one was killed, and after both were restarted."""
-    folder = tmp_path_factory.mktemp("processes")
-    running = start(folder)
-    try:
-        _, errors = running[1].communicate(timeout=200)
-        assert running[1].returncode == -signal.SIGKILL, errors
-        last, deadline = folder / "broken" / "1.npz", time.monotonic() + 60
-        while not last.exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-    finally:
-        stop(running)
-    assert sorted(x.name for x in last.parent.glob("*.npz")) == ["0.npz", "1.npz"]
-    running = start(folder)
+def finish(folder: Path, count: int, *runs: str) -> None:
+    """Makes the runs from beginning to end."""
+    running = start(folder, count, *runs)
     try:
         for one in running:
             _, errors = one.communicate(timeout=200)
             assert one.returncode == 0, errors
     finally:
         stop(running)
+
+
+def kill_one(folder: Path, count: int, *runs: str, killed: str) -> None:
+    """Makes the runs, then another one until a process is killed, and ends all."""
+    before = process.STEPS - 1
+    running = start(folder, count, *runs, f"{killed}:{before}")
+    last, deadline = folder / killed / f"{before - 1}.npz", time.monotonic() + 200
+    try:
+        _, errors = running[-1].communicate(timeout=200)
+        assert running[-1].returncode == -signal.SIGKILL, errors
+        while not last.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        stop(running)
+    assert sorted(last.parent.iterdir()) == [last.with_name("0.npz"), last]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs of one process, of two and of four.
+
+    "whole" was never broken. Of "killed" one of four processes was killed, and all were
+    started again; "on_two" and "on_one" went on from its checkpoint with fewer.
+    "uneven" is of two, with one batch more. So is "one", with one device.
+    """
+    folder = tmp_path_factory.mktemp("processes")
+    kill_one(folder, 4, "whole", killed="killed")
+    for fewer in ("on_two", "on_one"):
+        shutil.copytree(folder / "killed", folder / fewer)
+    finish(folder, 4, "killed")
+    finish(folder, 2, "uneven", "on_two")
+    process.train(None, folder / "one", process.STEPS + 1)
+    process.train(None, folder / "on_one", process.STEPS)
     return folder
 
 
-def check(folder: Path, expected: dict[str, Any]) -> None:
-    for number in ("0", "1"):
-        found = np.load(folder / number / "whole.npz")
-        for table, arrays in expected.items():
-            for name, x in arrays.items():
-                np.testing.assert_allclose(found[f"{table}/{name}"], x, rtol=1e-5)
+def found(folder: Path, run: str, count: int) -> list[Any]:
+    """The tables as each process of a run saw them at the end."""
+    files = [folder / run / "found" / f"{number}.npz" for number in range(count)]
+    return [dict(np.load(file)) for file in files]
 
 
-def test_steps_are_those_of_one_process(folder, tmp_path):
-    check(folder, process.train(None, tmp_path))
+def after(folder: Path, run: str, steps: int) -> Any:
+    """The checkpoint of a run after so many steps."""
+    return dict(np.load(folder / run / f"{steps - 1}.npz"))
+
+
+def check(tables: Any, expected: Any) -> None:
+    assert set(tables) == set(expected)
+    for name, x in expected.items():
+        np.testing.assert_allclose(tables[name], x, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("run", "count"), [("whole", 4), ("on_two", 2)])
+def test_steps_are_those_of_one_process(folder, run, count):
+    """One of the four has no ids; `on_two` began with four."""
+    for tables in found(folder, run, count):
+        check(tables, after(folder, "one", process.STEPS))
+
+
+def test_an_uneven_last_batch_of_two_processes(folder):
+    check(after(folder, "uneven", process.STEPS), after(folder, "one", process.STEPS))
+    for tables in found(folder, "uneven", 2):
+        check(tables, after(folder, "one", process.STEPS + 1))
 
 
 def test_a_run_with_a_killed_process_ends_with_the_same_bits(folder):
-    for number in ("0", "1"):
-        whole = np.load(folder / number / "whole.npz")
-        again = np.load(folder / number / "broken.npz")
-        assert set(whole) == set(again)
-        for name in whole:
-            assert whole[name].tobytes() == again[name].tobytes()
+    whole, *others = found(folder, "whole", 4)
+    for tables in (*others, *found(folder, "killed", 4)):
+        assert set(tables) == set(whole)
+        for name, x in whole.items():
+            assert tables[name].tobytes() == x.tobytes()
 
 
-def test_one_process_goes_on_from_a_checkpoint_of_two(folder, tmp_path):
-    for name in ("0.npz", "1.npz"):
-        (tmp_path / name).write_bytes((folder / "broken" / name).read_bytes())
-    check(folder, process.train(None, tmp_path))
-    assert len(list(tmp_path.iterdir())) == process.STEPS
+def test_one_process_goes_on_from_a_checkpoint_of_four(folder):
+    check(after(folder, "on_one", process.STEPS), after(folder, "one", process.STEPS))
