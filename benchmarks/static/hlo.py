@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -46,6 +46,10 @@ class Array:
     def size(self) -> int:
         """Returns the number of its elements."""
         return prod(self.shape)
+
+    def like(self, other: "Array") -> bool:
+        """Says whether it has the elements of another one, wherever they are."""
+        return (self.dtype, self.size) == (other.dtype, other.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +134,8 @@ class Module:
         """Returns the bytes that an operation moves between HBM and the chip, at least.
 
         What a kernel says of itself; otherwise its operands and results in HBM, each
-        once. A gather reads of each operand no more than it returns.
+        once. A gather reads of each operand no more than it returns. Of an array that
+        is updated in place, only what is put into it counts.
         """
         for each in self.inside(instruction):
             if each.estimate is not None:
@@ -140,7 +145,13 @@ class Module:
             ends = instruction.results[:2]
             least = min(array.bytes for array in ends)
             return least * sum(array.in_hbm for array in ends)
-        out = instruction.results
+        operands = list(self.arrays(computation, instruction.operands))
+        out = list(instruction.results)
+        for updated, part in self.updates(computation, instruction):
+            out = [part if array.like(updated) else array for array in out]
+            kept = next((array for array in operands if array.like(updated)), None)
+            if kept is not None:
+                operands.remove(kept)
         written = sum(array.bytes for array in out if array.in_hbm)
         most = None
         parts = {each.opcode for each in self.inside(instruction)}
@@ -148,10 +159,26 @@ class Module:
             most = sum(array.bytes for array in out)
         read = sum(
             array.bytes if most is None else min(array.bytes, most)
-            for array in self.arrays(computation, instruction.operands)
+            for array in operands
             if array.in_hbm
         )
         return read + written
+
+    def updates(
+        self, computation: str, instruction: Instruction
+    ) -> Iterator[tuple[Array, Array]]:
+        """Yields `(array, part)`: what it updates in place, and what is put there.
+
+        The place of the part is that of the array.
+        """
+        if instruction.opcode == "dynamic-update-slice":
+            (updated,) = instruction.results
+            _, part, *_ = instruction.operands
+            (array,) = self.computations[computation][part].results
+            yield updated, replace(array, in_hbm=updated.in_hbm)
+        for name in instruction.called:
+            for each in self.computations.get(name, {}).values():
+                yield from self.updates(name, each)
 
     def gathered_scalars(self, instruction: Instruction) -> int:
         """Returns how many single elements it gathers from arrays."""

@@ -211,6 +211,31 @@ def test_stages_of_a_program_are_summed():
     assert sum(stage.unknown_loops for stage in stages.values()) == 0
 
 
+IN_PLACE = """HloModule jit_step, is_scheduled=true
+
+%put (p.1: f32[4096,128], p.2: f32[4096,128], p.3: s32[]) -> f32[4096,128] {
+  %p.1 = f32[4096,128]{1,0:T(8,128)} parameter(0)
+  %p.2 = f32[4096,128]{1,0:T(8,128)} parameter(1)
+  %p.3 = s32[]{:T(128)} parameter(2)
+  %slice.1 = f32[64,128]{1,0:T(8,128)} slice(%p.2), slice={[0:64], [0:128]}
+  ROOT %new.1 = f32[4096,128]{1,0:T(8,128)} dynamic-update-slice(%p.1, %slice.1, %p.3)
+}
+
+ENTRY %main.1 (a.1: f32[4096,128], b.1: f32[4096,128], c.1: s32[]) -> f32[4096,128] {
+  %a.1 = f32[4096,128]{1,0:T(8,128)} parameter(0)
+  %b.1 = f32[4096,128]{1,0:T(8,128)} parameter(1)
+  %c.1 = s32[]{:T(128)S(2)} parameter(2)
+  ROOT %put.1 = f32[4096,128]{1,0:T(8,128)} fusion(%a.1, %b.1, %c.1), calls=%put
+}
+"""
+
+
+def test_an_update_in_place_moves_what_is_put_into_it():
+    module = parse(IN_PLACE)
+    ((computation, put),) = module.executed()
+    assert module.bytes_moved(computation, put) == 2 * 64 * 128 * 4  # in, and out
+
+
 def _kernel(name, once, loop=None):
     loops = [_loop(0, None, once, 1)]
     if loop is not None:
