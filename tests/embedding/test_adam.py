@@ -31,10 +31,12 @@ SEED = {
 
 def test_arguments_are_the_seeds():
     fields = {f.name: f.default for f in dataclasses.fields(Adam)}
-    # Some more of ours, behind them.
+    # Some more of ours; in a call they stand behind those.
     assert fields.pop("bias_correction") is None
     assert fields.pop("amsgrad") is False
     assert fields.pop("catch_up") is False
+    assert fields.pop("ema_decay") is None
+    assert list(inspect.signature(Adam).parameters)[: len(SEED)] == list(SEED)
     assert fields == SEED
     assert list(fields) == list(SEED)
     assert Adam().slot_names == ("momenta", "velocities")

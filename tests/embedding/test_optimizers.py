@@ -1,6 +1,7 @@
 """TensorFlow's other optimizers: its arguments and defaults, and what they update."""
 
 import dataclasses
+import inspect
 from typing import Any, cast
 
 import jax
@@ -76,6 +77,8 @@ STEPS = {
 @pytest.mark.parametrize("kind", DEFAULTS)
 def test_arguments_and_defaults_are_tensorflows(kind):
     fields = {f.name: f.default for f in dataclasses.fields(kind)}
+    assert fields.pop("ema_decay") is None  # of ours, and by keyword alone
+    assert list(inspect.signature(kind).parameters)[-1] == "ema_decay"
     assert fields == DEFAULTS[kind]
     assert list(fields) == list(DEFAULTS[kind])
 

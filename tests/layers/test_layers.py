@@ -22,7 +22,7 @@ import sparse_adam.equinox
 import sparse_adam.keras
 import sparse_adam.linen
 import sparse_adam.nnx
-from sparse_adam.embedding import Adam, FeatureConfig, TableConfig, lookup
+from sparse_adam.embedding import SGD, Adam, FeatureConfig, TableConfig, lookup
 from tests.embedding import hlo
 
 FOLDER = Path(__file__).parents[2] / "examples" / "layers"
@@ -192,6 +192,24 @@ def test_keras_saves_and_loads_tables_and_slots(tmp_path):
     ):
         np.testing.assert_array_equal(saved, loaded)
     np.testing.assert_array_equal(model(ids), other(ids))
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_keras_counts_the_steps_of_a_schedule():
+    falling = optax.linear_schedule(1.0, 0.0, transition_steps=2)
+    ids = keras.Input((1,), dtype="int32", name="user")
+    layer = sparse_adam.keras.Embeddings(FEATURES, SGD(falling))
+    out = keras.layers.Dense(1)(layer({"user": ids})["user"])
+    model = sparse_adam.keras.Model({"user": ids}, out)
+    model.compile(optimizer="sgd", loss="mse")
+    batch = {"user": np.array([[3]])}, np.full((1, 1), 9.0)
+    model.fit(*batch, epochs=2, verbose=0)
+    moved = np.asarray(layer.state.table("user"))
+    assert layer.state.step == 2
+    assert np.all(moved[3] != 1)
+    model.fit(*batch, verbose=0)  # at a rate of 0
+    assert layer.state.step == 3
+    np.testing.assert_array_equal(layer.state.table("user"), moved)
 
 
 def nnx_step() -> tuple[Any, Any]:
