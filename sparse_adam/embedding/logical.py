@@ -74,7 +74,8 @@ def from_logical(
         like: a state: then what `arrays` leaves out stays as it is there, and new
             arrays take the dtype and the sharding of the old. Or the layout of one:
             then `arrays` has all, and they take the dtypes of the configuration.
-        arrays: by table name, and by the names of `to_logical`. They are copied.
+        arrays: by table name, and by the names of `to_logical`. They are copied. Those
+            of dtype `V2`, as NumPy's files return bfloat16, are taken for bfloat16.
         storage: "plain", "packed" or None as in `init`. Only with a layout.
 
     Raises:
@@ -179,7 +180,7 @@ def _replaced(
         given = arrays.get(table.name, {})
         new = [
             # A copy: the next update donates it.
-            jnp.array(given.get(name, x), dtype=x.dtype, copy=True)
+            jnp.array(_known(given.get(name, x)), dtype=x.dtype, copy=True)
             for name, x in zip(table.array_names, old, strict=True)
         ]
         if spread is not None and len(stack.tables) > 1:
@@ -219,9 +220,16 @@ def _of_config(table: Table, given: Mapping[str, ArrayLike]) -> list[jax.Array]:
         per_row = slot.per == "row"
         dtypes.append(np.dtype(np.float32) if per_row else table.config.slot_dtype)
     return [
-        jnp.array(given[name], dtype=dtype, copy=True)
+        jnp.array(_known(given[name]), dtype=dtype, copy=True)
         for name, dtype in zip(table.array_names, dtypes, strict=True)
     ]
+
+
+def _known(array: ArrayLike) -> ArrayLike:
+    """Returns an array as JAX knows it: NumPy's files forget the name of bfloat16."""
+    if isinstance(array, np.ndarray) and array.dtype == np.dtype("V2"):
+        return array.view(jnp.bfloat16)
+    return array
 
 
 def _check_arrays(
