@@ -25,6 +25,7 @@ README = ROOT / "README.md"
 @pytest.mark.parametrize(
     ("name", "examples"),
     [
+        ("checkpoints.md", 40),
         ("embedding.md", 20),
         ("packed.md", 15),
         ("rules.md", 30),

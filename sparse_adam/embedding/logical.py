@@ -87,6 +87,8 @@ def from_logical(
             has, as in a checkpoint from before the rate was a function of the step, it
             keeps its own, which of a layout is 0. Elsewhere a `step` is not used.
             A moving average that is left out begins as the weights, if those are given.
+            Those of dtype `V2`, as NumPy's files return bfloat16, are taken for
+            bfloat16.
         storage: "plain", "packed" or None as in `init`. Only with a layout.
 
     Raises:
@@ -212,7 +214,7 @@ def _replaced(
         given = _with_ema(table, arrays.get(table.name, {}))
         new = [
             # A copy: the next update donates it.
-            jnp.array(given.get(name, x), dtype=x.dtype, copy=True)
+            jnp.array(_known(given.get(name, x)), dtype=x.dtype, copy=True)
             for name, x in zip(table.array_names, old, strict=True)
         ]
         if spread is not None and len(stack.tables) > 1:
@@ -282,7 +284,7 @@ def _parts(
 ) -> list[jax.Array | None]:
     """Returns what is given of a table in parts, None for all else."""
     return [
-        parts_of(given[name], spread, dtype) if name in given else None
+        parts_of(_known(given[name]), spread, dtype) if name in given else None
         for name, dtype in zip(table.array_names, dtypes, strict=True)
     ]
 
@@ -290,7 +292,7 @@ def _parts(
 def _of_config(table: Table, given: Mapping[str, ArrayLike]) -> list[jax.Array]:
     """Returns copies of a table's arrays in the dtypes of its configuration."""
     return [
-        jnp.array(given[name], dtype=dtype, copy=True)
+        jnp.array(_known(given[name]), dtype=dtype, copy=True)
         for name, dtype in zip(table.array_names, _dtypes(table), strict=True)
     ]
 
@@ -302,6 +304,13 @@ def _dtypes(table: Table) -> list[np.dtype]:
         per_row = slot.per == "row"
         dtypes.append(np.dtype(np.float32) if per_row else table.config.slot_dtype)
     return dtypes
+
+
+def _known(array: ArrayLike) -> ArrayLike:
+    """Returns an array as JAX knows it: NumPy's files forget the name of bfloat16."""
+    if isinstance(array, np.ndarray) and array.dtype == np.dtype("V2"):
+        return array.view(jnp.bfloat16)
+    return array
 
 
 def _check_arrays(

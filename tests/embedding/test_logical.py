@@ -10,6 +10,7 @@ from sparse_adam.embedding import (
     FeatureConfig,
     RowWiseAdagrad,
     TableConfig,
+    from_logical,
     init,
     lookup,
     map_arrays,
@@ -55,6 +56,19 @@ def test_slots_per_row_are_mapped_too():
     doubled = map_arrays(lambda x: 2 * x, ones)
     assert type(doubled.stacks[0]) is type(ones.stacks[0])
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, 2 * y), doubled, ones)
+
+
+@pytest.mark.parametrize("with_layout", [False, True])
+def test_bfloat16_comes_back_from_a_numpy_file(tmp_path, with_layout):
+    config = FeatureConfig(TableConfig(6, 3, name="t", dtype=jnp.bfloat16))
+    one, other = (init(config, Adam(0.1), jax.random.key(i)) for i in range(2))
+    np.savez(tmp_path / "t.npz", **to_logical(one)["t"])
+    with np.load(tmp_path / "t.npz") as file:
+        assert file["parameters"].dtype == "V2"
+        back = from_logical(other.layout if with_layout else other, {"t": dict(file)})
+    found = np.asarray(back.table("t"))
+    assert found.dtype == jnp.bfloat16
+    assert found.tobytes() == np.asarray(one.table("t")).tobytes()
 
 
 def test_words_are_refused_by_name():
