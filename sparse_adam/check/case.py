@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparse_adam._types import ImplementationName, Storage
 from sparse_adam.kernels.layout import PackedLayout, PlainLayout
 from sparse_adam.kernels.spec import UpdateSpec
 from sparse_adam.ops import dispatch, validate
@@ -41,8 +42,8 @@ class Case:
         config: block sizes of the kernel; None leaves them to it.
     """
 
-    implementation: str | None = None
-    storage: str = "plain"
+    implementation: ImplementationName | None = None
+    storage: Storage = "plain"
     kind: Literal["update", "mean", "lookup"] = "update"
     num_rows: int = 40
     dim: int = 128

@@ -12,14 +12,16 @@ nothing of the size `[ids, D]` is made of them either.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias, TypeVar, overload
 
 import jax
 from jax.typing import ArrayLike
 
+from sparse_adam._types import ImplementationName, Rounding, Storage
 from sparse_adam.embedding import on_mesh
 from sparse_adam.embedding.combine import activations_of, gather_batch, parts_of
 from sparse_adam.embedding.gradients import check_gradients, warn_of_missing_gradients
+from sparse_adam.embedding.inputs import Ragged, Sparse
 from sparse_adam.embedding.optimizer import Optimizer
 from sparse_adam.embedding.rates import (
     LearningRates,
@@ -33,17 +35,20 @@ from sparse_adam.embedding.stored import checked, stacked
 from sparse_adam.embedding.tables import EmbeddingLayout, make_layout
 from sparse_adam.rules import catches_up
 
+_TableState = TypeVar("_TableState", bound=tuple[jax.Array, ...])
+_Ids: TypeAlias = ArrayLike | Ragged | Sparse
+
 
 def init(
     feature_config: Any,
-    optimizer: Optimizer | None,
+    optimizer: Optimizer[_TableState] | None,
     key: jax.Array,
     *,
-    storage: str | None = None,
+    storage: Storage | None = None,
     stack: bool = True,
     mesh: jax.sharding.Mesh | None = None,
     axes: str | Sequence[str] | None = None,
-) -> EmbeddingState:
+) -> EmbeddingState[_TableState]:
     """Makes the tables of `feature_config`, and their slots.
 
     Args:
@@ -93,7 +98,21 @@ def init(
     return EmbeddingState(tuple(stacks), layout)
 
 
-def lookup(state: EmbeddingState, features: Any, weights: Any = None) -> Any:
+@overload
+def lookup(
+    state: EmbeddingState[Any], features: _Ids, weights: Any = None
+) -> jax.Array: ...
+@overload
+def lookup(
+    state: EmbeddingState[Any], features: Mapping[str, _Ids], weights: Any = None
+) -> dict[str, jax.Array]: ...
+@overload
+def lookup(
+    state: EmbeddingState[Any], features: list[Any], weights: Any = None
+) -> list[Any]: ...
+@overload
+def lookup(state: EmbeddingState[Any], features: Any, weights: Any = None) -> Any: ...
+def lookup(state: EmbeddingState[Any], features: Any, weights: Any = None) -> Any:
     r"""Looks up every feature and combines the rows of each sample.
 
     A sample with the ids :math:`i_1, i_2, \dots` of the weights :math:`w_1, \dots`
@@ -152,18 +171,18 @@ def lookup(state: EmbeddingState, features: Any, weights: Any = None) -> Any:
 
 
 def apply_gradients(
-    state: EmbeddingState,
+    state: EmbeddingState[_TableState],
     features: Any,
     activation_gradients: Any,
     weights: Any = None,
     *,
     learning_rates: Mapping[str, ArrayLike] | None = None,
     gradient_scale: ArrayLike | None = None,
-    rounding: str = "nearest",
+    rounding: Rounding = "nearest",
     key: jax.Array | None = None,
-    implementation: str | None = None,
+    implementation: ImplementationName | None = None,
     step: ArrayLike | None = None,
-) -> EmbeddingState:
+) -> EmbeddingState[_TableState]:
     """Updates the rows that `lookup(state, features, weights)` read.
 
     The gradient of a row is the sum over all its occurrences, in all samples of all
@@ -243,14 +262,14 @@ def apply_gradients(
 
 
 def update_tables(
-    state: EmbeddingState,
+    state: EmbeddingState[_TableState],
     features: Any,
     activation_gradients: Any,
     weights: Any,
     *,
     learning_rates: Mapping[str, ArrayLike] | None,
     **options: Any,
-) -> EmbeddingState:
+) -> EmbeddingState[_TableState]:
     """Does what `apply_gradients` says, without its warning.
 
     Takes the arguments of `apply_gradients`, all of them: `options` are those that
@@ -289,14 +308,14 @@ def update_tables(
 
 
 def update_stacks(
-    state: EmbeddingState,
+    state: EmbeddingState[_TableState],
     rates: Mapping[str, Any],
     change: Callable[[Stack, Any, Sequence[Table], Any], Any],
     *,
     key: jax.Array | None,
     step: ArrayLike | None = None,
     **options: Any,
-) -> EmbeddingState:
+) -> EmbeddingState[_TableState]:
     """Makes one update for each rate of each trainable stack.
 
     Args:

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
+from sparse_adam._types import Storage
 from sparse_adam.embedding.stacks import Stack, Table
 from sparse_adam.embedding.state import EmbeddingState
 from sparse_adam.embedding.stored import (
@@ -66,7 +67,7 @@ def from_logical(
     like: EmbeddingState | EmbeddingLayout,
     arrays: Mapping[str, Mapping[str, ArrayLike]],
     *,
-    storage: str | None = None,
+    storage: Storage | None = None,
 ) -> EmbeddingState:
     """Returns a state of these arrays, in the stacks and the storage of another one.
 
@@ -191,7 +192,7 @@ def _replaced(
 def _new_state(
     layout: EmbeddingLayout,
     arrays: Mapping[str, Mapping[str, ArrayLike]],
-    storage: str | None,
+    storage: Storage | None,
 ) -> EmbeddingState:
     """Returns a state of arrays that are all given."""
     stacks = []

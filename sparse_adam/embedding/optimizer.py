@@ -8,7 +8,7 @@ Nothing else in this folder knows which optimizer it drives.
 import abc
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast, overload
 
 import jax
 import jax.core
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
+from sparse_adam._types import ImplementationName, Rounding, Storage
 from sparse_adam.ops import dispatch, validate
 from sparse_adam.ops.options import UpdateInputs, UpdateOptions
 from sparse_adam.ops.packed import PackedTable
@@ -28,12 +29,17 @@ SlotCreationFn: TypeAlias = Callable[
     [jax.Array, Sequence[str], Sequence[Initializer]], dict[str, jax.Array]
 ]
 
+# The state of a table: a named tuple of its weights and slots.
+TableState_co = TypeVar("TableState_co", bound=tuple[jax.Array, ...], covariant=True)
+_Stored = TypeVar("_Stored", bound=tuple[jax.Array, ...] | PackedTable)
 
-class Optimizer(abc.ABC):
+
+class Optimizer(abc.ABC, Generic[TableState_co]):
     """A row-wise optimizer of embedding tables; hashable, and equal by value.
 
     A subclass is a frozen dataclass that has the fields below among its own, in the
-    order of its class in TensorFlow, and makes a rule of them.
+    order of its class in TensorFlow, and makes a rule of them. Type checkers know it by
+    the state of its tables, such as `Optimizer[SGDState]`.
 
     Attributes:
         learning_rate: a number, or a callable that is asked at each update.
@@ -93,14 +99,35 @@ class Optimizer(abc.ABC):
         """Returns the names of the slots, in their order."""
         return tuple(slot.name for slot in self.rule.slots)
 
-    def state_of(self, arrays: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+    def state_of(self, arrays: Sequence[jax.Array]) -> TableState_co:
         """Returns the table and its slots as the state of this optimizer."""
-        return tuple(arrays)
+        return cast(TableState_co, tuple(arrays))
 
+    @overload
     def init(
         self,
         table: ArrayLike,
-        storage: str | None = None,
+        storage: Literal["plain"],
+        slot_dtype: DTypeLike = jnp.float32,
+    ) -> TableState_co: ...
+    @overload
+    def init(
+        self,
+        table: ArrayLike,
+        storage: Literal["packed"],
+        slot_dtype: DTypeLike = jnp.float32,
+    ) -> PackedTable: ...
+    @overload
+    def init(
+        self,
+        table: ArrayLike,
+        storage: Storage | None = None,
+        slot_dtype: DTypeLike = jnp.float32,
+    ) -> Any: ...
+    def init(
+        self,
+        table: ArrayLike,
+        storage: Storage | None = None,
         slot_dtype: DTypeLike = jnp.float32,
     ) -> Any:
         """Returns `table` with new slots: the state to train.
@@ -131,7 +158,7 @@ class Optimizer(abc.ABC):
         validate.plain_layout(state, self.rule)
         return state
 
-    def storage(self, dim: int, asked: str | None) -> str:
+    def storage(self, dim: int, asked: str | None) -> Storage:
         """Returns how tables of D=`dim` are stored, "plain" or "packed".
 
         Raises:
@@ -184,7 +211,7 @@ class Optimizer(abc.ABC):
 
     def update(
         self,
-        state: Any,
+        state: _Stored,
         ids: ArrayLike,
         grads: ArrayLike,
         *,
@@ -193,11 +220,11 @@ class Optimizer(abc.ABC):
         gains: ArrayLike | None = None,
         plan: UpdatePlan | None = None,
         gradient_scale: ArrayLike | None = None,
-        rounding: str = "nearest",
+        rounding: Rounding = "nearest",
         key: jax.Array | None = None,
-        implementation: str | None = None,
+        implementation: ImplementationName | None = None,
         step: ArrayLike | None = None,
-    ) -> Any:
+    ) -> _Stored:
         """Returns the state after one `sparse_update` with these parameters.
 
         Args:
@@ -232,8 +259,10 @@ class Optimizer(abc.ABC):
             step=step,
         )
         inputs = UpdateInputs(ids, grads, sample_ids, gains, plan)
-        new = update_state(state, inputs, self.rule, options)
-        return new if isinstance(new, PackedTable) else self.state_of(new)
+        new: Any = update_state(state, inputs, self.rule, options)
+        if not isinstance(new, PackedTable):
+            new = self.state_of(new)
+        return cast(_Stored, new)
 
     def options(self, **of_this_update: Any) -> UpdateOptions:
         """Returns the options of an update: the optimizer's, and those of the call."""

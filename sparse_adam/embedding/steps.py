@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
+from sparse_adam._types import ImplementationName, Rounding
 from sparse_adam.embedding import functional
 from sparse_adam.embedding.rates import LearningRates
 from sparse_adam.embedding.serving import serving_embedding_lookup
@@ -28,8 +29,8 @@ def update(
     change: "Update",
     noise: jax.Array | None,
     *,
-    rounding: str,
-    implementation: str | None,
+    rounding: Rounding,
+    implementation: ImplementationName | None,
 ) -> EmbeddingState:
     """Updates the tables; `noise` is the key whose children are those of the steps."""
     return functional.update_tables(
