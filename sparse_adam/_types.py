@@ -4,9 +4,17 @@ jaxtyping writes them and the tests check them at run time. It is not a dependen
 without it each alias is just `jax.Array`.
 """
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import jax
+
+# What users say by a word.
+Combiner: TypeAlias = Literal["mean", "sum", "sqrtn"]
+ImplementationName: TypeAlias = Literal[
+    "sparsecore", "tensorcore", "sweep", "cpu", "xla"
+]
+Rounding: TypeAlias = Literal["nearest", "stochastic"]
+Storage: TypeAlias = Literal["plain", "packed"]
 
 # Inside of a kernel a ref; outside of it an array, or what to allocate.
 Operand: TypeAlias = Any

@@ -18,6 +18,7 @@ import jax
 
 from sparse_adam._taps import Gradients, check_is_gradients, tapped_lookup
 from sparse_adam._taps import value_and_grad as _value_and_grad
+from sparse_adam._types import Storage
 from sparse_adam.embedding import EmbeddingState, init
 from sparse_adam.embedding import Optimizer as TableOptimizer
 
@@ -59,7 +60,7 @@ class Embeddings(eqx.Module):
         optimizer: TableOptimizer | None,
         *,
         key: jax.Array,
-        storage: str | None = None,
+        storage: Storage | None = None,
     ) -> None:
         self.state = init(feature_config, optimizer, key, storage=storage)
 

@@ -15,6 +15,7 @@ import jax
 
 from sparse_adam._taps import is_recording, tapped_lookup
 from sparse_adam._taps import value_and_grad as _value_and_grad
+from sparse_adam._types import Storage
 from sparse_adam.embedding import EmbeddingState, init
 from sparse_adam.embedding import Optimizer as TableOptimizer
 
@@ -59,7 +60,7 @@ class Embeddings(keras.layers.Layer):
         optimizer: TableOptimizer | None,
         *,
         seed: int = 0,
-        storage: str | None = None,
+        storage: Storage | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)

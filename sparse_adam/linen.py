@@ -15,6 +15,7 @@ from typing import Any
 
 from sparse_adam._taps import Gradients, check_is_gradients, tapped_lookup
 from sparse_adam._taps import value_and_grad as _value_and_grad
+from sparse_adam._types import Storage
 from sparse_adam.embedding import Optimizer as TableOptimizer
 from sparse_adam.embedding import init
 
@@ -53,7 +54,7 @@ class Embeddings(nn.Module):
 
     feature_config: Any
     optimizer: TableOptimizer | None
-    storage: str | None = None
+    storage: Storage | None = None
 
     @nn.compact
     def __call__(self, features: Any, weights: Any = None) -> Any:

@@ -22,6 +22,7 @@ from sparse_adam._taps import (
     tapped_lookup,
 )
 from sparse_adam._taps import value_and_grad as _value_and_grad
+from sparse_adam._types import Storage
 from sparse_adam.embedding import Optimizer as TableOptimizer
 from sparse_adam.embedding import init
 
@@ -65,7 +66,7 @@ class Embeddings(nnx.Module):
         optimizer: TableOptimizer | None,
         *,
         rngs: nnx.Rngs,
-        storage: str | None = None,
+        storage: Storage | None = None,
     ) -> None:
         key = rngs.params()
         self.state = Tables(init(feature_config, optimizer, key, storage=storage))

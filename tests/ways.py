@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sparse_adam import AdamState, PackedTable, packed_adam_update, sparse_adam_update
+from sparse_adam._types import ImplementationName
 from sparse_adam.ops import dispatch
 from tests import cases, helpers
 from tests.cases import Case
@@ -25,7 +26,7 @@ class Way:
     """One of them. `dim` is a width that shows its difficulties."""
 
     storage: str
-    implementation: str
+    implementation: ImplementationName
     dim: int
 
     def __str__(self) -> str:

@@ -14,6 +14,7 @@ from benchmarks.cases import Case
 from benchmarks.contenders.base import Running
 from benchmarks.workload import RATE, Rows, TimedBatch, Workload
 from sparse_adam import AdamState, bias_corrected_learning_rate, sparse_adam_update
+from sparse_adam._types import ImplementationName
 from sparse_adam.reference import sparse_adam_update as reference_update
 
 Update = Callable[[Any, jax.Array, jax.Array], Any]
@@ -98,7 +99,7 @@ def start_packed(workload: Workload) -> Running:
     return Packed(update, workload, states)
 
 
-def ours(implementation: str | None, case: Case) -> Update:
+def ours(implementation: ImplementationName | None, case: Case) -> Update:
     """`sparse_adam_update`, with the options of the case."""
 
     def update(state: AdamState, ids: jax.Array, grads: jax.Array) -> AdamState:
@@ -114,7 +115,7 @@ def ours(implementation: str | None, case: Case) -> Update:
     return update
 
 
-def ours_unsupported(implementation: str, case: Case) -> str | None:
+def ours_unsupported(implementation: ImplementationName, case: Case) -> str | None:
     """Its own objection; and that an interpreted kernel is not worth a clock."""
     platform = {"cpu": "cpu", "xla": None}.get(implementation, "tpu")
     if platform not in (None, jax.default_backend()):

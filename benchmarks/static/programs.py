@@ -30,7 +30,7 @@ def find(name: str) -> Program:
 
 
 def _sparse_adam(
-    implementation: str, rows: int, dim: int, ids: int, *, dtype: Any = jnp.float32
+    implementation: Any, rows: int, dim: int, ids: int, *, dtype: Any = jnp.float32
 ) -> Built:
     """The update with its plan made before: XLA's sort takes minutes to compile."""
     from sparse_adam import UpdatePlan, sparse_adam_update
@@ -63,7 +63,7 @@ def _sparse_adam(
 
 
 def _packed(
-    implementation: str,
+    implementation: Any,
     rows: int,
     dim: int,
     ids: int,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparse_adam._types import ImplementationName, Storage
 from sparse_adam.kernels.layout import PackedLayout, PlainLayout
 from sparse_adam.kernels.spec import UpdateSpec
 from sparse_adam.ops import dispatch, validate
@@ -42,8 +43,8 @@ class Case:
         seed: of the numbers of its state and batches.
     """
 
-    implementation: str | None = None
-    storage: str = "plain"
+    implementation: ImplementationName | None = None
+    storage: Storage = "plain"
     kind: Literal["update", "mean", "lookup"] = "update"
     num_rows: int = 40
     dim: int = 128

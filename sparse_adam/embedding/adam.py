@@ -12,7 +12,7 @@ from sparse_adam.rules import AdamRule, numbers
 
 
 @dataclasses.dataclass(frozen=True)
-class Adam(Optimizer):
+class Adam(Optimizer[AnyAdamState]):
     """Optimization parameters for Adam with embedding tables.
 
     The arguments, defaults and rules of `tf.tpu.experimental.embedding.Adam`; the

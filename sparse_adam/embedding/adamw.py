@@ -12,7 +12,7 @@ from sparse_adam.rules import AdamRule, numbers
 
 
 @dataclasses.dataclass(frozen=True)
-class AdamW(Optimizer):
+class AdamW(Optimizer[AnyAdamState]):
     r"""AdamW on the rows that were looked up, with the defaults of torch.
 
     .. math::
@@ -49,12 +49,12 @@ class AdamW(Optimizer):
 
     Example:
         >>> import jax.numpy as jnp
-        >>> adamw = AdamW(0.1, weight_decay=0.5)
+        >>> adamw = AdamW(0.25, weight_decay=0.5)
         >>> state = adamw.init(jnp.ones((2, 2)))
         >>> state = adamw.update(state, jnp.array([0]), jnp.ones((1, 2)))
-        >>> print(state.table.round(4))  # 1 - 0.1 * 0.5 - 0.1, and as it was
-        [[0.85 0.85]
-         [1.   1.  ]]
+        >>> print(state.table.round(4))  # 1 - 0.25 * 0.5 - 0.25, and as it was
+        [[0.625 0.625]
+         [1.    1.   ]]
 
     Source: I. Loshchilov and F. Hutter, "Decoupled weight decay regularization" (2019),
     algorithm 2; `torch.optim.AdamW` for the rate as a factor of the decay.

@@ -1,25 +1,28 @@
 """Gradients by rows: the sums that tables would get, and updates by them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from sparse_adam._types import ImplementationName, Rounding
 from sparse_adam.embedding import on_mesh
 from sparse_adam.embedding.combine import UpdateBatch
-from sparse_adam.embedding.functional import update_stacks
 from sparse_adam.embedding.gradients import batches_of_stacks
 from sparse_adam.embedding.rates import rates_of_update
 from sparse_adam.embedding.stacks import Stack, Table
 from sparse_adam.embedding.state import EmbeddingState
+from sparse_adam.embedding.updating import update_stacks
 from sparse_adam.ops.combine import Samples
 from sparse_adam.ops.integers import integers
 from sparse_adam.ops.plan import indices_or
 from sparse_adam.ops.routing.unique import sum_equal, unique_rows
 from sparse_adam.ops.shards import everywhere
+
+_TableState = TypeVar("_TableState", bound=tuple[jax.Array, ...])
 
 
 class RowGradients(NamedTuple):
@@ -168,15 +171,15 @@ def join_row_gradients(
 
 
 def apply_row_gradients(
-    state: EmbeddingState,
+    state: EmbeddingState[_TableState],
     row_gradients: Mapping[str, RowGradients],
     *,
     learning_rates: Mapping[str, ArrayLike] | None = None,
     gradient_scale: ArrayLike | None = None,
-    rounding: str = "nearest",
+    rounding: Rounding = "nearest",
     key: jax.Array | None = None,
-    implementation: str | None = None,
-) -> EmbeddingState:
+    implementation: ImplementationName | None = None,
+) -> EmbeddingState[_TableState]:
     """Updates rows by their gradients, as `apply_gradients` does it.
 
     Each call is one step for rates that are functions of it and for rows that catch

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
+from sparse_adam._types import Combiner
 from sparse_adam.embedding.optimizer import Optimizer, accepts
 from sparse_adam.ops.validate import STORED_DTYPES
 from sparse_adam.rules import numbers
@@ -123,7 +124,7 @@ class TableConfig(_ShowsWhatIsSet):
     dim: int
     initializer: Callable[..., jax.Array] | None = None
     optimizer: Optimizer | None = None
-    combiner: str = "mean"
+    combiner: Combiner = "mean"
     name: str | None = None
     quantization_config: QuantizationConfig | None = None
     dtype: DTypeLike = np.float32

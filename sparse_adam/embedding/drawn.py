@@ -1,6 +1,6 @@
 """The first weights of tables, drawn by parts on the devices that will have them."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.core
@@ -96,7 +96,7 @@ def _evaluated(jaxpr: Any, consts: Any, arguments: Any, zero: jax.Array) -> list
 
     def value(x: Any) -> Any:
         if isinstance(x, jex.core.Literal):
-            return _apart(jnp.asarray(x.val, x.aval.dtype), zero)
+            return _apart(jnp.asarray(x.val, cast(Any, x.aval).dtype), zero)
         return values[x]
 
     for eqn in jaxpr.eqns:

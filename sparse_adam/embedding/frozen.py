@@ -17,7 +17,7 @@ class FrozenState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Frozen(Optimizer):
+class Frozen(Optimizer[FrozenState]):
     """What a table of `trainable=False` has in place of an optimizer.
 
     It makes the state of a table, which is the table alone. Nobody calls its update:

@@ -11,43 +11,46 @@ and they go to the optimizer as `[samples, D]` with each id's sample and factor,
 nothing of the size `[ids, D]` is made of them either.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar, overload
 
 import jax
 from jax.typing import ArrayLike
 
+from sparse_adam._types import ImplementationName, Rounding, Storage
 from sparse_adam.embedding import on_mesh
-from sparse_adam.embedding.combine import activations_of, gather_batch, parts_of
+from sparse_adam.embedding.combine import activations_of, parts_of
 from sparse_adam.embedding.drawn import drawn
-from sparse_adam.embedding.gradients import check_gradients, warn_of_missing_gradients
+from sparse_adam.embedding.gradients import warn_of_missing_gradients
+from sparse_adam.embedding.inputs import Ragged, Sparse
 from sparse_adam.embedding.invalid import OnInvalidIds, check_if_asked
 from sparse_adam.embedding.optimizer import Optimizer
 from sparse_adam.embedding.placed import filled
 from sparse_adam.embedding.rates import (
     LearningRates,
     rates_now,
-    rates_of_update,
-    tables_by_rate,
 )
 from sparse_adam.embedding.stacks import Stack, Table
 from sparse_adam.embedding.state import EmbeddingState
-from sparse_adam.embedding.step import check_step, next_step, step_at
+from sparse_adam.embedding.step import check_step, step_at
 from sparse_adam.embedding.stored import checked, stacked
 from sparse_adam.embedding.tables import EmbeddingLayout, make_layout
-from sparse_adam.rules import catches_up
+from sparse_adam.embedding.updating import update_tables
+
+_TableState = TypeVar("_TableState", bound=tuple[jax.Array, ...])
+_Ids: TypeAlias = ArrayLike | Ragged | Sparse
 
 
 def init(
     feature_config: Any,
-    optimizer: Optimizer | None,
+    optimizer: Optimizer[_TableState] | None,
     key: jax.Array,
     *,
-    storage: str | None = None,
+    storage: Storage | None = None,
     stack: bool = True,
     mesh: jax.sharding.Mesh | None = None,
     axes: str | Sequence[str] | None = None,
-) -> EmbeddingState:
+) -> EmbeddingState[_TableState]:
     """Makes the tables of `feature_config`, and their slots.
 
     Args:
@@ -105,8 +108,40 @@ def init(
     return EmbeddingState(stacks, layout, step)
 
 
+@overload
 def lookup(
-    state: EmbeddingState,
+    state: EmbeddingState[Any],
+    features: _Ids,
+    weights: Any = None,
+    *,
+    on_invalid_ids: OnInvalidIds = "ignore",
+) -> jax.Array: ...
+@overload
+def lookup(
+    state: EmbeddingState[Any],
+    features: Mapping[str, _Ids],
+    weights: Any = None,
+    *,
+    on_invalid_ids: OnInvalidIds = "ignore",
+) -> dict[str, jax.Array]: ...
+@overload
+def lookup(
+    state: EmbeddingState[Any],
+    features: list[Any],
+    weights: Any = None,
+    *,
+    on_invalid_ids: OnInvalidIds = "ignore",
+) -> list[Any]: ...
+@overload
+def lookup(
+    state: EmbeddingState[Any],
+    features: Any,
+    weights: Any = None,
+    *,
+    on_invalid_ids: OnInvalidIds = "ignore",
+) -> Any: ...
+def lookup(
+    state: EmbeddingState[Any],
     features: Any,
     weights: Any = None,
     *,
@@ -175,17 +210,17 @@ def lookup(
 
 
 def apply_gradients(
-    state: EmbeddingState,
+    state: EmbeddingState[_TableState],
     features: Any,
     activation_gradients: Any,
     weights: Any = None,
     *,
     learning_rates: Mapping[str, ArrayLike] | None = None,
     gradient_scale: ArrayLike | None = None,
-    rounding: str = "nearest",
+    rounding: Rounding = "nearest",
     key: jax.Array | None = None,
-    implementation: str | None = None,
-) -> EmbeddingState:
+    implementation: ImplementationName | None = None,
+) -> EmbeddingState[_TableState]:
     """Updates the rows that `lookup(state, features, weights)` read.
 
     The gradient of a row is the sum over all its occurrences, in all samples of all
@@ -265,86 +300,6 @@ def apply_gradients(
     )
 
 
-def update_tables(
-    state: EmbeddingState,
-    features: Any,
-    activation_gradients: Any,
-    weights: Any,
-    *,
-    learning_rates: Mapping[str, ArrayLike] | None,
-    **options: Any,
-) -> EmbeddingState:
-    """Does what `apply_gradients` says, without its warning.
-
-    Takes the arguments of `apply_gradients`, all of them: `options` are those that
-    `update_stacks` takes.
-    """
-    layout = state.layout
-    rates = rates_of_update(state, learning_rates)
-    parts = parts_of(layout, features, weights)
-    shapes = [part.activations for part in parts]
-    gradients = check_gradients(layout, activation_gradients, shapes)
-
-    def change(stack: Stack, stored: Any, tables: Sequence[Table], how: Any) -> Any:
-        mine = [layout.tables.index(table) for table in tables]
-        own = [i for i, part in enumerate(parts) if part.feature.table in mine]
-        mine_parts, grads = [parts[i] for i in own], [gradients[i] for i in own]
-        if stack.spread is not None:
-            return on_mesh.update(
-                stack,
-                stored,
-                [part.samples for part in mine_parts],
-                [None if x is None else x.reshape(-1, stack.dim) for x in grads],
-                [part.occurrences.num_samples for part in mine_parts],
-                stack.optimizer.options(**how),
-            )
-        batch = gather_batch(mine_parts, grads)
-        return stack.optimizer.update(
-            stored,
-            batch.ids,
-            batch.grads,
-            sample_ids=batch.sample_ids,
-            gains=batch.gains,
-            **how,
-        )
-
-    return update_stacks(state, rates, change, **options)
-
-
-def update_stacks(
-    state: EmbeddingState,
-    rates: Mapping[str, Any],
-    change: Callable[[Stack, Any, Sequence[Table], Any], Any],
-    *,
-    key: jax.Array | None,
-    **options: Any,
-) -> EmbeddingState:
-    """Makes one update for each rate of each trainable stack: one step of the state.
-
-    Args:
-        state: the state before.
-        rates: by table name.
-        change: `(stack, stored, tables, how)`, of the tables of one rate: returns the
-            stack, as it is stored, after their update with the options `how`.
-        key: for stochastic rounding; each update gets its own of it.
-        **options: `gradient_scale`, `rounding` and `implementation`, as in
-            `apply_gradients`.
-    """
-    layout, after = state.layout, next_step(state.step)
-    stacks = list(checked(state.stacks, layout.stacks))
-    for number, stack in enumerate(layout.stacks):
-        if not stack.trainable:
-            continue
-        for rate, tables in tables_by_rate(stack, rates):
-            how = options | {
-                "learning_rate": rate,
-                "key": _key_of(key, layout.tables.index(tables[0])),
-                "step": after if catches_up(stack.optimizer.rule) else None,
-            }
-            stacks[number] = change(stack, stacks[number], tables, how)
-    return EmbeddingState(tuple(stacks), layout, after)
-
-
 def current_learning_rates(state: EmbeddingState) -> LearningRates:
     """Asks for the rates of trainable tables, now, as `apply_gradients` takes them.
 
@@ -375,8 +330,3 @@ def activation_shapes(
 ) -> list[tuple[int, ...]]:
     """Returns the shape of each feature's activations; refuses what `lookup` would."""
     return [part.activations for part in parts_of(layout, features, weights)]
-
-
-def _key_of(key: Any, number: int) -> Any:
-    """Returns an update's own key; what is no key, for its optimizer to refuse."""
-    return jax.random.fold_in(key, number) if isinstance(key, jax.Array) else key

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
+from sparse_adam._types import Storage
 from sparse_adam.embedding.optimizer import PARAMETERS
 from sparse_adam.embedding.placed import filled, layout_of, parts_of
 from sparse_adam.embedding.stacks import Stack, Table
@@ -74,7 +75,7 @@ def from_logical(
     like: EmbeddingState | EmbeddingLayout,
     arrays: Mapping[str, Mapping[str, ArrayLike]],
     *,
-    storage: str | None = None,
+    storage: Storage | None = None,
 ) -> EmbeddingState:
     """Returns a state of these arrays, in the stacks and the storage of another one.
 
@@ -226,7 +227,7 @@ def _replaced(
 def _new_state(
     layout: EmbeddingLayout,
     arrays: Mapping[str, Mapping[str, ArrayLike]],
-    storage: str | None,
+    storage: Storage | None,
 ) -> EmbeddingState:
     """Returns a state of arrays that are all given."""
     stacks = []
@@ -299,11 +300,10 @@ def _of_config(table: Table, given: Mapping[str, ArrayLike]) -> list[jax.Array]:
 
 def _dtypes(table: Table) -> list[np.dtype]:
     """Returns the dtypes of a table's arrays as its configuration says them."""
-    dtypes = [table.config.dtype]
+    own = [table.config.dtype]
     for slot in table.optimizer.rule.slots:
-        per_row = slot.per == "row"
-        dtypes.append(np.dtype(np.float32) if per_row else table.config.slot_dtype)
-    return dtypes
+        own.append(np.float32 if slot.per == "row" else table.config.slot_dtype)
+    return list(map(np.dtype, own))
 
 
 def _known(array: ArrayLike) -> ArrayLike:

@@ -6,12 +6,11 @@ Nothing else in this folder knows which optimizer it drives.
 """
 
 import abc
-import collections
 import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast, overload
 
 import jax
 import jax.core
@@ -19,19 +18,29 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
+from sparse_adam._types import ImplementationName, Rounding, Storage
+from sparse_adam.embedding.slots import (
+    Initializer,
+    first_value,
+    slot_initializer,
+    with_ema,
+)
 from sparse_adam.embedding.step import STEP
 from sparse_adam.ops import dispatch, validate
 from sparse_adam.ops.options import UpdateInputs, UpdateOptions
 from sparse_adam.ops.packed import PackedTable
 from sparse_adam.ops.plan import UpdatePlan
 from sparse_adam.ops.sparse_update import update_state
-from sparse_adam.rules import Slot, UpdateRule, WithEMA, catches_up, check_rule, numbers
+from sparse_adam.rules import UpdateRule, WithEMA, catches_up, check_rule, numbers
 
 PARAMETERS = "parameters"  # what a checkpoint calls the weights, as TensorFlow does
-Initializer: TypeAlias = Callable[..., jax.Array]  # (key, shape, dtype)
 SlotCreationFn: TypeAlias = Callable[
     [jax.Array, Sequence[str], Sequence[Initializer]], dict[str, jax.Array]
 ]
+
+# The state of a table: a named tuple of its weights and slots.
+TableState_co = TypeVar("TableState_co", bound=tuple[jax.Array, ...], covariant=True)
+_Stored = TypeVar("_Stored", bound=tuple[jax.Array, ...] | PackedTable)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +50,12 @@ class _Beyond:
     ema_decay: float | None = dataclasses.field(default=None, kw_only=True)
 
 
-class Optimizer(_Beyond, abc.ABC):
+class Optimizer(_Beyond, abc.ABC, Generic[TableState_co]):
     """A row-wise optimizer of embedding tables; hashable, and equal by value.
 
     A subclass is a frozen dataclass that has the fields below among its own, in the
-    order of its class in TensorFlow, and makes a rule of them.
+    order of its class in TensorFlow, and makes a rule of them. Type checkers know it by
+    the state of its tables, such as `Optimizer[SGDState]`.
 
     Attributes:
         learning_rate: a number; or a function of the step, such as a schedule of
@@ -139,9 +149,9 @@ class Optimizer(_Beyond, abc.ABC):
         """Returns the names of the slots, in their order."""
         return tuple(slot.name for slot in self.rule.slots)
 
-    def state_of(self, arrays: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+    def state_of(self, arrays: Sequence[jax.Array]) -> TableState_co:
         """Returns the table and its slots as the state of this optimizer."""
-        return tuple(arrays)
+        return cast(TableState_co, tuple(arrays))
 
     def named(self, kind: Any, arrays: Sequence[jax.Array]) -> Any:
         """Returns arrays as a named tuple, with a field `ema` for an average.
@@ -150,12 +160,33 @@ class Optimizer(_Beyond, abc.ABC):
             kind: a `NamedTuple` of the table and the slots of `make_rule()`.
             arrays: the table and all slots.
         """
-        return (kind if self.ema_decay is None else _with_ema(kind))(*arrays)
+        return (kind if self.ema_decay is None else with_ema(kind))(*arrays)
 
+    @overload
     def init(
         self,
         table: ArrayLike,
-        storage: str | None = None,
+        storage: Literal["plain"],
+        slot_dtype: DTypeLike = jnp.float32,
+    ) -> TableState_co: ...
+    @overload
+    def init(
+        self,
+        table: ArrayLike,
+        storage: Literal["packed"],
+        slot_dtype: DTypeLike = jnp.float32,
+    ) -> PackedTable: ...
+    @overload
+    def init(
+        self,
+        table: ArrayLike,
+        storage: Storage | None = None,
+        slot_dtype: DTypeLike = jnp.float32,
+    ) -> Any: ...
+    def init(
+        self,
+        table: ArrayLike,
+        storage: Storage | None = None,
         slot_dtype: DTypeLike = jnp.float32,
     ) -> Any:
         """Returns `table` with new slots: the state to train.
@@ -186,7 +217,7 @@ class Optimizer(_Beyond, abc.ABC):
         validate.plain_layout(state, self.rule)
         return state
 
-    def storage(self, dim: int, asked: str | None) -> str:
+    def storage(self, dim: int, asked: str | None) -> Storage:
         """Returns how tables of D=`dim` are stored, "plain" or "packed".
 
         Raises:
@@ -212,7 +243,7 @@ class Optimizer(_Beyond, abc.ABC):
         given: Mapping[str, Any] = {}
         if self.slot_variable_creation_fn is not None:
             create = self.slot_variable_creation_fn
-            initializers = [_initializer(slot, table, slot_dtype) for slot in slots]
+            initializers = [slot_initializer(slot, table, slot_dtype) for slot in slots]
             given = create(table, list(self.slot_names), initializers)
             if not isinstance(given, dict) or set(given) != set(self.slot_names):
                 what = list(given) if isinstance(given, dict) else type(given).__name__
@@ -224,7 +255,7 @@ class Optimizer(_Beyond, abc.ABC):
         for slot in slots:
             shape = table.shape[:1] if slot.per == "row" else table.shape
             if slot.name not in given:
-                made[slot.name] = _first(slot, table, slot_dtype)
+                made[slot.name] = first_value(slot, table, slot_dtype)
             elif np.shape(given[slot.name]) != shape:
                 raise ValueError(
                     f"slot_variable_creation_fn returned {slot.name} of shape "
@@ -237,7 +268,7 @@ class Optimizer(_Beyond, abc.ABC):
 
     def update(
         self,
-        state: Any,
+        state: _Stored,
         ids: ArrayLike,
         grads: ArrayLike,
         *,
@@ -246,11 +277,11 @@ class Optimizer(_Beyond, abc.ABC):
         gains: ArrayLike | None = None,
         plan: UpdatePlan | None = None,
         gradient_scale: ArrayLike | None = None,
-        rounding: str = "nearest",
+        rounding: Rounding = "nearest",
         key: jax.Array | None = None,
-        implementation: str | None = None,
+        implementation: ImplementationName | None = None,
         step: ArrayLike | None = None,
-    ) -> Any:
+    ) -> _Stored:
         """Returns the state after one `sparse_update` with these parameters.
 
         Args:
@@ -285,8 +316,10 @@ class Optimizer(_Beyond, abc.ABC):
             step=step,
         )
         inputs = UpdateInputs(ids, grads, sample_ids, gains, plan)
-        new = update_state(state, inputs, self.rule, options)
-        return new if isinstance(new, PackedTable) else self.state_of(new)
+        new: Any = update_state(state, inputs, self.rule, options)
+        if not isinstance(new, PackedTable):
+            new = self.state_of(new)
+        return cast(_Stored, new)
 
     def options(self, **of_this_update: Any) -> UpdateOptions:
         """Returns the options of an update: the optimizer's, and those of the call."""
@@ -349,33 +382,3 @@ def is_traced() -> bool:
 def _nothing() -> jax.Array:
     """Returns a number. A compiled call is the cheapest way to ask JAX for one."""
     return jnp.zeros((), jnp.int32)
-
-
-def _first(slot: Slot, table: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """Returns what a slot begins with, spread over devices as the table is."""
-    if slot.initial == "weights":
-        return jnp.array(table, dtype, copy=True)
-    if slot.per == "row":
-        return jnp.full_like(table[:, 0], slot.initial, jnp.float32)
-    return jnp.full_like(table, slot.initial, dtype)
-
-
-def _initializer(slot: Slot, table: jax.Array, default_dtype: DTypeLike) -> Initializer:
-    """Returns an initializer of a slot: `(key, shape, dtype) -> array`."""
-
-    def initialize(
-        key: Any, shape: Sequence[int], dtype: DTypeLike = default_dtype
-    ) -> jax.Array:
-        del key
-        if slot.initial == "weights":
-            return jnp.array(table, dtype, copy=True)
-        return jnp.full(shape, slot.initial, dtype)
-
-    return initialize
-
-
-@functools.cache
-def _with_ema(kind: Any) -> Any:
-    """Returns the named tuple `kind` with one field more: one class for each."""
-    fields = (*kind._fields, "ema")
-    return collections.namedtuple(f"{kind.__name__}WithEMA", fields)

@@ -32,7 +32,7 @@ class SGDState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class SGD(Optimizer):
+class SGD(Optimizer[SGDState]):
     """Stochastic gradient descent on the rows that were looked up.
 
     See `SGDRule` for the maths and `Optimizer` for the arguments.
@@ -78,7 +78,7 @@ class AdagradState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Adagrad(Optimizer):
+class Adagrad(Optimizer[AdagradState]):
     """Adagrad on the rows that were looked up.
 
     See `AdagradRule` for the maths and `Optimizer` for the arguments that all share.
@@ -121,7 +121,7 @@ class AdagradMomentumState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class AdagradMomentum(Optimizer):
+class AdagradMomentum(Optimizer[AdagradMomentumState]):
     """Adagrad with momentum on the rows that were looked up.
 
     See `AdagradMomentumRule` for the maths and for `momentum`, `use_nesterov`,
@@ -168,7 +168,7 @@ class FTRLState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class FTRL(Optimizer):
+class FTRL(Optimizer[FTRLState]):
     """Follow the regularized leader on the rows that were looked up.
 
     See `FTRLRule` for the maths and for `learning_rate_power` and the regularization,
@@ -224,7 +224,7 @@ class RowWiseAdagradState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class RowWiseAdagrad(Optimizer):
+class RowWiseAdagrad(Optimizer[RowWiseAdagradState]):
     """Adagrad with one number for each row, the optimizer with the smallest slots.
 
     See `RowWiseAdagradRule` for the maths and `Optimizer` for the arguments that all
@@ -262,7 +262,7 @@ class RowWiseAdagrad(Optimizer):
 
 
 @dataclasses.dataclass(frozen=True)
-class RuleOptimizer(Optimizer):
+class RuleOptimizer(Optimizer[tuple[jax.Array, ...]]):
     """An optimizer of any update rule, one of a user's own too.
 
     Its state is a tuple of the table and the slots in the order of the rule.

@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
 
+from sparse_adam.embedding.optimizer import TableState_co
 from sparse_adam.embedding.stacks import Stack
 from sparse_adam.embedding.step import check_step
 from sparse_adam.embedding.stored import checked, table_arrays, table_weights
@@ -22,11 +23,12 @@ _Value = TypeVar("_Value")
     meta_fields=("layout",),
 )
 @dataclasses.dataclass(frozen=True)
-class EmbeddingState:
+class EmbeddingState(Generic[TableState_co]):
     """Tables with their slots: a pytree of arrays.
 
     It checkpoints, shards, scans and donates like any other. Its arrays are those of
-    stacks; `table`, `slots`, `tables` and `to_logical` give those of tables.
+    stacks; `table`, `slots`, `tables` and `to_logical` give those of tables. Type
+    checkers take all tables for those of the optimizer that `init` was given.
 
     Attributes:
         stacks: of each stack of the layout the optimizer's state: for `Adam` an
@@ -72,13 +74,13 @@ class EmbeddingState:
         return dict(zip(stack.array_names[1:], arrays[1:], strict=True))
 
     @property
-    def tables(self) -> Mapping[str, Any]:
+    def tables(self) -> Mapping[Any, TableState_co]:
         """The optimizer's state of each table by name, such as an `AdamState`.
 
         Arrays `[V, D]`, cut out of the stacks when a table is asked for.
         """
 
-        def state_of(name: str) -> Any:
+        def state_of(name: str) -> TableState_co:
             stored, stack, place = self._stored(name)
             return stack.optimizer.state_of(table_arrays(stored, stack, place))
 

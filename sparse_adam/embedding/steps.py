@@ -9,11 +9,13 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
+from sparse_adam._types import ImplementationName, Rounding
 from sparse_adam.embedding import functional
 from sparse_adam.embedding.rates import LearningRates
 from sparse_adam.embedding.serving import serving_embedding_lookup
 from sparse_adam.embedding.state import EmbeddingState
 from sparse_adam.embedding.tables import EmbeddingLayout
+from sparse_adam.embedding.updating import update_tables
 from sparse_adam.rules import numbers
 
 lookup = jax.jit(functional.lookup)
@@ -28,11 +30,11 @@ def update(
     change: "Update",
     noise: jax.Array | None,
     *,
-    rounding: str,
-    implementation: str | None,
+    rounding: Rounding,
+    implementation: ImplementationName | None,
 ) -> EmbeddingState:
     """Updates the tables; `noise` is the key whose children are those of the steps."""
-    return functional.update_tables(
+    return update_tables(
         state,
         change.features,
         change.gradients,

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
+from sparse_adam._types import ImplementationName, Rounding, Storage
 from sparse_adam.embedding import functional, on_mesh, steps
 from sparse_adam.embedding.config import TableConfig, is_int
 from sparse_adam.embedding.exclusive import exclusive
@@ -104,13 +105,13 @@ class TPUEmbedding:
         pipeline_execution_with_tensor_core: bool = False,
         *,
         batch_size: int | None = None,
-        storage: str | None = None,
+        storage: Storage | None = None,
         stack: bool = True,
-        rounding: str = "nearest",
+        rounding: Rounding = "nearest",
         mesh: jax.sharding.Mesh | None = None,
         axes: str | Sequence[str] | None = None,
         seed: int = 0,
-        implementation: str | None = None,
+        implementation: ImplementationName | None = None,
         on_invalid_ids: OnInvalidIds = "ignore",
     ) -> None:
         self._on_invalid_ids: OnInvalidIds = check_argument(on_invalid_ids)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
+from sparse_adam._types import ImplementationName, Storage
 from sparse_adam.kernels import chips, cpu, sparsecore, sweep, tensorcore
 from sparse_adam.kernels.layout import MAX_DIM
 from sparse_adam.kernels.spec import SortedBatch, State, StepScalars, UpdateSpec
@@ -35,7 +36,7 @@ class Implementation:
         config: the class of its block sizes, if it has any.
     """
 
-    name: str
+    name: ImplementationName
     update: Callable[..., State]
     unsupported: Callable[[UpdateSpec], str | None]
     native_to: str | None
@@ -85,7 +86,7 @@ IMPLEMENTATIONS = (
     ),
     Implementation("xla", xla.xla_update, xla.unsupported, None),
 )
-NAMES = tuple(i.name for i in IMPLEMENTATIONS)
+NAMES: tuple[ImplementationName, ...] = tuple(i.name for i in IMPLEMENTATIONS)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -230,7 +231,7 @@ def _crossover(spec: UpdateSpec, rows: Implementation) -> float:
     return sweep.crossover(spec, rows.name)
 
 
-def _owner(config: Config, implementation: str | None) -> str:
+def _owner(config: Config, implementation: str | None) -> ImplementationName:
     for one in IMPLEMENTATIONS:
         if one.config is type(config):
             if implementation in (None, one.name):
@@ -242,7 +243,7 @@ def _owner(config: Config, implementation: str | None) -> str:
     raise TypeError(f"{config=} must be the Config of one of the kernels, or None")
 
 
-def storage(dim: int, asked_for: str | None = None) -> str:
+def storage(dim: int, asked_for: str | None = None) -> Storage:
     """Returns which storage a table is to have: "packed" on a TPU, else "plain".
 
     On a TPU a packed row is one DMA in and one out instead of three and three, on
@@ -255,9 +256,9 @@ def storage(dim: int, asked_for: str | None = None) -> str:
     if asked_for is None:
         on_tpu = chips.in_scope() is not chips.UNKNOWN
         return "packed" if on_tpu and dim <= MAX_DIM else "plain"
-    if asked_for not in ("plain", "packed"):
-        raise ValueError(f"storage={asked_for!r} must be None, 'plain' or 'packed'")
-    return asked_for
+    if asked_for == "plain" or asked_for == "packed":
+        return asked_for
+    raise ValueError(f"storage={asked_for!r} must be None, 'plain' or 'packed'")
 
 
 def explain(spec: UpdateSpec, chosen: Choices, here: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from sparse_adam._types import ImplementationName, Rounding
 from sparse_adam.kernels.layout import Layout
 from sparse_adam.kernels.spec import StepScalars
 from sparse_adam.ops.integers import to_array
@@ -59,9 +60,9 @@ class UpdateOptions:
     multiply_weight_decay_factor_by_learning_rate: bool | None = None
     clipvalue: Any = None
     gradient_scale: Any = None
-    rounding: str = "nearest"
+    rounding: Rounding = "nearest"
     key: jax.Array | None = None
-    implementation: str | None = None
+    implementation: ImplementationName | None = None
     config: Any = None
     step: Any = None
 

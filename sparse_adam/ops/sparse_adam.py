@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
+from sparse_adam._types import ImplementationName, Rounding
 from sparse_adam.ops.dispatch import Config
 from sparse_adam.ops.options import UpdateInputs, UpdateOptions
 from sparse_adam.ops.packed import PackedTable
@@ -48,9 +49,9 @@ def sparse_adam_update(
     gains: ArrayLike | None = None,
     plan: UpdatePlan | None = None,
     gradient_scale: ArrayLike | None = None,
-    rounding: str = "nearest",
+    rounding: Rounding = "nearest",
     key: jax.Array | None = None,
-    implementation: str | None = None,
+    implementation: ImplementationName | None = None,
     config: Config | None = None,
     sharding: NamedSharding | PartitionSpec | None = None,
 ) -> AdamState:
@@ -198,9 +199,9 @@ def packed_adam_update(
     gains: ArrayLike | None = None,
     plan: UpdatePlan | None = None,
     gradient_scale: ArrayLike | None = None,
-    rounding: str = "nearest",
+    rounding: Rounding = "nearest",
     key: jax.Array | None = None,
-    implementation: str | None = None,
+    implementation: ImplementationName | None = None,
     config: Config | None = None,
     sharding: NamedSharding | PartitionSpec | None = None,
 ) -> PackedTable:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
+from sparse_adam._types import ImplementationName, Rounding
 from sparse_adam.kernels.spec import State
 from sparse_adam.ops import dispatch, validate
 from sparse_adam.ops.options import UpdateInputs, UpdateOptions
@@ -39,9 +40,9 @@ def sparse_update(
     sample_ids: ArrayLike | None = None,
     gains: ArrayLike | None = None,
     plan: UpdatePlan | None = None,
-    rounding: str = "nearest",
+    rounding: Rounding = "nearest",
     key: jax.Array | None = None,
-    implementation: str | None = None,
+    implementation: ImplementationName | None = None,
     config: dispatch.Config | None = None,
     sharding: NamedSharding | PartitionSpec | None = None,
     step: ArrayLike | None = None,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -215,7 +216,7 @@ def test_state_is_a_plain_pytree():
     assert jax.tree.structure(state) == jax.tree.structure(again)
 
 
-def big_model(num_rows=50_000, combiner="mean"):
+def big_model(num_rows=50_000, combiner: Any = "mean"):
     table = TableConfig(num_rows, 8, combiner=combiner, name="big")
     config = {"a": FeatureConfig(table), "b": FeatureConfig(table)}
     state = init(config, Adam(0.1), KEY)
@@ -296,7 +297,7 @@ def test_implementation_is_passed_on():
     state = init(FeatureConfig(table), Adam(0.1), KEY)
     ids, gradient = jnp.array([[1, 3], [1, -1]]), jnp.ones((2, 128))
     with pytest.raises(ValueError, match="implementation='no' must be None or one of"):
-        apply_gradients(state, ids, gradient, implementation="no")
+        apply_gradients(state, ids, gradient, implementation=cast(Any, "no"))
     got, want = (
         apply_gradients(state, ids, gradient, implementation=name)
         for name in ("tensorcore", "xla")

@@ -31,7 +31,7 @@ def one_to_eight(key, shape, dtype):
     return jnp.arange(1, 9, dtype=dtype).reshape(shape)
 
 
-def state_of(combiner="mean", **options):
+def state_of(combiner: Any = "mean", **options):
     """One feature of the table [[1, 2], [3, 4], [5, 6], [7, 8]]."""
     table = TableConfig(4, 2, one_to_eight, combiner=combiner, name="t")
     config = FeatureConfig(table, name="f", **options)

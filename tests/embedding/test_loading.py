@@ -1,5 +1,6 @@
 """Batches of data loaders, and batches of every size in few shapes."""
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -138,7 +139,7 @@ def batch_of(rng: Any, size: int = 16) -> tuple[Any, Any]:
     weights = [rng.random(n).tolist() for n in lengths]
     places = [[b, k] for b, row in enumerate(rows) for k in range(len(row))]
     places.append([0, 10])  # of no sample: outside of the shape
-    shape, flat = (size, 10), [*sum(rows, []), 5]
+    shape, flat = (size, 10), [*itertools.chain(*rows), 5]
     padded = np.full((size, 9), -1)
     for b, row in enumerate(rows):
         padded[b, : len(row)] = row

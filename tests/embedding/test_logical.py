@@ -1,5 +1,7 @@
 """Computing with whole states: the same numbers from plain and from packed tables."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,7 @@ from sparse_adam.embedding import (
 from tests.embedding.test_tpu_embedding import CONFIG, assert_same, batch
 
 
-def state(seed, storage="plain"):
+def state(seed, storage: Any = "plain"):
     return init(CONFIG, Adam(0.1), jax.random.key(seed), storage=storage)
 
 

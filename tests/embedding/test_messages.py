@@ -50,7 +50,9 @@ def with_ids(ids):
     ("use", "error", "text"),
     [
         (
-            lambda: Adam().update(jnp.ones((6, 2)), jnp.array([1]), jnp.ones((1, 2))),
+            lambda: Adam().update(
+                cast(Any, jnp.ones((6, 2))), jnp.array([1]), jnp.ones((1, 2))
+            ),
             TypeError,
             r"state is ArrayImpl of the shape \(6, 2\); .*Adam\(\.\.\.\).init\(table\)",
         ),

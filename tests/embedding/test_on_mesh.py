@@ -86,7 +86,7 @@ def step(state: EmbeddingState, features: Any) -> Any:
 
 
 def start(
-    storage: str, mesh: Any = None, axes: Any = None, names: Any = None
+    storage: Any, mesh: Any = None, axes: Any = None, names: Any = None
 ) -> EmbeddingState:
     """The tables of some features, or of all."""
     key, optimizer = jax.random.key(0), Adagrad(0.1, initial_accumulator_value=0.5)

@@ -1,6 +1,7 @@
 """Packed tables behind the embedding API: nobody outside can tell."""
 
 import dataclasses
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -31,15 +32,16 @@ from tests.embedding.test_tpu_embedding import (
 
 
 def test_storage_is_chosen_and_can_be_asked_for():
-    for storage, kind in (
+    kinds: Any = (
         (None, AdamState),  # no TPU here
         ("plain", AdamState),
         ("packed", PackedTable),
-    ):
+    )
+    for storage, kind in kinds:
         state = init(CONFIG, Adam(), KEY, storage=storage)
         assert all(isinstance(table, kind) for table in state.stacks)
     with pytest.raises(ValueError, match="storage='dense' must be None, 'plain' or"):
-        init(CONFIG, Adam(), KEY, storage="dense")
+        init(CONFIG, Adam(), KEY, storage=cast(Any, "dense"))
 
 
 def test_both_look_up_and_learn_the_same():
@@ -99,7 +101,7 @@ TABLE = TableConfig(512, 8, combiner="sum", name="item")
 IDS, GRADIENT = jnp.array([100, 3]), jnp.ones((2, 8))
 
 
-def item_state(storage="plain", rows=512, optimizer=None):
+def item_state(storage: Any = "plain", rows=512, optimizer=None):
     table = dataclasses.replace(TABLE, vocabulary_size=rows)
     return init(FeatureConfig(table), optimizer or Adam(0.1), KEY, storage=storage)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sparse_adam import PackedTable, sparse_update
+from sparse_adam._types import ImplementationName
 from sparse_adam.ops import dispatch
 from sparse_adam.rules import initial_slots
 
@@ -47,7 +48,7 @@ def expected(
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize(("storage", "dim"), [("plain", 128), ("packed", 32)])
 def test_runs_on_every_implementation(
-    implementation: str, storage: str, dim: int
+    implementation: ImplementationName, storage: str, dim: int
 ) -> None:
     rule = rule_of_the_page()(decay=float(DECAY), epsilon=float(EPSILON))
     rng = np.random.default_rng(0)
