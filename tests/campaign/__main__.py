@@ -105,7 +105,7 @@ def run_group(record: Record, progress: Progress, seed: int, wait: float) -> lis
 @contextlib.contextmanager
 def ended_after(seconds: float) -> Iterator[None]:
     """Ends the process, and says where it was, if the block takes longer."""
-    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
     try:
         yield
     finally:

@@ -161,6 +161,10 @@ def test_a_bad_batch_is_refused_by_enqueue(pipelined):
 def test_an_update_under_way_is_made_before_a_state_is_taken_or_given():
     embedding = built(pipeline_execution_with_tensor_core=True)
     train(embedding, 0)
+    state = init(CONFIG, Adam(0.1), KEY)
+    _, update = step(state, 0)
+    assert_same(embedding.state, apply_gradients(state, *update))
+    train(embedding, 0)
     given = init(CONFIG, Adam(0.1), jax.random.key(9))
     kept = jax.tree.map(np.array, given)
     embedding.state = given

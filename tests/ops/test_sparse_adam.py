@@ -125,10 +125,10 @@ def test_gradients_of_padding_are_ignored(way):
 @each_way
 def test_a_sample_out_of_range_adds_zero(way: Way):
     state, ids, grads, weights = way.arrays("zipf", weighted=True)
-    ids[:3], weights["sample_ids"][:3] = (5, 6, 6), (-1, len(grads), 0)
+    ids[:3], weights["sample_ids"][:3] = (5, 6, 6), (-1, len(grads), 1)
     ids[3:][np.isin(ids[3:], (5, 6))] = 7
-    weights["sample_ids"][3:] = 1
-    grads[2:] = np.nan
+    weights["sample_ids"][3:] = 2
+    grads[0] = grads[3:] = np.nan  # also where -1 and B might point
     new = way(*state, ids, grads, **weights)
     expected = reference.sparse_adam_update(*state, ids, grads, **weights)
     helpers.assert_close_states(new, state, expected)
