@@ -3,6 +3,7 @@
 All of this runs on the host, before a batch reaches compiled code.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,8 +80,7 @@ def pad_to_buckets(
 row_splits=array([0, 3, 4], dtype=int32))
     """
     if buckets is not None and (
-        not len(buckets)
-        or any(a >= b for a, b in zip(buckets, buckets[1:], strict=False))
+        not len(buckets) or any(a >= b for a, b in itertools.pairwise(buckets))
     ):
         raise ValueError(f"{buckets=} must be sizes in ascending order, or None")
 
