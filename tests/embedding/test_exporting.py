@@ -197,6 +197,24 @@ def test_a_named_cpu_kernel_is_exported_for_programs_that_have_it() -> None:
         np.testing.assert_array_equal(new, expected)
 
 
+def test_the_states_of_all_optimizers_are_registered() -> None:
+    modules = [x for name, x in sys.modules.items() if "sparse_adam.embedding." in name]
+    kinds = {x for module in modules for x in vars(module).values() if is_state(x)}
+    assert len(kinds) >= 8
+    for kind in kinds:
+        with pytest.raises(ValueError, match="Duplicate serialization registration"):
+            export.register_namedtuple_serialization(kind, serialized_name="another")
+
+
+def is_state(value: Any) -> bool:
+    return (
+        isinstance(value, type)
+        and issubclass(value, tuple)
+        and hasattr(value, "_fields")
+        and value.__name__.endswith("State")
+    )
+
+
 def test_the_types_of_the_package_are_written() -> None:
     packed = PackedTable.pack(jnp.ones((9, 4), jnp.bfloat16), jnp.ones((9, 4)))
     ragged = Ragged(jnp.array([1, 2]), jnp.array([0, 2]))

@@ -1,6 +1,5 @@
 """Batches of data loaders, and batches of every size in few shapes."""
 
-import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -102,7 +101,8 @@ def test_what_does_not_fit_is_refused(ids, text):
 
 
 def test_ragged_and_sparse_tensors_of_other_packages():
-    values, splits = WithArray(np.array([7, 1, 2])), WithArray(np.array([0, 1, 3]))
+    values: Any = WithArray(np.array([7, 1, 2]))
+    splits: Any = WithArray(np.array([0, 1, 3]))
     of_tensorflow = SimpleNamespace(values=values, row_splits=splits, ragged_rank=1)
     of_torch = SimpleNamespace(values=lambda: values, offsets=lambda: splits)
     for given in (of_tensorflow, of_torch, Ragged(values, splits)):
@@ -139,7 +139,7 @@ def batch_of(rng: Any, size: int = 16) -> tuple[Any, Any]:
     weights = [rng.random(n).tolist() for n in lengths]
     places = [[b, k] for b, row in enumerate(rows) for k in range(len(row))]
     places.append([0, 10])  # of no sample: outside of the shape
-    shape, flat = (size, 10), [*itertools.chain(*rows), 5]
+    shape, flat = (size, 10), [*(i for row in rows for i in row), 5]
     padded = np.full((size, 9), -1)
     for b, row in enumerate(rows):
         padded[b, : len(row)] = row
@@ -172,9 +172,9 @@ def test_buckets_change_no_bit_and_compile_few_programs():
         shapes.add(ids["ragged"].values.shape)
         activations, new = step(state, pad_to_buckets(ids), pad_to_buckets(weights))
         if number % 15 == 0:
-            expected = lookup(state, ids, weights)
+            expected = jax.jit(lookup)(state, ids, weights)
             jax.tree.map(np.testing.assert_array_equal, activations, expected)
-            own = apply_gradients(state, ids, expected, weights)
+            own = jax.jit(apply_gradients)(state, ids, expected, weights)
             jax.tree.map(np.testing.assert_array_equal, new.stacks, own.stacks)
     assert (len(shapes), len(programs)) == (19, 6)
 
@@ -198,7 +198,8 @@ def test_samples_are_filled_up_with_such_as_have_no_ids():
     state = init(CONFIG, Adam(0.1), jax.random.key(0))
     ids, weights = batch_of(np.random.default_rng(1), 5)
     full, own = (pad_to_buckets(x, num_samples=8) for x in (ids, weights))
-    found, expected = lookup(state, full, own), lookup(state, ids, weights)
+    look_up = jax.jit(lookup)
+    found, expected = look_up(state, full, own), look_up(state, ids, weights)
     for name, activations in found.items():
         assert activations.shape[0] == 8
         np.testing.assert_array_equal(activations[:5], expected[name])
