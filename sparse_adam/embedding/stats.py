@@ -110,9 +110,9 @@ def _counted(stack: Stack, parts: Sequence[Part]) -> Counts:
     )
 
 
-def _counted_here(stack: Stack, ids: Sequence[jax.Array]) -> Counts:
-    """Counts by one sort of all ids, `[N]` rows of the stack, -1 for none."""
-    ids = lax.sort(jnp.concatenate(ids))
+def _counted_here(stack: Stack, parts: Sequence[jax.Array]) -> Counts:
+    """Counts by one sort of all ids, rows of the stack or -1 for none."""
+    ids = lax.sort(jnp.concatenate(parts))
     position = lax.iota(jnp.int32, ids.size)
     starts = jnp.append(jnp.ones((1,), bool), ids[1:] != ids[:-1])[: ids.size]
     length = position - lax.cummax(jnp.where(starts, position, 0)) + 1

@@ -87,7 +87,7 @@ def _lines(stack: Stack, stored: Any, route: SampleRoute | None) -> Iterator[str
     count, row = stack.spread.count, stack.dim * 4
     travel = Travel(route.rows.unique.places.size // count, count, stack.dim)
     weights = stack.dim * layout_of(stack, stored).dtypes[0].itemsize
-    yield f"{names}: {travel.ids}"
+    yield f"{names}: {travel.ids}, routed (docs/routing.md)"
     yield f"  route: {travel.route}"
     yield f"  lookup: up to {travel.num_ids:,} rows, {travel.num_ids * weights:,} bytes"
     if not stack.trainable:

@@ -20,8 +20,8 @@ def explain(*args: Any, **kwargs: Any) -> str:
     Takes the arguments of `sparse_adam_update`, `packed_adam_update` or
     `sparse_update`, as arrays or as `jax.ShapeDtypeStruct`s, traces the call and runs
     nothing. The platform of the mesh in scope, or JAX's default one, leads. Of a table
-    that is spread over devices it tells what one of them does, and how the batch travels
-    if it is routed: by which collectives, how many bytes, in how many rounds.
+    that is spread over devices it tells what one of them does, and how the batch
+    travels if it is routed: by which collectives, how many bytes, in how many rounds.
 
     Raises:
         TypeError: as the update would.
@@ -79,7 +79,7 @@ def _lines(
     if routed is None:
         return
     travel, by_samples = _travel(routed, spec)
-    yield f"  the batch is routed: {travel.ids}"
+    yield f"  the batch is routed: {travel.ids} (docs/routing.md)"
     yield f"  route: {travel.route}"
     yield travel.update
     if by_samples:

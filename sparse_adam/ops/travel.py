@@ -13,32 +13,31 @@ class Travel(NamedTuple):
 
     Attributes:
         num_ids: N.
-        count: n.
+        num_devices: n.
         dim: D.
     """
 
     num_ids: int
-    count: int
+    num_devices: int
     dim: int
 
     @property
     def quota(self) -> Quota:
         """Returns what travels in a round."""
-        return default_quota(self.num_ids, self.count)
+        return default_quota(self.num_ids, self.num_devices)
 
     @property
     def ids(self) -> str:
         """Says how many there are."""
-        return (
-            f"{self.num_ids:,} ids on each of {self.count} devices, routed "
-            "(docs/routing.md)"
-        )
+        return f"{self.num_ids:,} ids on each of {self.num_devices} devices"
 
     @property
     def route(self) -> str:
         """Says what a device receives when ids are sent to the owners of rows."""
-        words = 4 * self.count * message_words(self.quota)
-        return f"one all-to-all of {words:,} bytes and one of {4 * self.count} bytes"
+        words = 4 * self.num_devices * message_words(self.quota)
+        return (
+            f"one all-to-all of {words:,} bytes and one of {4 * self.num_devices} bytes"
+        )
 
     @property
     def update(self) -> str:

@@ -42,6 +42,7 @@ def test_norm_and_counts_are_those_of_one_device(kind):
         start("plain", mesh(kind, kind), None, names),
     )
     one_device, spread = jax.jit(summed), jax.jit(summed)
+    batch: Any = {}
     for seed, drawn in enumerate(("zipf", "padded")):
         batch = {name: features(drawn, seed)[name] for name in names}
         check(spread(many, batch), one_device(one, batch))

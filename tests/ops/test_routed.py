@@ -249,7 +249,7 @@ def test_explain_tells_how_a_batch_travels():
     state, (ids, grads) = initial(), draw("uniform")
     words = explain(*map(spread, state), spread(ids), spread(grads))
     assert words.endswith(
-        "  the batch is routed: 96 ids on each of 8 devices, routed (docs/routing.md)\n"
+        "  the batch is routed: 96 ids on each of 8 devices (docs/routing.md)\n"
         "  route: one all-to-all of 3,136 bytes and one of 32 bytes\n"
         "  update: up to 155 summed gradients, 19,840 bytes, in a round\n"
         "  one round, if no device is asked for more than 155 rows, by one for 96\n"
