@@ -11,7 +11,8 @@ from jax.typing import ArrayLike
 from sparse_adam._types import ImplementationName, Rounding
 from sparse_adam.embedding import on_mesh
 from sparse_adam.embedding.combine import UpdateBatch
-from sparse_adam.embedding.gradients import batches_of_stacks
+from sparse_adam.embedding.gradients import gradients_of_stacks, whole_batch
+from sparse_adam.embedding.on_mesh import check_whole_batch
 from sparse_adam.embedding.rates import rates_of_update
 from sparse_adam.embedding.stacks import Stack, Table
 from sparse_adam.embedding.state import EmbeddingState
@@ -50,7 +51,9 @@ def row_gradients(
     `apply_gradients(state, features, gradients)`, but takes more memory and time: each
     id gets a row, `[ids, D]` of a stack, twice. So use it where rows are transformed
     one by one or summed over several batches (`join_row_gradients`), and
-    `gradient_scale` to scale all.
+    `gradient_scale` to scale all. Of tables that are spread over a mesh every device
+    gets the whole batch, and all that is returned: `gradient_norm` and
+    `apply_gradients` send each device its part.
 
     Args:
         state: from `init` or from an update.
@@ -82,14 +85,15 @@ def row_gradients(
     """
     layout = state.layout
     found: dict[str, RowGradients] = {}
-    for stack, parts, batch in batches_of_stacks(
-        "row_gradients", layout, features, activation_gradients, weights
+    check_whole_batch(layout.stacks, "row_gradients")
+    for stack, parts, gradients in gradients_of_stacks(
+        layout, features, activation_gradients, weights
     ):
         sizes = dict.fromkeys(layout.places, 0)
         for part in parts:
             name = layout.tables[part.feature.table].name
             sizes[name] += part.samples.ids.shape[0]
-        found |= _by_table(stack, batch, sizes)
+        found |= _by_table(stack, whole_batch(parts, gradients), sizes)
     return {t.name: found[t.name] for t in layout.tables if t.trainable}
 
 

@@ -1,6 +1,6 @@
 """The first weights of tables, drawn by parts on the devices that will have them."""
 
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.core
@@ -96,7 +96,8 @@ def _evaluated(jaxpr: Any, consts: Any, arguments: Any, zero: jax.Array) -> list
 
     def value(x: Any) -> Any:
         if isinstance(x, jex.core.Literal):
-            return _apart(jnp.asarray(x.val, cast(Any, x.aval).dtype), zero)
+            aval: Any = x.aval
+            return _apart(jnp.asarray(x.val, aval.dtype), zero)
         return values[x]
 
     for eqn in jaxpr.eqns:

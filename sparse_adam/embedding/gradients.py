@@ -10,7 +10,6 @@ import numpy as np
 
 from sparse_adam.embedding.combine import Part, UpdateBatch, gather_batch, parts_of
 from sparse_adam.embedding.inputs import as_array
-from sparse_adam.embedding.on_mesh import check_whole_batch
 from sparse_adam.embedding.stacks import Stack
 from sparse_adam.embedding.tables import EmbeddingLayout
 from sparse_adam.ops.shards import everywhere
@@ -70,15 +69,12 @@ def warn_of_missing_gradients(
             )
 
 
-def batches_of_stacks(
-    function: str, layout: EmbeddingLayout, features: Any, gradients: Any, weights: Any
-) -> Iterator[tuple[Stack, list[Part], UpdateBatch]]:
-    """Yields each trainable stack, its features, and all their ids and gradients.
-
-    The arrays of a batch are whole on every device.
+def gradients_of_stacks(
+    layout: EmbeddingLayout, features: Any, gradients: Any, weights: Any
+) -> Iterator[tuple[Stack, list[Part], list[Any]]]:
+    """Yields each trainable stack, its features, and the gradient of each, or None.
 
     Args:
-        function: the name of the caller, for messages.
         layout: of the features.
         features: as in `lookup`.
         gradients: by the activations; None counts as zeros.
@@ -86,10 +82,8 @@ def batches_of_stacks(
 
     Raises:
         TypeError: ids or gradients are of a wrong kind.
-        ValueError: another structure, or shapes that do not fit; or this is traced in a
-            `jax.shard_map` over the axes of a stack.
+        ValueError: another structure, or shapes that do not fit.
     """
-    check_whole_batch(layout.stacks, function)
     parts = parts_of(layout, features, weights)
     shapes = [part.activations for part in parts]
     gradients = check_gradients(layout, gradients, shapes)
@@ -97,6 +91,9 @@ def batches_of_stacks(
         if not stack.trainable:
             continue
         own = [i for i, part in enumerate(parts) if part.stack == number]
-        mine = [parts[i] for i in own]
-        batch = gather_batch(mine, [gradients[i] for i in own])
-        yield stack, mine, everywhere(batch)
+        yield stack, [parts[i] for i in own], [gradients[i] for i in own]
+
+
+def whole_batch(parts: Sequence[Part], gradients: Sequence[Any]) -> UpdateBatch:
+    """Returns all ids and gradients of features of a stack, whole on every device."""
+    return everywhere(gather_batch(parts, gradients))

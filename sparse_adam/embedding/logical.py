@@ -300,10 +300,11 @@ def _of_config(table: Table, given: Mapping[str, ArrayLike]) -> list[jax.Array]:
 
 def _dtypes(table: Table) -> list[np.dtype]:
     """Returns the dtypes of a table's arrays as its configuration says them."""
-    own = [table.config.dtype]
+    dtypes = [np.dtype(table.config.dtype)]
     for slot in table.optimizer.rule.slots:
-        own.append(np.float32 if slot.per == "row" else table.config.slot_dtype)
-    return list(map(np.dtype, own))
+        per_row = slot.per == "row"
+        dtypes.append(np.dtype(np.float32 if per_row else table.config.slot_dtype))
+    return dtypes
 
 
 def _known(array: ArrayLike) -> ArrayLike:

@@ -1,15 +1,18 @@
 """The norm of what the tables of a state would get."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sparse_adam.embedding.combine import UpdateBatch
-from sparse_adam.embedding.gradients import batches_of_stacks
+from sparse_adam.embedding.combine import Part, UpdateBatch
+from sparse_adam.embedding.gradients import gradients_of_stacks, whole_batch
+from sparse_adam.embedding.stacks import Stack
 from sparse_adam.embedding.state import EmbeddingState
 from sparse_adam.ops.routing.unique import sort_pairs
+from sparse_adam.ops.spread_sums import sum_of_squares
 
 _CHUNK = 8192  # ids whose gradients are expanded at a time
 
@@ -35,7 +38,9 @@ def gradient_norm(
     table that is not trainable adds nothing.
 
     It takes one sort of the ids of each stack, and expands the gradients of 8192 ids
-    at a time, so that nothing of the size `[ids, D]` is made.
+    at a time, so that nothing of the size `[ids, D]` is made. Of tables that are spread
+    over a mesh, the owner of each row sums what devices have for it, as in
+    `apply_gradients`; within `jax.shard_map` each passes its own samples.
 
     Args:
         state: from `init` or from an update.
@@ -48,8 +53,7 @@ def gradient_norm(
 
     Raises:
         TypeError: ids or gradients are of a wrong kind.
-        ValueError: another structure, or shapes that do not fit; within `jax.shard_map`
-            over the devices of the state.
+        ValueError: another structure, or shapes that do not fit.
 
     Example:
         >>> import jax
@@ -60,11 +64,25 @@ def gradient_norm(
         >>> print(gradient_norm(state, jnp.array([1, 1, 3]), gradients))
         5.0
     """
-    batches = batches_of_stacks(
-        "gradient_norm", state.layout, features, activation_gradients, weights
-    )
-    squares = [_sum_of_squares(batch, stack.num_rows) for stack, _, batch in batches]
+    given = gradients_of_stacks(state.layout, features, activation_gradients, weights)
+    squares = [_of_stack(*own) for own in given]
     return jnp.sqrt(sum(squares, jnp.float32(0)))
+
+
+def _of_stack(
+    stack: Stack, parts: Sequence[Part], gradients: Sequence[jax.Array | None]
+) -> jax.Array:
+    """Returns the sum over the rows of a stack of the squares of their gradients."""
+    if stack.spread is None:
+        return _sum_of_squares(whole_batch(parts, gradients), stack.num_rows)
+    return sum_of_squares(
+        [part.samples for part in parts],
+        [None if x is None else x.reshape(-1, stack.dim) for x in gradients],
+        spread=stack.spread,
+        num_rows=stack.num_rows,
+        dim=stack.dim,
+        sizes=tuple(part.occurrences.num_samples for part in parts),
+    )
 
 
 def _sum_of_squares(batch: UpdateBatch, num_rows: int) -> jax.Array:

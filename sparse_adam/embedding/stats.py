@@ -1,5 +1,6 @@
 """What a batch holds, by table: counted inside a jitted step."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -7,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from sparse_adam.embedding.combine import parts_of
+from sparse_adam.embedding.combine import Part, parts_of
 from sparse_adam.embedding.inputs import Ragged, Sparse, as_array, is_bcoo
 from sparse_adam.embedding.occurrences import Occurrences, occurrences
-from sparse_adam.embedding.on_mesh import check_whole_batch
 from sparse_adam.embedding.stacks import Stack
 from sparse_adam.embedding.state import EmbeddingState
 from sparse_adam.ops.shards import everywhere
+from sparse_adam.ops.spread_sums import Counts, count_rows
 
 
 class BatchStats(NamedTuple):
@@ -40,7 +41,8 @@ def batch_stats(state: EmbeddingState, features: Any) -> dict[str, BatchStats]:
 
     Ids that no sample owns, and those behind the end of a sequence, are not counted:
     nobody looks them up. It takes a sort of the ids of each stack, so return it from a
-    jitted step, of every step or of some.
+    jitted step, of every step or of some. Of tables that are spread over a mesh, the
+    owners of the rows count; within `jax.shard_map` each device passes its own samples.
 
     Args:
         state: from `init` or from an update, of which only the layout is read.
@@ -51,8 +53,7 @@ def batch_stats(state: EmbeddingState, features: Any) -> dict[str, BatchStats]:
 
     Raises:
         TypeError: ids are not integers.
-        ValueError: another structure, or shapes that do not fit; within `jax.shard_map`
-            over the devices of the state.
+        ValueError: another structure, or shapes that do not fit.
 
     Example:
         >>> import jax
@@ -64,7 +65,6 @@ def batch_stats(state: EmbeddingState, features: Any) -> dict[str, BatchStats]:
         >>> {name: x.item() for name, x in stats["user"]._asdict().items()}
         {'ids': 5, 'valid': 4, 'ignored': 1, 'unique': 2, 'hottest': 0.75}
     """
-    check_whole_batch(state.layout.stacks, "batch_stats")
     layout = state.layout
     parts = parts_of(layout, features, None)
     leaves = layout.leaves("features", features)
@@ -77,31 +77,42 @@ def batch_stats(state: EmbeddingState, features: Any) -> dict[str, BatchStats]:
         own = [i for i, part in enumerate(parts) if part.stack == number]
         given = [
             sum(
-                _count(places[i])
+                _count(places[i], stack)
                 for i in own
                 if layout.tables[parts[i].feature.table].name == table.name
             )
             for table in stack.tables
         ]
-        ids = jnp.concatenate([everywhere(parts[i].samples.ids) for i in own])
-        found |= _of_stack(stack, ids, jnp.stack(given))
+        of_stack = _counted(stack, [parts[i] for i in own])
+        found |= _by_table(stack, jnp.stack(given), of_stack)
     return {table.name: found[table.name] for table in layout.tables}
 
 
-def _count(places: Occurrences) -> jax.Array:
+def _count(places: Occurrences, stack: Stack) -> jax.Array:
     """Returns how many ids of a feature are given, from what `_places` made of them."""
-    return jnp.sum(everywhere(places.ids) >= 0, dtype=jnp.int32)
+    count = jnp.sum(everywhere(places.ids) >= 0, dtype=jnp.int32)
+    if stack.spread is not None and stack.spread.is_inside:
+        return lax.psum(count, stack.spread.axes)
+    return count
 
 
-def _of_stack(stack: Stack, ids: jax.Array, given: jax.Array) -> dict[str, BatchStats]:
-    """Counts the ids of the tables of one stack.
+def _counted(stack: Stack, parts: Sequence[Part]) -> Counts:
+    """Counts the ids of the tables of one stack, given its features."""
+    if stack.spread is None:
+        return _counted_here(stack, [everywhere(part.samples.ids) for part in parts])
+    sizes = (table.num_rows for table in stack.tables)
+    return count_rows(
+        [part.samples for part in parts],
+        spread=stack.spread,
+        num_rows=stack.num_rows,
+        sizes=tuple(part.occurrences.num_samples for part in parts),
+        ranges=tuple(zip(stack.offsets, sizes, strict=True)),
+    )
 
-    Args:
-        stack: T tables.
-        ids: `[N]` rows of the stack, -1 for none.
-        given: `[T]`, how many ids there are for each table.
-    """
-    ids = lax.sort(ids)
+
+def _counted_here(stack: Stack, parts: Sequence[jax.Array]) -> Counts:
+    """Counts by one sort of all ids, rows of the stack or -1 for none."""
+    ids = lax.sort(jnp.concatenate(parts))
     position = lax.iota(jnp.int32, ids.size)
     starts = jnp.append(jnp.ones((1,), bool), ids[1:] != ids[:-1])[: ids.size]
     length = position - lax.cummax(jnp.where(starts, position, 0)) + 1
@@ -110,11 +121,18 @@ def _of_stack(stack: Stack, ids: jax.Array, given: jax.Array) -> dict[str, Batch
     mine = (ids[None] >= first) & (ids[None] < first + rows)  # [T, N], fused
     valid = jnp.sum(mine, 1, dtype=jnp.int32)
     unique = jnp.sum(mine & starts[None], 1, dtype=jnp.int32)
-    most = jnp.max(jnp.where(mine, length[None], 0), 1, initial=0)
+    return Counts(
+        valid, unique, jnp.max(jnp.where(mine, length[None], 0), 1, initial=0)
+    )
+
+
+def _by_table(stack: Stack, given: jax.Array, counts: Counts) -> dict[str, BatchStats]:
+    """Returns the statistics of each table, given how many ids there are for it."""
+    valid, unique, most = counts
     hottest = most.astype(jnp.float32) / jnp.maximum(valid, 1).astype(jnp.float32)
-    counts = given, valid, given - valid, unique, hottest
+    fields = given, valid, given - valid, unique, hottest
     return {
-        table.name: BatchStats(*(count[i] for count in counts))
+        table.name: BatchStats(*(field[i] for field in fields))
         for i, table in enumerate(stack.tables)
     }
 

@@ -10,10 +10,9 @@ from sparse_adam.embedding.placed import layout_of
 from sparse_adam.embedding.stacks import Stack
 from sparse_adam.embedding.state import EmbeddingState
 from sparse_adam.embedding.stored import checked
-from sparse_adam.ops.routing import Route
-from sparse_adam.ops.routing.rounds import message_words
 from sparse_adam.ops.samples import SampleRoute
 from sparse_adam.ops.spread_samples import route_batch
+from sparse_adam.ops.travel import EXCHANGE, Travel
 
 
 def explain(state: EmbeddingState, features: Any, weights: Any = None) -> str:
@@ -86,39 +85,25 @@ def _lines(stack: Stack, stored: Any, route: SampleRoute | None) -> Iterator[str
         return
     assert stack.spread is not None
     count, row = stack.spread.count, stack.dim * 4
-    num_ids, total = route.rows.unique.places.size // count, route.rows.quota.total
+    travel = Travel(route.rows.unique.places.size // count, count, stack.dim)
     weights = stack.dim * layout_of(stack, stored).dtypes[0].itemsize
-    yield (
-        f"{names}: {num_ids:,} ids on each of {count} devices, routed (docs/routing.md)"
-    )
-    yield f"  route: {_told(route.rows)}"
-    yield f"  lookup: up to {num_ids:,} rows, {num_ids * weights:,} bytes"
+    yield f"{names}: {travel.ids}, routed (docs/routing.md)"
+    yield f"  route: {travel.route}"
+    yield f"  lookup: up to {travel.num_ids:,} rows, {travel.num_ids * weights:,} bytes"
     if not stack.trainable:
         yield "  update: none, since the tables are not trainable"
     elif stack.optimizer.options(learning_rate=0.0).use_gradient_accumulation:
-        yield (
-            f"  update: up to {total:,} summed gradients, {total * row:,} bytes, in a "
-            "round"
-        )
+        yield travel.update
     else:
         yield "  update: the whole batch on each device, a step for each occurrence"
     if route.owners is not None:
         most = route.owners.unique.places.size // count
+        owners = Travel(most, count, stack.dim)
         yield (
-            f"  ids that name their samples: {_told(route.owners)}; up to "
-            f"{route.owners.quota.total:,} sums of samples in a lookup, "
-            f"{route.owners.quota.total * row:,} bytes, and {most:,} gradients of "
+            f"  ids that name their samples: {owners.route}; up to "
+            f"{owners.quota.total:,} sums of samples in a lookup, "
+            f"{owners.quota.total * row:,} bytes, and {most:,} gradients of "
             f"samples in an update, {most * row:,} bytes"
         )
-    yield (
-        f"  one round, if no device is asked for more than {total:,} rows, by one for "
-        f"{route.rows.quota.part:,}"
-    )
-    yield "  ragged-all-to-all on TPUs, all-to-all of equal parts elsewhere"
-
-
-def _told(route: Route) -> str:
-    """Returns what a device receives when ids are sent to the owners of rows."""
-    count = route.placement.num_shards
-    words = message_words(route.quota)
-    return f"one all-to-all of {4 * count * words:,} bytes and one of {4 * count} bytes"
+    yield travel.rounds
+    yield EXCHANGE

@@ -126,8 +126,10 @@ def sparse_adam_update(
         config: block sizes of the kernel to run, instead of those chosen for it; also
             names the implementation.
         sharding: how the rows of the table are spread, a `NamedSharding`, or a
-            `PartitionSpec` of the mesh in scope. Needed only for TPUs, and only under
-            `jax.jit` over automatic axes, those of `jax.sharding.Mesh`.
+            `PartitionSpec` of the mesh in scope. Under `jax.jit` over automatic axes,
+            those of `jax.sharding.Mesh`, TPUs need it, and with it the batch is routed.
+            In a `jax.shard_map` the table is then what the device has of it, and ids
+            are rows of the whole table, of the device's own batch (docs/sharding.md).
 
     Returns:
         `AdamState(table, momenta, velocities)`, shapes and dtypes as they came.

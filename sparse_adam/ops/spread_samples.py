@@ -119,16 +119,31 @@ def update_batch(
         for field in dataclasses.fields(options)
         if field.name not in traced
     )
-    given = [
-        jnp.zeros((size, layout.dim), jnp.float32) if x is None else x
-        for x, size in zip(grads, sizes, strict=True)
-    ]
     how: Any = {"spread": spread, "layout": layout, "rule": rule, "options": static}
     if not options.use_gradient_accumulation:
+        given = _given(grads, sizes, layout.dim)
         return _update_whole(state, list(batch), given, traced, sizes=sizes, **how)
     if route is None:
         route = route_batch(batch, spread=spread, num_rows=layout.num_rows, sizes=sizes)
+    given = fill_gradients(grads, sizes, layout.dim, spread)
     return _update(state, route, given, traced, **how)
+
+
+def fill_gradients(
+    grads: Sequence[jax.Array | None], sizes: Sequence[int], dim: int, spread: Spread
+) -> list[jax.Array]:
+    """Returns gradients `[S, D]` filled up to equal parts; zeros for None."""
+    given = _given(grads, sizes, dim)
+    return [_fill_to(x, _size(x.shape[0], spread)) for x in given]
+
+
+def _given(
+    grads: Sequence[jax.Array | None], sizes: Sequence[int], dim: int
+) -> list[jax.Array]:
+    return [
+        jnp.zeros((size, dim), jnp.float32) if x is None else x
+        for x, size in zip(grads, sizes, strict=True)
+    ]
 
 
 @in_32_bits
@@ -220,9 +235,8 @@ def _update(
         return step(state, lax.iota(jnp.int32, own.num_rows), sums)
 
     rows, whole = spread.spec, PartitionSpec()
-    filled = [_fill_to(x, _size(x.shape[0], spread)) for x in grads]
     mapped = spread.map(update_own, (rows, rows, rows, whole), rows)
-    return mapped(state, route, filled, traced)
+    return mapped(state, route, grads, traced)
 
 
 @in_32_bits

@@ -248,9 +248,17 @@ def test_which_batches_are_routed(rows, ids, routed):
 def test_explain_tells_how_a_batch_travels():
     state, (ids, grads) = initial(), draw("uniform")
     words = explain(*map(spread, state), spread(ids), spread(grads))
-    arriving = default_quota(N, DEVICES).total
-    assert "the batch is routed: ids and summed gradients travel" in words
-    assert f"in rounds of up to {arriving} to each" in words
+    assert words.endswith(
+        "  the batch is routed: 96 ids on each of 8 devices (docs/routing.md)\n"
+        "  route: one all-to-all of 3,136 bytes and one of 32 bytes\n"
+        "  update: up to 155 summed gradients, 19,840 bytes, in a round\n"
+        "  one round, if no device is asked for more than 155 rows, by one for 96\n"
+        "  ragged-all-to-all on TPUs, all-to-all of equal parts elsewhere"
+    )
+    of_samples = {"sample_ids": ids, "lazy_adam": False}
+    words = explain(*map(spread, state), spread(ids), spread(grads), **of_samples)
+    assert "gradients of samples: one all-to-all of 3,136 bytes and one of 32" in words
+    assert words.count("here, on cpu") == 1
     assert "routed" not in explain(*map(spread, state), ids, grads)
 
 

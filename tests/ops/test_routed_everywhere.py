@@ -26,10 +26,8 @@ from tests.ops.routing.machine import DEVICES
 from tests.ops.test_routed import D, N, V, draw, initial, numbers, stored, update
 
 ROWS = PartitionSpec(("x", "y"))
-WAYS = ("automatic", "explicit", "shard_map")
 PLACES = 3  # ids of a sample
 
-each_way = pytest.mark.parametrize("way", WAYS)
 each_storage = pytest.mark.parametrize("storage", ["plain", "packed"])
 
 
@@ -109,8 +107,10 @@ def test_an_eager_call_sees_how_ids_are_spread():
     )
 
 
-@each_way
-@pytest.mark.parametrize("lazy", [True, False])
+@pytest.mark.parametrize(
+    ("way", "lazy"),
+    [("automatic", False), ("explicit", True), ("shard_map", True)],
+)
 def test_samples_of_several_ids(way, lazy):
     """One that owns no id, ids of no sample, gains; every row is stepped, or some."""
     ids, grads = draw("zipf")
@@ -141,7 +141,7 @@ def test_samples_of_several_ids(way, lazy):
     helpers.assert_states_bitwise_equal(new, expected)
 
 
-@each_way
+@pytest.mark.parametrize("way", ["automatic", "shard_map"])
 def test_a_loss_can_be_differentiated_by_a_plain_table(way):
     ids, cotangents = draw("zipf")
 

@@ -27,7 +27,7 @@ from sparse_adam.ops.routing.route import (
     update,
     update_unique,
 )
-from sparse_adam.ops.routing.unique import sum_equal
+from sparse_adam.ops.routing.unique import sum_equal, sum_runs
 
 __all__ = [
     "Placement",
@@ -39,6 +39,7 @@ __all__ = [
     "route",
     "sum_equal",
     "sum_occurrences",
+    "sum_runs",
     "update",
     "update_unique",
 ]
