@@ -191,3 +191,22 @@ def test_a_step_within_a_shard_map(storage):
     many, found = jax.jit(mapped)(many, batch)
     check(found, expected)
     check(to_logical(many), to_logical(one))
+
+
+def test_tables_of_a_stack_begin_on_different_devices():
+    """So that one device does not have the first, popular rows of all of them."""
+    three = Mesh(np.array(jax.devices()[:3]), "x")
+    tables = [TableConfig(n, 128, combiner="sum", name=f"t{n}") for n in (48, 24, 9)]
+    config = [FeatureConfig(table) for table in tables]
+    key, optimizer = jax.random.key(0), Adagrad(0.1)
+    one = init(config, optimizer, key, storage="packed")
+    many = init(config, optimizer, key, storage="packed", mesh=three)
+    (stack,) = many.layout.stacks
+    assert [offset % 3 for offset in stack.offsets] == [0, 2, 1]
+    (alone,) = one.layout.stacks
+    assert alone.offsets == (0, 48, 72)
+    batch = [np.array([[0, 1, 8], [8, 0, -1], [7, 7, 0]], np.int32)] * 3
+    one, expected = step(one, batch)
+    many, found = step(many, batch)
+    check(found, expected)
+    check(to_logical(many), to_logical(one))
