@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from benchmarks.colours import GREY, INK, OUR_COLOUR
 from benchmarks.contenders import OURS
 from benchmarks.lines import number
 from benchmarks.options import RUNS
@@ -20,9 +21,9 @@ from benchmarks.results import Results, Row, read_records
 from benchmarks.static.chips import CHIPS
 from benchmarks.static.tables import records_of
 from benchmarks.update import headline_cases
+from benchmarks.weak_scaling import weak_scaling_figure
 
 LABEL_HEIGHT = 0.055  # of a name at the end of a line, over the height of the axes
-OUR_COLOUR, GREY, INK = "#d1495b", "#8d99ae", "#2b2d42"
 COLOURS = {
     "xla": "#b7791f",
     "at_set": "#00798c",
@@ -370,6 +371,7 @@ FIGURES: dict[str, tuple[str, Callable[[Path], Figure | None]]] = {
     "cost_by_duplicates": ("scale.json", _cost("duplicates")),
     "times": ("update.json", times_figure),
     "least_times": ("static.json", least_time_figure),
+    "weak_scaling": ("routing.json", weak_scaling_figure),
 }
 # What a figure shows, in words, for those who do not see it.
 CAPTIONS = {
@@ -379,4 +381,5 @@ CAPTIONS = {
     "cost_by_duplicates": TITLES["duplicates"],
     "times": "Milliseconds of one update",
     "least_times": "Least nanoseconds to update one row on each TPU",
+    "weak_scaling": "Least nanoseconds of an id on 4 to 256 chips of each TPU",
 }

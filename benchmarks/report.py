@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from benchmarks import figures
+from benchmarks import figures, routing_tables
 from benchmarks.contenders import OURS
 from benchmarks.lines import ratio_in_words
 from benchmarks.results import (
@@ -22,12 +22,14 @@ from benchmarks.results import (
     Results,
     Row,
     read_records,
+    read_routing,
     read_steps,
 )
 from benchmarks.static import cost, tables
 from benchmarks.statistics import interleaved_ratio
 from benchmarks.steps import tables as steps
 from benchmarks.update import headline_cases
+from benchmarks.weak_scaling import weak_scaling_table
 
 PAGES = tuple(
     ROOT / page
@@ -36,6 +38,7 @@ PAGES = tuple(
         "docs/cpu.md",
         "docs/how_fast.md",
         "docs/packed.md",
+        "docs/routing.md",
         "docs/static_analysis.md",
         "docs/sweep.md",
     )
@@ -285,6 +288,10 @@ def _compiled_steps(table: Callable[[dict[str, Any]], tables.Table]) -> Any:
     return lambda path: markdown(*table(read_steps(path)))
 
 
+def _routing(table: Callable[[dict[str, Any]], tables.Table]) -> Callable[[Path], str]:
+    return lambda path: markdown(*table(read_routing(path)))
+
+
 # Name: the file that it is made of, in the folder of the results or anywhere.
 TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "headline": ("update.json", headline_table),
@@ -308,6 +315,12 @@ TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "programs": ("static.json", _static(tables.programs_table)),
     "phases": ("static.json", _static(tables.phases_table)),
     "sweep_bundles": (str(cost.BUNDLES), _bundles(tables.sweep_table)),
+    "routed_programs": ("routing.json", _routing(routing_tables.programs_table)),
+    "routed_traffic": ("routing.json", _routing(routing_tables.traffic_table)),
+    "weak_scaling": (
+        "routing.json",
+        lambda path: markdown(*weak_scaling_table(path)),
+    ),
     "row_kernel_bundles": (str(cost.BUNDLES), _bundles(tables.row_kernel_table)),
 }
 SECTIONS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (

@@ -141,6 +141,11 @@ def read_steps(path: Path) -> dict[str, Any]:
     return _read(path, "records", "step --static")
 
 
+def read_routing(path: Path) -> dict[str, Any]:
+    """Reads a result file of `routing`; anything else is a `WrongFileError`."""
+    return _read(path, "records", "routing")
+
+
 def _read(path: Path, rows: str, commands: str) -> dict[str, Any]:
     """Reads a JSON file with a schema and with a list under the name `rows`."""
     try:

@@ -4,18 +4,27 @@ Nothing is compiled here. The counts are those that a chip gives to the ragged e
 the distinct ids of each chip, by owner, in the rounds that `ops.routing` makes.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from jax.sharding import AbstractMesh
 
 from benchmarks.steps import dlrm
+from sparse_adam.embedding import Adam, FeatureConfig, TableConfig
+from sparse_adam.embedding.stacks import Stack
+from sparse_adam.embedding.tables import make_layout
 from sparse_adam.ops.routing import Placement
-from sparse_adam.ops.routing.rounds import Quota
+from sparse_adam.ops.routing.exchange import LANES
+from sparse_adam.ops.routing.rounds import Quota, message_words
+from sparse_adam.ops.spread import Spread
 
 ROWS = 100_000_000  # of the table of "uniform" and "zipf"
 EXPONENT = 1.05  # of the power law
+IDS_OF_SAMPLE = sum(dlrm.MULTI_HOT)
 DISTRIBUTIONS = ("uniform", "zipf", "dlrm", "one owner")
+CONTIGUOUS = ("zipf",)  # to be placed contiguously, too, which tells why not
 
 
 @dataclass(frozen=True)
@@ -28,9 +37,22 @@ class Traffic:
     rounds: int
 
 
-def table_rows(distribution: str) -> int:
+def table_rows(distribution: str, chips: int) -> int:
     """Returns V of the table, or stack of tables, that the ids are for."""
-    return sum(dlrm.ROWS) if distribution == "dlrm" else ROWS
+    return dlrm_stack(chips).num_rows if distribution == "dlrm" else ROWS
+
+
+@functools.cache
+def dlrm_stack(chips: int) -> Stack:
+    """Returns the stack that the embedding API makes of the tables of DLRM-v2."""
+    tables = [
+        TableConfig(rows, 128, name=f"table_{number}")
+        for number, rows in enumerate(dlrm.ROWS)
+    ]
+    spread = Spread(AbstractMesh((chips,), ("chip",)), ("chip",))
+    features = [FeatureConfig(table) for table in tables]
+    (stack,) = make_layout(features, Adam(), stack=True, spread=spread).stacks
+    return stack
 
 
 def ids(
@@ -40,10 +62,12 @@ def ids(
 
     "uniform" and "zipf" (a power law of exponent 1.05 over all rows, the first the most
     frequent) are for one table. "one owner" is uniform over the rows of shard 0. "dlrm"
-    has the 26 tables of DLRM-v2 stacked, and `size // 214` samples of 214 ids: the
-    first id of a feature follows the power law over its table, and the others of that
-    feature are rows that a hash of the first one names, as in the benchmark's own
-    synthetic data, where each id stands for a fixed set.
+    has the stack of the 26 tables of DLRM-v2, and `size // 214` samples of 214 ids. As
+    in the data that MLPerf trains on (github.com/facebookresearch/dlrm,
+    torchrec_dlrm/multi_hot.py, "uniform"), the first id of a feature is that of the
+    click log, and stands for a fixed set of others that are uniform over the table:
+    here a hash of the first names them. The click log is not at hand, so first ids
+    follow the power law over their table.
     """
     if distribution == "uniform":
         return rng.integers(0, placement.num_rows, size)
@@ -52,13 +76,12 @@ def ids(
     if distribution == "one owner":
         local = rng.integers(0, placement.num_rows // placement.num_shards, size)
         return local * placement.num_shards if placement.interleaved else local
-    drawn, offset = [], 0
-    for rows, count in zip(dlrm.ROWS, dlrm.MULTI_HOT, strict=True):
-        first = power_law(rows, max(1, size // sum(dlrm.MULTI_HOT)), rng)
+    drawn, offsets = [], dlrm_stack(placement.num_shards).offsets
+    for offset, rows, count in zip(offsets, dlrm.ROWS, dlrm.MULTI_HOT, strict=True):
+        first = power_law(rows, max(1, size // IDS_OF_SAMPLE), rng)
         mixed = (first[:, None] * 2_654_435_761 + np.arange(count) * 40_503) % 2**31
         others = (mixed ^ mixed >> 15) * 2_246_822_519 % 2**31 % rows
         drawn.append(np.where(np.arange(count) == 0, first[:, None], others) + offset)
-        offset += rows
     return np.concatenate([each.reshape(-1) for each in drawn])
 
 
@@ -98,6 +121,14 @@ def traffic(
         most_received=int(received.max()),
         rounds=rounds,
     )
+
+
+def message_bytes(quota: Quota, shards: int) -> int:
+    """Returns what a device receives besides rows and gradients, in one round on a TPU.
+
+    One message of ids and one count from each device; a count takes a line of lanes.
+    """
+    return 4 * shards * (message_words(quota) + LANES)
 
 
 def rounds_of(parts: list[np.ndarray], quota: Quota) -> int:

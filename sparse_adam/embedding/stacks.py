@@ -8,10 +8,15 @@ Tables of one width, one set of dtypes and equal optimizers stand one behind the
 Row r of table k is row `offsets[k] + r` of its stack. Offsets are multiples of what
 packed storage keeps in one tile, so that each table has lines of its own there. Nobody
 looks up the rows between two tables.
+
+Where row r is on device r mod n, tables begin on different devices. Ids are often
+sorted by frequency, and one device would have the popular rows of all tables whose
+sizes are round numbers.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -158,22 +163,24 @@ def make_stacks(
     groups: list[list[Table]] = []
     for table in tables:
         for group in groups:
-            if stack and _can_share(group, table):
+            if stack and _can_share(group, table, spread):
                 group.append(table)
                 break
         else:
             groups.append([table])
-    return tuple(Stack(tuple(group), _offsets(group), spread) for group in groups)
+    return tuple(
+        Stack(tuple(group), _offsets(group, spread), spread) for group in groups
+    )
 
 
-def _can_share(group: Sequence[Table], table: Table) -> bool:
+def _can_share(group: Sequence[Table], table: Table, spread: Spread | None) -> bool:
     first, config = group[0], table.config
     kind = (config.dim, config.dtype, config.slot_dtype)
     return (
         kind == (first.config.dim, first.config.dtype, first.config.slot_dtype)
         and _are_equal(first.optimizer, table.optimizer)
         and table.optimizer.lazy
-        and _offsets([*group, table])[-1] + table.num_rows <= MAX_STACK_ROWS
+        and _offsets([*group, table], spread)[-1] + table.num_rows <= MAX_STACK_ROWS
     )
 
 
@@ -185,9 +192,13 @@ def _are_equal(one: Optimizer, other: Optimizer) -> bool:
     return one == other
 
 
-def _offsets(tables: Sequence[Table]) -> tuple[int, ...]:
-    step = SUBLANES * PackedLayout(1, tables[0].config.dim).rows_per_group
+def _offsets(tables: Sequence[Table], spread: Spread | None) -> tuple[int, ...]:
+    tile = SUBLANES * PackedLayout(1, tables[0].config.dim).rows_per_group
+    count = 1 if spread is None else spread.count
+    starts = count // math.gcd(count, tile)  # devices on which a tile can begin
     offsets = [0]
-    for table in tables[:-1]:
-        offsets.append(step * -(-(offsets[-1] + table.num_rows) // step))
+    for place, table in enumerate(tables[:-1], start=1):
+        tiles = -(-(offsets[-1] + table.num_rows) // tile)
+        tiles += (place * starts // len(tables) - tiles) % starts
+        offsets.append(tile * tiles)
     return tuple(offsets)

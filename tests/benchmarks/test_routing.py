@@ -13,8 +13,11 @@ from benchmarks.__main__ import main
 from benchmarks.routed_batches import ids, table_rows, traffic
 from benchmarks.routing import collectives
 from sparse_adam.ops import routing
+from sparse_adam.ops.combine import Samples
 from sparse_adam.ops.routing import Placement
 from sparse_adam.ops.routing.rounds import Quota, default_quota
+from sparse_adam.ops.spread import Spread
+from sparse_adam.ops.spread_samples import route_batch
 
 D = 128
 
@@ -67,8 +70,30 @@ def test_the_simulation_counts_what_is_sent(distribution, quota):
     assert (found.rounds == 1) == (distribution == "uniform")
 
 
+@pytest.mark.parametrize("distribution", ["uniform", "zipf"])
+def test_the_embedding_api_gives_the_exchange_these_counts(distribution):
+    """The route of samples of four ids, as the ragged exchange gets it."""
+    placement, size = Placement(1000, 8, interleaved=True), 128
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    batch = np.concatenate(
+        [
+            ids(distribution, size, placement, np.random.default_rng((0, chip)))
+            for chip in range(8)
+        ]
+    ).astype(np.int32)
+    samples = Samples(jnp.asarray(batch), None, None, None)
+    how = {"spread": Spread(mesh, ("x",)), "num_rows": 1000, "sizes": (8 * size // 4,)}
+    window = route_batch([samples], **how).rows.first.window
+    found = traffic(distribution, size, placement, default_quota(size, 8))
+    assert found.rounds == 1
+    asked, named = (x.reshape(8, 8).sum(1) for x in (window.sent, window.received))
+    assert found.unique == np.mean(asked)
+    assert found.received == np.mean(named)
+    assert found.most_received == np.max(named)
+
+
 def test_samples_of_dlrm_repeat_small_tables():
-    placement = Placement(table_rows("dlrm"), 16, interleaved=True)
+    placement = Placement(table_rows("dlrm", 16), 16, interleaved=True)
     drawn = ids("dlrm", 2140, placement, np.random.default_rng(0))
     assert drawn.size == 10 * 214
     assert np.all((drawn >= 0) & (drawn < placement.num_rows))
@@ -92,12 +117,15 @@ def test_collectives_are_read_with_the_padding_of_their_layouts():
 
 def test_the_command_writes_what_it_counts(tmp_path):
     out = tmp_path / "routing.json"
-    arguments = ["--no-compile", "--ids", "512", "--chips", "4", "--out", str(out)]
+    sizes = ["--ids", "512", "--samples", "3", "--chips", "4"]
+    arguments = ["--no-compile", *sizes, "--out", str(out)]
     done = CliRunner().invoke(main, ["routing", *arguments])
     assert done.exit_code == 0, done.output
-    rows = json.loads(out.read_text())["rows"]
-    assert {row["distribution"] for row in rows} == {
+    records = json.loads(out.read_text())["records"]
+    assert {record["distribution"] for record in records} == {
         *("uniform", "zipf", "dlrm", "one owner")
     }
-    assert all(row["received"] <= 512 and row["rounds"] >= 1 for row in rows)
-    assert "what a chip asks for" in done.output
+    for record in records:
+        assert record["ids"] == (642 if record["distribution"] == "dlrm" else 512)
+        assert record["received"] <= record["ids"] and record["rounds"] >= 1
+    assert "what the ragged exchange is given" in done.output

@@ -23,6 +23,7 @@ from sparse_adam.embedding import (
     lookup,
     to_logical,
 )
+from tests import programs
 from tests.embedding import hlo
 
 V, D, B, PLACES = 4091, 4, 24, 5
@@ -101,6 +102,7 @@ def check(one: Any, other: Any) -> None:
 
 @pytest.mark.parametrize("storage", ["plain", "packed"])
 def test_steps_are_those_of_one_device(storage):
+    """One program makes them all, so its memory is that of any skew."""
     one, many = start(storage), start(storage, mesh(), ("y", "x"))
     same = jax.tree.map(np.array_equal, to_logical(one), to_logical(many))
     assert jax.tree.all(same)
@@ -109,7 +111,9 @@ def test_steps_are_those_of_one_device(storage):
     for seed, kind in enumerate(kinds):
         batch = features(kind, seed)
         one, expected = step(one, batch)
-        many, found = step(many, batch)
+        with programs.compilations() as seconds:
+            many, found = step(many, batch)
+        assert bool(seconds) == (seed == 0)
         check(found, expected)
         for x in jax.tree.leaves(many):
             assert x.sharding.is_equivalent_to(place, x.ndim)
@@ -194,5 +198,24 @@ def test_a_step_within_a_shard_map(storage):
         step, mesh=mesh(), in_specs=(rows, rows), out_specs=rows, check_vma=False
     )
     many, found = jax.jit(mapped)(many, batch)
+    check(found, expected)
+    check(to_logical(many), to_logical(one))
+
+
+def test_tables_of_a_stack_begin_on_different_devices():
+    """So that one device does not have the first, popular rows of all of them."""
+    three = Mesh(np.array(jax.devices()[:3]), "x")
+    tables = [TableConfig(n, 128, combiner="sum", name=f"t{n}") for n in (48, 24, 9)]
+    config = [FeatureConfig(table) for table in tables]
+    key, optimizer = jax.random.key(0), Adagrad(0.1)
+    one = init(config, optimizer, key, storage="packed")
+    many = init(config, optimizer, key, storage="packed", mesh=three)
+    (stack,) = many.layout.stacks
+    assert [offset % 3 for offset in stack.offsets] == [0, 2, 1]
+    (alone,) = one.layout.stacks
+    assert alone.offsets == (0, 48, 72)
+    batch = [np.array([[0, 1, 8], [8, 0, -1], [7, 7, 0]], np.int32)] * 3
+    one, expected = step(one, batch)
+    many, found = step(many, batch)
     check(found, expected)
     check(to_logical(many), to_logical(one))
