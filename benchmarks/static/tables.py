@@ -71,7 +71,7 @@ def _bound(roofline: Record) -> str:
 
 
 def sorts_table(found: Record) -> Table:
-    """The bundles of each sort of `sorts.py`, all of its ids, and seconds to compile.
+    """The bundles of each sort of `sorts.py`, for all of its ids.
 
     Where a compile took too long, or failed, the word says so.
     """
@@ -88,7 +88,7 @@ def sorts_table(found: Record) -> Table:
                 cells.append("" if record is None else "not compiled")
                 continue
             bundles = sum(record["engines"].values()) * record["ids"]
-            cells.append(f"{bundles:,.0f}; {record['seconds']:.0f} s")
+            cells.append(f"{bundles:,.0f}")
         title = f"{words.replace('_', ' ')}: {'XLA' if by == 'xla' else 'the kernel'}"
         lines.append([title, *cells])
     return ["", *chips], lines

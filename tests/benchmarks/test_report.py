@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.report import PAGES, TABLES, headline_table, page, with_tables
 from benchmarks.results import COMMITTED, ROOT
+from benchmarks.static.tables import sorts_table
 from tests.benchmarks import fakes
 
 
@@ -57,3 +58,16 @@ def test_a_contender_that_has_one_case_leaves_the_other_empty(tmp_path):
     path = tmp_path / "update.json"
     fakes.results(*rows).write(path)
     assert "| torch | **2.0** | 1.0 |  |  |  |  |" in headline_table(path)
+
+
+def test_sorts_are_shown_by_their_bundles():
+    def record(by, chip, error=None):
+        name = f"benchmarks.static.sorts:{by}_pairs"
+        return {"program": name, "chip": chip, "error": error, "ids": 1000} | {
+            "engines": {} if error else {"tensorcore": 0.5}
+        }
+
+    found = {"records": [record("kernel", "7x"), record("xla", "7x", "too long")]}
+    header, lines = sorts_table(found)
+    assert header == ["", "7x"]
+    assert lines == [["pairs: the kernel", "500"], ["pairs: XLA", "not compiled"]]
