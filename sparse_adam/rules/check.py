@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from sparse_adam.rules.operations import (
     CALLS,
@@ -203,7 +204,7 @@ def initial_slots(
     rule: UpdateRule,
     shape: tuple[int, int],
     dtype: Any,
-    table: jax.Array | None = None,
+    table: ArrayLike | None = None,
 ) -> tuple[jax.Array, ...]:
     """Returns new slots for a table of this shape: `[V, D]` each, or `[V]` per row.
 

@@ -200,7 +200,7 @@ def test_keras_counts_the_steps_of_a_schedule():
     ids = keras.Input((1,), dtype="int32", name="user")
     layer = sparse_adam.keras.Embeddings(FEATURES, SGD(falling))
     out = keras.layers.Dense(1)(layer({"user": ids})["user"])
-    model = sparse_adam.keras.Model({"user": ids}, out)
+    model: Any = sparse_adam.keras.Model({"user": ids}, out)
     model.compile(optimizer="sgd", loss="mse")
     batch = {"user": np.array([[3]])}, np.full((1, 1), 9.0)
     model.fit(*batch, epochs=2, verbose=0)

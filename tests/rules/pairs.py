@@ -51,6 +51,11 @@ class Pair:
         return self.name
 
     @property
+    def kind(self) -> type:
+        """The class of the rule, without a moving average beside it."""
+        return type(self.rule.rule if isinstance(self.rule, WithEMA) else self.rule)
+
+    @property
     def facts(self) -> RuleFacts:
         """What the kernels ask of the rule."""
         return check_rule(self.rule)

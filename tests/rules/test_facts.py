@@ -26,6 +26,7 @@ FACTS = {
     "sgd": (False, False, (), 0),
     "adam": (False, False, (), 1),
     "adam_outside": (False, False, (), 1),
+    "adam_ema": (False, False, (), 1),
     "adam_row": (True, False, TANH, 6),
     "amsgrad": (False, False, (), 1),
     "adagrad": (False, False, (), 1),
