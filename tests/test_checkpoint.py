@@ -119,6 +119,7 @@ def test_every_form_is_restored_in_every_other(tmp_path):
             assert len(state.stacks) == (1 if form[1] else 2)
             for x in jax.tree.leaves(state):
                 assert len(x.sharding.device_set) == form[2]
+                assert x.committed == (form[2] > 1)  # as those of init
                 assert form[2] == 1 or not x.sharding.is_fully_replicated
             assert_same_bits(logical, to_logical(state))
             manager.save(step, args=SaveTables(state))

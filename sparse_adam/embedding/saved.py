@@ -75,7 +75,8 @@ def from_saved(like: EmbeddingState, arrays: Arrays) -> EmbeddingState:
             for table in stack.tables
         ]
         new = _joined(parts, stack=stack, packed=isinstance(old, PackedTable))
-        stacks.append(new if stack.spread is not None else placed_as(old, new))
+        kept = stack.spread is None and _is_placed(old)
+        stacks.append(placed_as(old, new) if kept else new)
     return EmbeddingState(tuple(stacks), like.layout)
 
 
@@ -84,6 +85,18 @@ def new_arrays(table: Table, key: jax.Array) -> dict[str, jax.Array]:
     weights = jnp.asarray(table.config.initialize(key, table.name))
     slots = table.optimizer.init_slots(weights, table.config.slot_dtype)
     return {"parameters": weights, **slots}
+
+
+def on_device(array: np.ndarray | jax.Array, like: Any) -> jax.Array:
+    """Returns what was read of an array of `like`'s kind, with zeros where it is short.
+
+    What was read to no certain device comes as a NumPy array, maybe with rows of zeros
+    behind those of the table.
+    """
+    if isinstance(array, jax.Array):
+        return array.astype(like.dtype)
+    kept = jnp.asarray(array[: like.shape[0]])
+    return _resized(kept, shape=like.shape, dtype=like.dtype, sharding=None)
 
 
 def grown(
@@ -138,7 +151,7 @@ def _overlaid(
     return _constrained(jnp.where(rows < num_rows, restored, new), sharding)
 
 
-def _constrained(array: jax.Array, sharding: Sharding) -> jax.Array:
+def _constrained(array: jax.Array, sharding: Sharding | None) -> jax.Array:
     if isinstance(sharding, NamedSharding):
         return jax.lax.with_sharding_constraint(array, sharding)
     return array
@@ -194,16 +207,22 @@ def _dtypes(stored: Any) -> Sequence[np.dtype]:
     return [np.dtype(array.dtype) for array in stored]
 
 
-def _sharding(stored: Any, stack: Stack) -> Sharding:
-    """Returns where the rows of each table of a stack are to be."""
+def _sharding(stored: Any, stack: Stack) -> Sharding | None:
+    """Returns where the rows of each table of a stack are to be; None is anywhere."""
     if stack.spread is not None:
         return stack.spread.sharding
-    sharding = getattr(jax.tree.leaves(stored)[0], "sharding", None)
+    if not _is_placed(stored):
+        return None
+    sharding = jax.tree.leaves(stored)[0].sharding
     if isinstance(sharding, NamedSharding):
         # Tables of one array can be joined where each device has all of them.
         alone = len(stack.tables) == 1 and len(sharding.spec) > 0
         spec = PartitionSpec(sharding.spec[0]) if alone else PartitionSpec()
         return NamedSharding(sharding.mesh, spec)
-    if sharding is None:
-        return jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return sharding
+
+
+def _is_placed(stored: Any) -> bool:
+    """Tells whether someone has put arrays on a device: what init makes may move."""
+    array = jax.tree.leaves(stored)[0]
+    return isinstance(array, jax.Array) and array.committed
