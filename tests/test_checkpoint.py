@@ -106,37 +106,50 @@ def restored(folder: Path, like: EmbeddingState, **how: Any) -> EmbeddingState:
         return manager.restore(0, args=RestoreTables(like, **how))
 
 
+def unpacked(state: EmbeddingState) -> list[tuple[jax.Array, ...]]:
+    return [tuple(x.unpack() if is_packed(x) else x) for x in state.stacks]
+
+
+def is_packed(stored: Any) -> bool:
+    return isinstance(stored, PackedTable)
+
+
 def test_every_form_is_restored_in_every_other(tmp_path):
     """Forms on as many devices write the same; what they write, each form reads."""
     likes = [of_form(*form) for form in FORMS]
     logical = random_arrays(likes[0])
-    written = {}
+    states = {}
     with ocp.CheckpointManager(tmp_path) as manager:
         manager.save(0, args=SaveTables(from_logical(likes[0].layout, logical)))
         for step, (form, like) in enumerate(zip(FORMS, likes, strict=True), 1):
+            storage, stack, count = form
             state = manager.restore(0, args=RestoreTables(like))
-            assert isinstance(state.stacks[0], PackedTable) == (form[0] == "packed")
-            assert len(state.stacks) == (1 if form[1] else 2)
+            assert len(state.stacks) == (1 if stack else 2)
             for x in jax.tree.leaves(state):
-                assert len(x.sharding.device_set) == form[2]
-                assert x.committed == (form[2] > 1)  # as those of init
-                assert form[2] == 1 or not x.sharding.is_fully_replicated
-            assert_same_bits(logical, to_logical(state))
+                assert len(x.sharding.device_set) == count
+                assert count == 1 or not x.sharding.is_fully_replicated
+                assert x.committed == (count > 1)  # as those of init
+            if storage == "plain":
+                assert_same_bits(logical, to_logical(state))
+            else:
+                assert all(map(is_packed, state.stacks))
+                plain = states["plain", stack, count]
+                assert_same_bits(unpacked(plain), unpacked(state))
             manager.save(step, args=SaveTables(state))
-            written.setdefault(form[2], []).append((step, state))
+            states[form] = state
     with ocp.CheckpointManager(tmp_path) as manager:
-        for count, steps in written.items():
-            for step, _ in steps:
-                raw = manager.restore(step, args=ocp.args.StandardRestore())
-                for name, rows in SIZES.items():
-                    rest = {slot: x[rows:] for slot, x in raw[name].items()}
-                    assert not any(np.any(x) for x in rest.values())
-                    assert {len(x) for x in rest.values()} == {-rows % count}
-                    raw[name] = {slot: x[:rows] for slot, x in raw[name].items()}
-                assert_same_bits(logical, raw)
+        for step, (_, _, count) in enumerate(FORMS, 1):
+            raw = manager.restore(step, args=ocp.args.StandardRestore())
+            for name, rows in SIZES.items():
+                rest = {slot: x[rows:] for slot, x in raw[name].items()}
+                assert not any(np.any(x) for x in rest.values())
+                assert {len(x) for x in rest.values()} == {-rows % count}
+                raw[name] = {slot: x[:rows] for slot, x in raw[name].items()}
+            assert_same_bits(logical, raw)
     with ocp.CheckpointManager(tmp_path) as manager:
-        for step, _ in (written[2][0], written[8][0]):
-            for _, state in itertools.chain(*written.values()):
+        for count in (2, 8):
+            step = 1 + FORMS.index(("plain", True, count))
+            for state in states.values():
                 found = manager.restore(step, args=RestoreTables(state))
                 assert_same_bits(found, state)
 

@@ -37,7 +37,7 @@ def to_saved(state: EmbeddingState) -> dict[str, dict[str, jax.Array]]:
     found = {}
     stacks = checked(state.stacks, state.layout.stacks)
     for stored, stack in zip(stacks, state.layout.stacks, strict=True):
-        for table, arrays in zip(stack.tables, _cut(stored, stack=stack), strict=True):
+        for table, arrays in zip(stack.tables, _cut(stored, stack), strict=True):
             found[table.name] = dict(zip(table.array_names, arrays, strict=True))
     return {table.name: found[table.name] for table in state.layout.tables}
 
@@ -74,7 +74,7 @@ def from_saved(like: EmbeddingState, arrays: Arrays) -> EmbeddingState:
             [arrays[table.name][name] for name in table.array_names]
             for table in stack.tables
         ]
-        new = _joined(parts, stack=stack, packed=isinstance(old, PackedTable))
+        new = _joined(parts, stack, packed=isinstance(old, PackedTable))
         kept = stack.spread is None and _is_placed(old)
         stacks.append(placed_as(old, new) if kept else new)
     return EmbeddingState(tuple(stacks), like.layout)
@@ -157,13 +157,26 @@ def _constrained(array: jax.Array, sharding: Sharding | None) -> jax.Array:
     return array
 
 
-@functools.partial(jax.jit, static_argnames="stack")
-def _cut(stored: Any, *, stack: Stack) -> list[tuple[jax.Array, ...]]:
+def _cut(stored: Any, stack: Stack) -> list[tuple[jax.Array, ...]]:
     """Returns the arrays of each table of a stack."""
+    if stack.spread is None:
+        return _cut_whole(stored, stack=stack)
+    if isinstance(stored, PackedTable):
+        stored = stored.unpack()
+    return _cut_spread(tuple(stored), stack=stack)
+
+
+@functools.partial(jax.jit, static_argnames="stack")
+def _cut_whole(stored: Any, *, stack: Stack) -> list[tuple[jax.Array, ...]]:
+    return arrays_by_table(stored, stack)
+
+
+@functools.partial(jax.jit, static_argnames="stack")
+def _cut_spread(
+    arrays: tuple[jax.Array, ...], *, stack: Stack
+) -> list[tuple[jax.Array, ...]]:
     spread = stack.spread
-    if spread is None:
-        return arrays_by_table(stored, stack)
-    arrays = stored.unpack() if isinstance(stored, PackedTable) else stored
+    assert spread is not None
     return [
         tuple(
             cut_out(x, spread=spread, start=start, num_rows=table.num_rows)
@@ -173,16 +186,29 @@ def _cut(stored: Any, *, stack: Stack) -> list[tuple[jax.Array, ...]]:
     ]
 
 
-@functools.partial(jax.jit, static_argnames=("stack", "packed"))
-def _joined(parts: Sequence[Sequence[jax.Array]], *, stack: Stack, packed: bool) -> Any:
+def _joined(parts: Sequence[Sequence[jax.Array]], stack: Stack, *, packed: bool) -> Any:
     """Returns the arrays of each table as the one array of their stack."""
+    if stack.spread is None:
+        return _joined_whole(parts, stack=stack, packed=packed)
+    return as_stored(stack, _joined_spread(parts, stack=stack), packed=packed)
+
+
+@functools.partial(jax.jit, static_argnames=("stack", "packed"))
+def _joined_whole(
+    parts: Sequence[Sequence[jax.Array]], *, stack: Stack, packed: bool
+) -> Any:
+    return stacked(stack, [as_stored(stack, own, packed=packed) for own in parts])
+
+
+@functools.partial(jax.jit, static_argnames="stack")
+def _joined_spread(
+    parts: Sequence[Sequence[jax.Array]], *, stack: Stack
+) -> list[jax.Array]:
     spread = stack.spread
-    if spread is None:
-        own = [as_stored(stack, arrays, packed=packed) for arrays in parts]
-        return stacked(stack, own)
+    assert spread is not None
     sizes = tuple(table.num_rows for table in stack.tables)
     part_rows = spread.part_rows(stack.num_rows, stack.dim)
-    arrays = [
+    return [
         join(
             columns,
             spread=spread,
@@ -192,7 +218,6 @@ def _joined(parts: Sequence[Sequence[jax.Array]], *, stack: Stack, packed: bool)
         )
         for columns in zip(*parts, strict=True)
     ]
-    return as_stored(stack, arrays, packed=packed)
 
 
 def _saved_shape(stack: Stack, shape: tuple[int, ...]) -> tuple[int, ...]:
