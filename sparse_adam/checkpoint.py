@@ -82,11 +82,12 @@ class TablesHandler(ocp.AsyncCheckpointHandler):
             metadata = self.metadata(directory)
             saved = metadata.tree
             about: Any = metadata.custom_metadata or {}
+            rows = {
+                name: next(iter(arrays.values())).shape[0]
+                for name, arrays in saved.items()
+            } | about.get("num_rows", {})
         except Exception as error:  # whatever Orbax meets in a broken file
             raise _unreadable(directory) from error
-        rows = {
-            name: next(iter(arrays.values())).shape[0] for name, arrays in saved.items()
-        } | about.get("num_rows", {})
         wanted = targets(args.like)
         _check_fit(args, saved, rows)
         arrays = self._read(directory, saved, wanted, about.get("checksums", {}))

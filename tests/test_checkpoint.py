@@ -36,6 +36,7 @@ from sparse_adam.embedding import (
     to_logical,
     weights_only,
 )
+from sparse_adam.embedding.saved import from_saved, targets, to_saved
 
 SIZES = {"user": 13, "item": 40}  # 40 rows divide by the number of devices
 ADAGRAD = Adagrad(0.1)
@@ -50,11 +51,9 @@ def config(sizes: Mapping[str, int] = SIZES, **options: Any) -> dict[str, Any]:
 
 
 @functools.cache
-def mesh(count: int) -> Mesh | None:
-    """The devices of a state; one device has no mesh."""
+def mesh(count: int, kind: AxisType = AxisType.Auto) -> Mesh:
     devices = jax.devices()[:count]
-    kinds = (AxisType.Auto,)
-    return jax.make_mesh((count,), ("x",), axis_types=kinds, devices=devices)
+    return jax.make_mesh((count,), ("x",), axis_types=(kind,), devices=devices)
 
 
 def new(
@@ -154,14 +153,37 @@ def test_every_form_is_restored_in_every_other(tmp_path):
                 assert_same_bits(found, state)
 
 
+@pytest.mark.parametrize("storage", ["plain", "packed"])
+def test_no_device_has_a_whole_table_on_the_way(storage):
+    sizes = {"user": 4001, "item": 8000}
+    like = shapes(features=config(sizes), storage=storage, mesh=mesh(8))
+    place = targets(like)["user"]["parameters"].sharding
+    spread = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), like
+    )
+    whole = sum(2 * 2 * 4 * size for size in sizes.values())  # float32, with a slot
+    for function, given in (
+        (to_saved, spread),
+        (functools.partial(from_saved, like), targets(like)),
+    ):
+        compiled = jax.jit(function).lower(given).compile()
+        memory: Any = compiled.memory_analysis()  # of one device
+        assert memory.output_size_in_bytes < whole / 7
+        assert memory.temp_size_in_bytes < whole / 3
+        text = compiled.as_text() or ""
+        assert "all-to-all" in text
+        assert "all-gather" not in text and "all-reduce" not in text
+
+
 @pytest.mark.parametrize("count", [1, 8])
 def test_a_grown_vocabulary(tmp_path, count):
     """Rows that were not saved, and tables, are those that init makes of the key."""
-    old = shapes(features=config({"user": 13, "item": 6}), mesh=mesh(count))
+    on = mesh(count, AxisType.Explicit)
+    old = shapes(features=config({"user": 13, "item": 6}), mesh=on)
     arrays = random_arrays(old)
     saved(tmp_path, from_logical(old.layout, arrays))
     features = config({"new": 5, "user": 30, "item": 6})
-    like = shapes(features=features, mesh=mesh(count))
+    like = shapes(features=features, mesh=on)
     state = restored(tmp_path, like, key=jax.random.key(7))
     expected = jax.tree.map(np.array, to_logical(new(7, features)))
     for name, own in arrays.items():

@@ -95,8 +95,7 @@ def on_device(array: np.ndarray | jax.Array, like: Any) -> jax.Array:
     """
     if isinstance(array, jax.Array):
         return array.astype(like.dtype)
-    kept = jnp.asarray(array[: like.shape[0]])
-    return _resized(kept, shape=like.shape, dtype=like.dtype, sharding=None)
+    return _resized(jnp.asarray(array[: like.shape[0]]), like.shape, like.dtype)
 
 
 def grown(
@@ -110,10 +109,10 @@ def grown(
         new: `[V, ...]`.
         like: the shape, dtype and sharding, as of `targets`.
     """
-    sized = _resized(new, shape=like.shape, dtype=like.dtype, sharding=like.sharding)
+    sized = jax.device_put(_resized(new, like.shape, like.dtype), like.sharding)
     if restored is None:
         return sized
-    return _overlaid(restored, sized, num_rows=num_rows, sharding=like.sharding)
+    return jax.device_put(_overlaid(restored, sized, num_rows), like.sharding)
 
 
 def checksums(arrays: Arrays) -> dict[str, dict[str, int]]:
@@ -134,27 +133,17 @@ def _checksums(arrays: Any) -> Any:
     return jax.tree.map(checksum, arrays)
 
 
-@functools.partial(jax.jit, static_argnames=("shape", "dtype", "sharding"))
-def _resized(
-    array: jax.Array, *, shape: tuple[int, ...], dtype: Any, sharding: Any
-) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("shape", "dtype"))
+def _resized(array: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     missing = shape[0] - array.shape[0]
-    array = jnp.pad(array, ((0, missing), *((0, 0),) * (array.ndim - 1)))
-    return _constrained(array.astype(dtype), sharding)
+    padded = jnp.pad(array, ((0, missing), *((0, 0),) * (array.ndim - 1)))
+    return padded.astype(dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("num_rows", "sharding"))
-def _overlaid(
-    restored: jax.Array, new: jax.Array, *, num_rows: int, sharding: Any
-) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="num_rows")
+def _overlaid(restored: jax.Array, new: jax.Array, num_rows: int) -> jax.Array:
     rows = jnp.arange(len(new)).reshape(-1, *[1] * (new.ndim - 1))
-    return _constrained(jnp.where(rows < num_rows, restored, new), sharding)
-
-
-def _constrained(array: jax.Array, sharding: Sharding | None) -> jax.Array:
-    if isinstance(sharding, NamedSharding):
-        return jax.lax.with_sharding_constraint(array, sharding)
-    return array
+    return jnp.where(rows < num_rows, restored, new)
 
 
 def _cut(stored: Any, stack: Stack) -> list[tuple[jax.Array, ...]]:
