@@ -16,6 +16,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from sparse_adam.embedding import EmbeddingState
 from sparse_adam.embedding.saved import (
@@ -23,6 +24,7 @@ from sparse_adam.embedding.saved import (
     from_saved,
     grown,
     new_arrays,
+    on_device,
     targets,
     to_saved,
 )
@@ -80,11 +82,12 @@ class TablesHandler(ocp.AsyncCheckpointHandler):
             metadata = self.metadata(directory)
             saved = metadata.tree
             about: Any = metadata.custom_metadata or {}
+            rows = {
+                name: next(iter(arrays.values())).shape[0]
+                for name, arrays in saved.items()
+            } | about.get("num_rows", {})
         except Exception as error:  # whatever Orbax meets in a broken file
             raise _unreadable(directory) from error
-        rows = {
-            name: next(iter(arrays.values())).shape[0] for name, arrays in saved.items()
-        } | about.get("num_rows", {})
         wanted = targets(args.like)
         _check_fit(args, saved, rows)
         arrays = self._read(directory, saved, wanted, about.get("checksums", {}))
@@ -121,7 +124,7 @@ class TablesHandler(ocp.AsyncCheckpointHandler):
                         f"{name!r} than were saved: restore one before, as "
                         "restore_latest does"
                     )
-        return jax.tree.map(lambda x, like: x.astype(like.dtype), read, found)
+        return jax.tree.map(on_device, read, found)
 
 
 @ocp.args.register_with_handler(TablesHandler, for_save=True)
@@ -265,8 +268,10 @@ def _array_args(args: SaveTables) -> ocp.args.PyTreeSave:
     return ocp.args.PyTreeSave(arrays, custom_metadata=about)
 
 
-def _restore_args(like: jax.ShapeDtypeStruct) -> ocp.ArrayRestoreArgs:
-    """Asks for an array in its own dtype, filled up with or cut to rows."""
+def _restore_args(like: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
+    """Asks for an array in its own dtype, with as many rows as there are to be."""
+    if like.sharding is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray)
     return ocp.ArrayRestoreArgs(
         sharding=like.sharding, global_shape=like.shape, strict=False
     )

@@ -74,7 +74,7 @@ import os, sys
 
 class Blocker:
     blocked = ("jaxtyping", "beartype", "hypothesis", "libtpu", "optax", "flax",
-               "equinox", "keras")
+               "equinox", "keras", "orbax")
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in self.blocked:
             raise ModuleNotFoundError(name=name)

@@ -37,7 +37,7 @@ def to_saved(state: EmbeddingState) -> dict[str, dict[str, jax.Array]]:
     found = {}
     stacks = checked(state.stacks, state.layout.stacks)
     for stored, stack in zip(stacks, state.layout.stacks, strict=True):
-        for table, arrays in zip(stack.tables, _cut(stored, stack=stack), strict=True):
+        for table, arrays in zip(stack.tables, _cut(stored, stack), strict=True):
             found[table.name] = dict(zip(table.array_names, arrays, strict=True))
     return {table.name: found[table.name] for table in state.layout.tables}
 
@@ -74,8 +74,9 @@ def from_saved(like: EmbeddingState, arrays: Arrays) -> EmbeddingState:
             [arrays[table.name][name] for name in table.array_names]
             for table in stack.tables
         ]
-        new = _joined(parts, stack=stack, packed=isinstance(old, PackedTable))
-        stacks.append(new if stack.spread is not None else placed_as(old, new))
+        new = _joined(parts, stack, packed=isinstance(old, PackedTable))
+        kept = stack.spread is None and _is_placed(old)
+        stacks.append(placed_as(old, new) if kept else new)
     return EmbeddingState(tuple(stacks), like.layout)
 
 
@@ -84,6 +85,17 @@ def new_arrays(table: Table, key: jax.Array) -> dict[str, jax.Array]:
     weights = jnp.asarray(table.config.initialize(key, table.name))
     slots = table.optimizer.init_slots(weights, table.config.slot_dtype)
     return {"parameters": weights, **slots}
+
+
+def on_device(array: np.ndarray | jax.Array, like: Any) -> jax.Array:
+    """Returns what was read of an array of `like`'s kind, with zeros where it is short.
+
+    What was read to no certain device comes as a NumPy array, maybe with rows of zeros
+    behind those of the table.
+    """
+    if isinstance(array, jax.Array):
+        return array.astype(like.dtype)
+    return _resized(jnp.asarray(array[: like.shape[0]]), like.shape, like.dtype)
 
 
 def grown(
@@ -97,10 +109,10 @@ def grown(
         new: `[V, ...]`.
         like: the shape, dtype and sharding, as of `targets`.
     """
-    sized = _resized(new, shape=like.shape, dtype=like.dtype, sharding=like.sharding)
+    sized = jax.device_put(_resized(new, like.shape, like.dtype), like.sharding)
     if restored is None:
         return sized
-    return _overlaid(restored, sized, num_rows=num_rows, sharding=like.sharding)
+    return jax.device_put(_overlaid(restored, sized, num_rows), like.sharding)
 
 
 def checksums(arrays: Arrays) -> dict[str, dict[str, int]]:
@@ -121,36 +133,39 @@ def _checksums(arrays: Any) -> Any:
     return jax.tree.map(checksum, arrays)
 
 
-@functools.partial(jax.jit, static_argnames=("shape", "dtype", "sharding"))
-def _resized(
-    array: jax.Array, *, shape: tuple[int, ...], dtype: Any, sharding: Any
-) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("shape", "dtype"))
+def _resized(array: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     missing = shape[0] - array.shape[0]
-    array = jnp.pad(array, ((0, missing), *((0, 0),) * (array.ndim - 1)))
-    return _constrained(array.astype(dtype), sharding)
+    padded = jnp.pad(array, ((0, missing), *((0, 0),) * (array.ndim - 1)))
+    return padded.astype(dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("num_rows", "sharding"))
-def _overlaid(
-    restored: jax.Array, new: jax.Array, *, num_rows: int, sharding: Any
-) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="num_rows")
+def _overlaid(restored: jax.Array, new: jax.Array, num_rows: int) -> jax.Array:
     rows = jnp.arange(len(new)).reshape(-1, *[1] * (new.ndim - 1))
-    return _constrained(jnp.where(rows < num_rows, restored, new), sharding)
+    return jnp.where(rows < num_rows, restored, new)
 
 
-def _constrained(array: jax.Array, sharding: Sharding) -> jax.Array:
-    if isinstance(sharding, NamedSharding):
-        return jax.lax.with_sharding_constraint(array, sharding)
-    return array
+def _cut(stored: Any, stack: Stack) -> list[tuple[jax.Array, ...]]:
+    """Returns the arrays of each table of a stack."""
+    if stack.spread is None:
+        return _cut_whole(stored, stack=stack)
+    if isinstance(stored, PackedTable):
+        stored = stored.unpack()
+    return _cut_spread(tuple(stored), stack=stack)
 
 
 @functools.partial(jax.jit, static_argnames="stack")
-def _cut(stored: Any, *, stack: Stack) -> list[tuple[jax.Array, ...]]:
-    """Returns the arrays of each table of a stack."""
+def _cut_whole(stored: Any, *, stack: Stack) -> list[tuple[jax.Array, ...]]:
+    return arrays_by_table(stored, stack)
+
+
+@functools.partial(jax.jit, static_argnames="stack")
+def _cut_spread(
+    arrays: tuple[jax.Array, ...], *, stack: Stack
+) -> list[tuple[jax.Array, ...]]:
     spread = stack.spread
-    if spread is None:
-        return arrays_by_table(stored, stack)
-    arrays = stored.unpack() if isinstance(stored, PackedTable) else stored
+    assert spread is not None
     return [
         tuple(
             cut_out(x, spread=spread, start=start, num_rows=table.num_rows)
@@ -160,16 +175,29 @@ def _cut(stored: Any, *, stack: Stack) -> list[tuple[jax.Array, ...]]:
     ]
 
 
-@functools.partial(jax.jit, static_argnames=("stack", "packed"))
-def _joined(parts: Sequence[Sequence[jax.Array]], *, stack: Stack, packed: bool) -> Any:
+def _joined(parts: Sequence[Sequence[jax.Array]], stack: Stack, *, packed: bool) -> Any:
     """Returns the arrays of each table as the one array of their stack."""
+    if stack.spread is None:
+        return _joined_whole(parts, stack=stack, packed=packed)
+    return as_stored(stack, _joined_spread(parts, stack=stack), packed=packed)
+
+
+@functools.partial(jax.jit, static_argnames=("stack", "packed"))
+def _joined_whole(
+    parts: Sequence[Sequence[jax.Array]], *, stack: Stack, packed: bool
+) -> Any:
+    return stacked(stack, [as_stored(stack, own, packed=packed) for own in parts])
+
+
+@functools.partial(jax.jit, static_argnames="stack")
+def _joined_spread(
+    parts: Sequence[Sequence[jax.Array]], *, stack: Stack
+) -> list[jax.Array]:
     spread = stack.spread
-    if spread is None:
-        own = [as_stored(stack, arrays, packed=packed) for arrays in parts]
-        return stacked(stack, own)
+    assert spread is not None
     sizes = tuple(table.num_rows for table in stack.tables)
     part_rows = spread.part_rows(stack.num_rows, stack.dim)
-    arrays = [
+    return [
         join(
             columns,
             spread=spread,
@@ -179,7 +207,6 @@ def _joined(parts: Sequence[Sequence[jax.Array]], *, stack: Stack, packed: bool)
         )
         for columns in zip(*parts, strict=True)
     ]
-    return as_stored(stack, arrays, packed=packed)
 
 
 def _saved_shape(stack: Stack, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -194,16 +221,22 @@ def _dtypes(stored: Any) -> Sequence[np.dtype]:
     return [np.dtype(array.dtype) for array in stored]
 
 
-def _sharding(stored: Any, stack: Stack) -> Sharding:
-    """Returns where the rows of each table of a stack are to be."""
+def _sharding(stored: Any, stack: Stack) -> Sharding | None:
+    """Returns where the rows of each table of a stack are to be; None is anywhere."""
     if stack.spread is not None:
         return stack.spread.sharding
-    sharding = getattr(jax.tree.leaves(stored)[0], "sharding", None)
+    if not _is_placed(stored):
+        return None
+    sharding = jax.tree.leaves(stored)[0].sharding
     if isinstance(sharding, NamedSharding):
         # Tables of one array can be joined where each device has all of them.
         alone = len(stack.tables) == 1 and len(sharding.spec) > 0
         spec = PartitionSpec(sharding.spec[0]) if alone else PartitionSpec()
         return NamedSharding(sharding.mesh, spec)
-    if sharding is None:
-        return jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return sharding
+
+
+def _is_placed(stored: Any) -> bool:
+    """Tells whether someone has put arrays on a device: what init makes may move."""
+    array = jax.tree.leaves(stored)[0]
+    return isinstance(array, jax.Array) and array.committed
