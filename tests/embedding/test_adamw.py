@@ -175,8 +175,8 @@ def test_rows_catch_up_on_a_mesh():
     mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2])
     update = jax.jit(apply_gradients)
     new = []
-    for where in ({}, {"mesh": mesh}):
-        state = init(config, optimizer, jax.random.key(0), storage="plain", **where)
+    for where in (None, mesh):
+        state = init(config, optimizer, jax.random.key(0), storage="plain", mesh=where)
         for step, ids in ((1, [3, 4]), (2, [5, 3]), (9, [4, 4])):
             grads = np.full((2, 4), 0.5, np.float32)
             state = update(state, np.array(ids), grads, step=step)
