@@ -171,3 +171,20 @@ def test_rows_catch_up_in_the_embedding_api(by_row):
     state = dataclasses.replace(state, step=None)
     with pytest.raises(ValueError, match=r"state.step is None, .* \['slow'\] depend"):
         apply_gradients(state, features, gradients)
+
+
+def test_rows_catch_up_on_a_mesh():
+    optimizer = AdamW(0.125, weight_decay=0.5, catch_up=True)
+    config = FeatureConfig(TableConfig(10, 4, name="user"))
+    mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2])
+    update = jax.jit(apply_gradients)
+    new = []
+    for where in (None, mesh):
+        state = init(config, optimizer, jax.random.key(0), storage="plain", mesh=where)
+        for step, ids in ((1, [3, 4]), (2, [5, 3]), (9, [4, 4])):
+            grads = np.full((2, 4), 0.5, np.float32)
+            state = update(state, np.array(ids), grads, step=step)
+        new.append(state.tables["user"])
+    for spread, alone in zip(*new, strict=True):
+        np.testing.assert_allclose(spread, alone, rtol=1e-6, atol=1e-7)
+    np.testing.assert_array_equal(new[0].steps[3:6], [2, 9, 2])

@@ -21,8 +21,10 @@ WRAPPED = {
     "gradient_scale": 0.5,
 }
 QUICK = ("cpu", "xla")  # to compile; an interpreted kernel takes seconds
-# One of each kind of rule: no slot, one, two, of rows, of both, and an average.
+# One of each kind of rule: no slot, one, two, of rows, of both, and an average; and
+# three slots, packed.
 FEW = ("sgd", "adagrad_momentum", "ftrl", "adam_row", "row_wise_adagrad", "adam_ema")
+FEW_PACKED = (*FEW, "amsgrad")
 
 
 def batch(dim, seed=0):
@@ -106,7 +108,8 @@ KERNELS = [
     for pair in PAIRS
     for implementation in ("tensorcore", "sweep", "sparsecore")
     for packed in (False, True)
-    if unsupported(pair, implementation, packed, {}) is None and pair.name in FEW
+    if pair.name in (FEW_PACKED if packed else FEW)
+    and unsupported(pair, implementation, packed, {}) is None
 ]
 
 

@@ -297,7 +297,7 @@ def last_per_row():
         ({"attributes": {"rule": "OtherRule"}}, "no loop for OtherRule"),
         (
             {"attributes": {"constants": np.array([1], np.float32)}},
-            "AdamRule has 5 constants",
+            "AdamRule has 8 constants",
         ),
         ({"attributes": {"rule": "SGDRule"}}, "SGDRule has 0 constants"),
         (
@@ -306,7 +306,11 @@ def last_per_row():
         ),
         # Adam with a count of the steps of each row.
         (
-            {"attributes": {"constants": np.array([0.9, 0.9, 1e-7, 1, 1], np.float32)}},
+            {
+                "attributes": {
+                    "constants": np.array([0.9, 0.9, 1e-7, 1, 1, 0, 1, 0], np.float32)
+                }
+            },
             "not the arrays of AdamRule",
         ),
         (
