@@ -120,7 +120,7 @@ def confirm(found: Results, tree: Tree, seconds: float) -> None:
 
 def failed_in(text: str) -> list[str]:
     """Returns the tests that pytest says have failed."""
-    return re.findall(r"^(?:FAILED|ERROR) (\S+::\S+)", text, re.MULTILINE)
+    return re.findall(r"^(?:FAILED|ERROR) (\S+::.*?)(?: - .*)?$", text, re.MULTILINE)
 
 
 def outcome_of(status: int | None, mutant: Mutant) -> str:
