@@ -51,6 +51,7 @@ def test_outcomes():
     assert command.outcome_of(None, hanging) == "failed"
     said = "1 failed\nFAILED tests/a.py::test_b[c-d] - assert 1 == 2\n"
     assert command.failed_in(said) == ["tests/a.py::test_b[c-d]"]
+    assert command.failed_in("FAILED a.py::b[('c', 'd')]") == ["a.py::b[('c', 'd')]"]
     assert command.failed_in("1 passed") == []
 
 

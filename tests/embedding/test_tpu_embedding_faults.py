@@ -185,6 +185,19 @@ def test_an_inference_batch_sees_the_update_under_way():
     assert np.any(got["user"] != lookup(before, *batch(0))["user"])
 
 
+@both_modes
+def test_batches_leave_the_queue_in_their_order(pipelined):
+    embedding = built(pipeline_execution_with_tensor_core=pipelined)
+    state = init(CONFIG, Adam(0.1), KEY)
+    embedding.enqueue(*batch(0))
+    embedding.enqueue(*batch(1), training=False)
+    activations = embedding.dequeue()
+    assert_same(activations, lookup(state, *batch(0)))
+    # One that is not for training does not wait for the gradients of another.
+    assert_same(embedding.dequeue(), lookup(state, *batch(1)))
+    embedding.apply_gradients(gradients_of(activations))
+
+
 def test_apply_gradients_donates_the_state():
     embedding = built()
     old = jax.tree.leaves(embedding.state)

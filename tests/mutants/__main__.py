@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -119,7 +120,7 @@ def confirm(found: Results, tree: Tree, seconds: float) -> None:
 
 def failed_in(text: str) -> list[str]:
     """Returns the tests that pytest says have failed."""
-    return re.findall(r"^(?:FAILED|ERROR) (\S+::\S+)", text, re.MULTILINE)
+    return re.findall(r"^(?:FAILED|ERROR) (\S+::.*?)(?: - .*)?$", text, re.MULTILINE)
 
 
 def outcome_of(status: int | None, mutant: Mutant) -> str:
@@ -133,4 +134,6 @@ def outcome_of(status: int | None, mutant: Mutant) -> str:
 
 
 if __name__ == "__main__":
+    # So that a copy, and a test that runs in it, do not outlive this.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     main()

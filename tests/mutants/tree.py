@@ -134,6 +134,7 @@ def _become_pytest(folder: Path, arguments: Sequence[str], output: int) -> NoRet
     status = 1
     try:
         os.setsid()  # so that it can be ended with its own children
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for stream in (1, 2):
             os.dup2(output, stream)
         os.chdir(folder)

@@ -155,11 +155,11 @@ def test_rows_have_their_own_step_counts():
 def test_limits_surround_the_step_of_any_rule():
     limits = Limits.of((-1.0, 2.0), -3.0, 4.0)
     numbers = StepNumbers(*jnp.float32([0.5, 0.25, 10]))
-    w = jnp.float32([[8.0, 8.0, -8.0, 1.0]])
+    w = jnp.float32([[8.0, 8.0, -8.0, 2.0]])
     gradient = jnp.float32([[1.0, -1.0, 0.05, 0.0]])
     (new,) = step_tile(rules.SGDRule(), limits, (w,), gradient, numbers)
-    # Scaled and clipped: 2, -1, .5, 0; decayed: 6, 6, -6, .75; then the step.
-    np.testing.assert_array_equal(new, [[4.0, 4.0, -3.0, 0.75]])
+    # Scaled and clipped: 2, -1, .5, 0; decayed: 6, 6, -6, 1.5; then the step.
+    np.testing.assert_array_equal(new, [[4.0, 4.0, -3.0, 1.5]])
 
 
 def test_limits_that_are_open_do_nothing():

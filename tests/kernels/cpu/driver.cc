@@ -2,13 +2,14 @@
 //
 //   driver < updates > results   each update with every instruction set, on several
 //                                    pools; all must agree bit for bit
-//   driver large                 updates of tables of 2**32 weights
+//   driver large                 updates of tables of 2**32 weights by as many numbers
 //
 // An update is its header, then the arrays of the state, grads, ids, sources, gains and
 // seeds, one for each array; a result is the state. Exits with 1 if a promise is broken.
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -131,8 +132,10 @@ float* Reserve(int64_t size) {
 void RunLarge(bool accumulate, bool packed) {
   constexpr int64_t kDim = 256, kRows = (int64_t{1} << 32) / kDim;
   const std::vector<int32_t> ids = {kRows - 1, 5, kRows / 2, kRows - 1, -1, kRows};
-  const std::vector<int32_t> sources(ids.size(), 0);
-  std::vector<float> gradient(kDim, 2);
+  // One gradient for all, the last one of as many.
+  const std::vector<int32_t> sources(ids.size(), kRows - 1);
+  float* const gradients = Reserve(kRows * kDim);
+  std::fill_n(gradients + (kRows - 1) * kDim, kDim, 2.0f);
   float* const memory = Reserve(3 * kRows * kDim);
   // Packed, the three rows stand together.
   const int64_t row_stride = packed ? 3 * kDim : kDim;
@@ -148,13 +151,13 @@ void RunLarge(bool accumulate, bool packed) {
   update.state.rows_per_group = packed ? 1 : kRows;
   update.state.stride = kDim;
   update.state.group_stride = packed ? row_stride : 0;
-  update.grads = {reinterpret_cast<char*>(gradient.data()), Encoding::kFloat32};
+  update.grads = {reinterpret_cast<char*>(gradients), Encoding::kFloat32};
   update.ids = ids.data();
   update.sources = sources.data();
   update.num_rows = kRows;
   update.dim = kDim;
   update.num_ids = ids.size();
-  update.num_grads = 1;
+  update.num_grads = kRows;
   update.lazy = true;
   update.accumulate = accumulate;
   // With betas of 0, m is the gradient, v its square, and a step 1.
@@ -176,6 +179,7 @@ void RunLarge(bool accumulate, bool packed) {
   for (const int64_t row : {int64_t{0}, int64_t{4}, int64_t{6}, kRows - 2}) {
     if (*at(0, row) != 0) Fail("a row that was not looked up has changed");
   }
+  munmap(gradients, kRows * kDim * 4);
   munmap(memory, 3 * kRows * kDim * 4);
 }
 
