@@ -139,7 +139,7 @@ class SaveTables(ocp.args.CheckpointArgs):
     Args:
         state: of any stacking and storage, on one device or spread.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> import jax
         >>> import orbax.checkpoint as ocp
@@ -218,7 +218,7 @@ def restore_latest(
             either.
         CorruptCheckpointError: there are checkpoints, and none can be read.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> import jax
         >>> import orbax.checkpoint as ocp

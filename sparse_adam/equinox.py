@@ -42,7 +42,7 @@ class Embeddings(eqx.Module):
         key: of `jax.random`, for the first weights.
         storage: as in `init`.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from sparse_adam.embedding import Adam, FeatureConfig, TableConfig
@@ -72,7 +72,7 @@ class Embeddings(eqx.Module):
 def dense(model: Any) -> Any:
     """Returns the dense parameters: `model` with None for tables and non-floats.
 
-    Example:
+    Examples:
         >>> import equinox as eqx
         >>> import jax
         >>> linear = eqx.nn.Linear(2, 3, key=jax.random.key(0))

@@ -67,7 +67,7 @@ def from_torch(
         ValueError: another number of tables than the optimizer has parameters, slots
             of another shape or under other names, or an optimizer that maximizes.
 
-    Example:
+    Examples:
         >>> ones = np.ones((3, 2), np.float32)
         >>> slots = {"step": 5, "exp_avg": ones, "exp_avg_sq": ones}
         >>> group = {"lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-8, "params": [0]}
@@ -158,7 +158,7 @@ def from_tensorflow(
         ValueError: there are no tables, one that is asked for is not there, or two
             embeddings in the checkpoint have a table of one name.
 
-    Example:
+    Examples:
         >>> end = "/.ATTRIBUTES/VARIABLE_VALUE"
         >>> found = from_tensorflow({
         ...     "model/embedding/_variables/user/parameters" + end: np.ones((3, 2)),
@@ -276,7 +276,7 @@ def from_jax_tpu_embedding(
         ValueError: a stack is not there, has another number of slots, does not divide
             into n parts, or is too small for a table.
 
-    Example:
+    Examples:
         >>> part = np.zeros((8, 8), np.float32)
         >>> part[0, :2], other = [1, 2], part + 5  # rows 0, 2 and 1, 3 of the table
         >>> stack = {"user": (np.concatenate([part, other]), ())}

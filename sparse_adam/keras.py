@@ -45,7 +45,7 @@ class Embeddings(keras.layers.Layer):
         storage: as in `init`.
         **options: `name` and others of a `keras.layers.Layer`.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from sparse_adam.embedding import Adam, FeatureConfig, TableConfig
         >>> features = {"user": FeatureConfig(TableConfig(1000, 16, name="user"))}

@@ -40,7 +40,7 @@ class Embeddings(nn.Module):
         optimizer: for the tables that have none of their own; None if all have.
         storage: as in `init`.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from sparse_adam.embedding import Adam, FeatureConfig, TableConfig

@@ -50,7 +50,7 @@ class Embeddings(nnx.Module):
         rngs: its stream `params` makes the first weights.
         storage: as in `init`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from sparse_adam.embedding import Adam, FeatureConfig, TableConfig

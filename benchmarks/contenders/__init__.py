@@ -9,15 +9,28 @@ from benchmarks.contenders import (
     torch_programs,
 )
 from benchmarks.contenders.base import Contender, Running, anything
+from sparse_adam._types import ImplementationName
 
 __all__ = ["CONTENDERS", "COPY", "OURS", "Contender", "Running"]
 
 COPY = "copy"
 # The best first, as `None` chooses.
-OURS = ("sparsecore", "tensorcore", "sweep", "cpu", "xla")
+OURS: tuple[ImplementationName, ...] = (
+    "sparsecore",
+    "tensorcore",
+    "sweep",
+    "cpu",
+    "xla",
+)
+    "sparsecore",
+    "tensorcore",
+    "sweep",
+    "cpu",
+    "xla",
+)
 
 
-def _ours(name: str) -> Contender:
+def _ours(name: ImplementationName) -> Contender:
     return Contender(
         name,
         f"sparse_adam, {name}",

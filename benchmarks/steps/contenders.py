@@ -15,6 +15,7 @@ from benchmarks.contenders.torch_programs import EPSILON, import_torch
 from benchmarks.steps.model import Arrays, Batch, Functions, Model, draw_batch
 from benchmarks.workload import RATE
 from sparse_adam import bias_corrected_learning_rate
+from sparse_adam._types import Storage
 from sparse_adam.embedding import (
     Adam,
     EmbeddingState,
@@ -55,7 +56,7 @@ def first_embedding(
     model: Model,
     adam: Adam,
     make: Callable[[str], jax.Array],
-    storage: str | None = None,
+    storage: Storage | None = None,
 ) -> EmbeddingState:
     """Returns our tables; `make` gives the first weights of one, by its name."""
 
@@ -166,7 +167,7 @@ class JaxSteps:
         return call
 
 
-def ours(model: Model, storage: str | None = None) -> JaxSteps:
+def ours(model: Model, storage: Storage | None = None) -> JaxSteps:
     """Our embedding API."""
     weights = jax.tree.map(jnp.asarray, model.first_weights())
     embedding = first_embedding(

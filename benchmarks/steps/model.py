@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sparse_adam._types import Combiner
+
 SMALL = 0.01  # standard deviation of the first rows of a table
 BLOCK = 4099  # rows that are drawn; a larger table repeats them
 
@@ -58,7 +60,7 @@ class Model:
     weights: Mapping[str, tuple[int, ...]]  # shapes of the dense part
     inputs: Mapping[str, tuple[int, ...]]  # shapes of float32 inputs besides the ids
     loss: Loss
-    combiner: str = "sum"  # of the rows of a sample; or "mean"
+    combiner: Combiner = "sum"  # of the rows of a sample; or "mean"
 
     @property
     def num_rows(self) -> int:

@@ -56,7 +56,7 @@ class Adam(Optimizer[AnyAdamState]):
         TypeError: an argument of the wrong kind.
         ValueError: an argument out of its range, or two that exclude each other.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> adam = Adam(0.1)
         >>> state = adam.init(jnp.ones((3, 2)))

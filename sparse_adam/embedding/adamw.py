@@ -47,7 +47,7 @@ class AdamW(Optimizer[AnyAdamState]):
         TypeError: an argument of the wrong kind.
         ValueError: an argument out of its range, or two that exclude each other.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> adamw = AdamW(0.25, weight_decay=0.5)
         >>> state = adamw.init(jnp.ones((2, 2)))

@@ -70,7 +70,7 @@ def row_gradients(
         ValueError: another structure, or shapes that do not fit; within `jax.shard_map`
             over the devices of the state.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from sparse_adam.embedding import Adam, FeatureConfig, TableConfig, init
@@ -150,7 +150,7 @@ def join_row_gradients(
         ValueError: an unknown table, or one that is not trainable; shapes that do not
             fit.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from sparse_adam.embedding import Adam, FeatureConfig, TableConfig, init
@@ -208,7 +208,7 @@ def apply_row_gradients(
         ValueError: an unknown table, or one that is not trainable, or whose optimizer
             makes a step for each occurrence; shapes that do not fit.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from sparse_adam.embedding import SGD, FeatureConfig, TableConfig, init

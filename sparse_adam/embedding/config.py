@@ -57,7 +57,7 @@ class QuantizationConfig(_ShowsWhatIsSet):
     Raises:
         ValueError: one of these does not hold.
 
-    Example:
+    Examples:
         >>> QuantizationConfig(num_buckets=256, lower=-1.0, upper=1.0)
         QuantizationConfig(num_buckets=256, lower=-1.0, upper=1.0)
     """
@@ -111,7 +111,7 @@ class TableConfig(_ShowsWhatIsSet):
         TypeError: `trainable` is not True or False.
         ValueError: an argument is not what it must be.
 
-    Example:
+    Examples:
         >>> TableConfig(vocabulary_size=8, dim=4, name="video")
         TableConfig(vocabulary_size=8, dim=4, name='video')
         >>> TableConfig(8, 4) == TableConfig(8, 4)
@@ -228,7 +228,7 @@ class FeatureConfig(_ShowsWhatIsSet):
     Raises:
         ValueError: an argument is not what it must be.
 
-    Example:
+    Examples:
         >>> video = TableConfig(8, 4, name="video")
         >>> FeatureConfig(video, max_sequence_length=3)
         FeatureConfig(table=TableConfig(vocabulary_size=8, dim=4, name='video'), \

@@ -79,7 +79,7 @@ def init(
         ValueError: see `TableConfig` and `FeatureConfig`; two tables have one name; a
             table has no optimizer; the mesh has no such axes.
 
-    Example:
+    Examples:
         >>> import jax
         >>> from sparse_adam.embedding import Adam, FeatureConfig, TableConfig
         >>> video = TableConfig(vocabulary_size=8, dim=4, name="video")
@@ -190,7 +190,7 @@ def lookup(
             a table that is not of its layout's shape, as inside `jax.shard_map`; an
             invalid id, if asked for.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from sparse_adam.embedding import Adam, FeatureConfig, Ragged, TableConfig
         >>> ramp = lambda key, shape, dtype: jnp.arange(8, dtype=dtype).reshape(shape)
@@ -268,7 +268,7 @@ def apply_gradients(
         ValueError: another structure, or shapes that do not fit; a table that is not of
             its layout's shape, as inside `jax.shard_map`.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from sparse_adam.embedding import Adam, FeatureConfig, TableConfig
@@ -312,7 +312,7 @@ def current_learning_rates(state: EmbeddingState) -> LearningRates:
         TypeError: the state's step is no int32 scalar.
         ValueError: the state has no step, but a table needs it.
 
-    Example:
+    Examples:
         >>> import jax
         >>> from sparse_adam.embedding import Adam, FeatureConfig, TableConfig
         >>> rates = iter([0.1, 0.05])

@@ -44,7 +44,7 @@ class Ragged:
 
     `jax.tree.map` knows nothing of rows: to join batches, call `concatenate`.
 
-    Example:
+    Examples:
         >>> Ragged.from_rows([[7], [], [1, 2]])
         Ragged(values=array([7, 1, 2]), row_splits=array([0, 1, 1, 3]))
     """
@@ -82,7 +82,7 @@ class Ragged:
             TypeError: a part is not a `Ragged`.
             ValueError: there are no parts, or splits that are no splits.
 
-        Example:
+        Examples:
             >>> Ragged.concatenate([Ragged.from_rows([[7], [1, 2]], size=4),
             ...                     Ragged.from_rows([[5]])])
             Ragged(values=array([7, 1, 2, 5, 0]), row_splits=array([0, 1, 3, 4]))
@@ -129,7 +129,7 @@ class Sparse:
         values: `[N]`.
         dense_shape: R ints, static.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> sparse = Sparse(np.array([[0, 0], [2, 0], [2, 1]]), np.array([7, 1, 2]),
         ...                 dense_shape=(3, 2))

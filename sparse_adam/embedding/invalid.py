@@ -33,7 +33,7 @@ def check_ids(state: EmbeddingState | EmbeddingLayout, features: Any) -> None:
         TypeError: ids are not integers.
         ValueError: an id is invalid; or another structure than the configuration's.
 
-    Example:
+    Examples:
         >>> import jax, numpy as np
         >>> from sparse_adam.embedding import Adam, FeatureConfig, TableConfig, init
         >>> config = {"user": FeatureConfig(TableConfig(4, 2, name="users"))}

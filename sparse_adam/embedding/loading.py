@@ -32,7 +32,7 @@ def to_inputs(features: Any) -> Any:
         TypeError: a leaf is no array, and can not be one.
         ValueError: an id, a split or an index does not fit into int32.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> to_inputs({"user": np.array([3, 2**31 - 1])})  # int64
         {'user': array([         3, 2147483647], dtype=int32)}
@@ -73,7 +73,7 @@ def pad_to_buckets(
         ValueError: see `to_inputs`; or a batch is larger than the last bucket, or has
             more samples than `num_samples`.
 
-    Example:
+    Examples:
         >>> from sparse_adam.embedding import Ragged
         >>> pad_to_buckets(Ragged.from_rows([[1, 2, 3], [4]]), buckets=[8, 16])
         Ragged(values=array([1, 2, 3, 4, 0, 0, 0, 0], dtype=int32), \

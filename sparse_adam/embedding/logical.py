@@ -49,7 +49,7 @@ def to_logical(state: EmbeddingState) -> dict[str, dict[str, jax.Array]]:
         TypeError: the state has arrays of a wrong dtype.
         ValueError: the state is not of its layout's shape.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from sparse_adam.embedding import Adam, FeatureConfig, TableConfig, init
@@ -97,7 +97,7 @@ def from_logical(
         ValueError: an unknown table or array, another shape, one that is missing,
             different steps, or a storage for a state that has its own.
 
-    Example:
+    Examples:
         >>> import jax
         >>> from sparse_adam.embedding import Adam, FeatureConfig, TableConfig, init
         >>> config = [FeatureConfig(TableConfig(4, 2, name=name)) for name in "ab"]
@@ -161,7 +161,7 @@ def map_arrays(
         TypeError: a result is of another dtype, or a step is no int32 scalar.
         ValueError: a state is of another layout, or a result of another shape.
 
-    Example:
+    Examples:
         >>> import jax
         >>> from sparse_adam.embedding import Adam, FeatureConfig, TableConfig, init
         >>> config = FeatureConfig(TableConfig(4, 2, name="user"))

@@ -47,7 +47,7 @@ def nearest(
         ValueError: shapes that do not fit, k that is not in `[1, V]`, or an unknown
             metric; within `jax.shard_map` over the devices of the state.
 
-    Example:
+    Examples:
         >>> import jax
         >>> from sparse_adam.embedding import Adam, FeatureConfig, TableConfig, init
         >>> user, item = TableConfig(5, 4, name="user"), TableConfig(7, 4, name="item")

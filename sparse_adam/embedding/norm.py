@@ -55,7 +55,7 @@ def gradient_norm(
         TypeError: ids or gradients are of a wrong kind.
         ValueError: another structure, or shapes that do not fit.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from sparse_adam.embedding import Adam, FeatureConfig, TableConfig, init

@@ -41,7 +41,7 @@ class SGD(Optimizer[SGDState]):
         TypeError: an argument of the wrong kind.
         ValueError: an argument out of its range, or two that exclude each other.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> sgd = SGD(0.5)
         >>> state = sgd.init(jnp.ones((2, 2)))
@@ -276,7 +276,7 @@ class RuleOptimizer(Optimizer[tuple[jax.Array, ...]]):
         TypeError: the rule is none, or an argument is of the wrong kind.
         ValueError: an argument out of its range, or two that exclude each other.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from sparse_adam.rules import AdamRule
         >>> optimizer = RuleOptimizer(AdamRule(bias_correction="row"), 0.1)

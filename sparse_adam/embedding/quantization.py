@@ -14,7 +14,7 @@ def simulate_quantization(x: jax.Array, config: QuantizationConfig) -> jax.Array
     Its derivative is that of `x`: the gradient passes straight through, also where `x`
     was clipped.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> config = QuantizationConfig(num_buckets=3, lower=-1.0, upper=1.0)
         >>> x = jnp.array([-7.0, -0.4, 0.5, 0.9])

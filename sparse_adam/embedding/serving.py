@@ -36,7 +36,7 @@ def weights_only(state: EmbeddingState, *, ema: bool = False) -> EmbeddingState:
         ValueError: the state is not of its layout's shape, or `ema` is True and no
             table keeps an average.
 
-    Example:
+    Examples:
         >>> import jax
         >>> from sparse_adam.embedding import Adam, FeatureConfig, TableConfig, init
         >>> config = FeatureConfig(TableConfig(4, 2, name="user"))
@@ -78,7 +78,7 @@ def serving_embedding_lookup(
         ValueError: a feature that is not in the configuration; shapes or weights as in
             `lookup`.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from sparse_adam.embedding import Adam, FeatureConfig, TableConfig, init

@@ -38,7 +38,7 @@ class EmbeddingState(Generic[TableState_co]):
         step: how many updates there were, an int32 scalar, where the learning rate of a
             table is a function of it, or its rows catch up; else None.
 
-    Example:
+    Examples:
         >>> import jax
         >>> from sparse_adam.embedding import Adam, FeatureConfig, TableConfig, init
         >>> user, item = TableConfig(5, 4, name="user"), TableConfig(7, 4, name="item")

@@ -55,7 +55,7 @@ def batch_stats(state: EmbeddingState, features: Any) -> dict[str, BatchStats]:
         TypeError: ids are not integers.
         ValueError: another structure, or shapes that do not fit.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from sparse_adam.embedding import Adam, FeatureConfig, TableConfig, init

@@ -75,7 +75,7 @@ class TPUEmbedding:
         TypeError: see `init`.
         ValueError: see `init`.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from sparse_adam.embedding import (

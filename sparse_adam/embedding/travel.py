@@ -31,7 +31,7 @@ def explain(state: EmbeddingState, features: Any, weights: Any = None) -> str:
         TypeError: as `lookup` would.
         ValueError: as `lookup` would.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from sparse_adam.embedding import Adam, FeatureConfig, TableConfig, init
         >>> config = FeatureConfig(TableConfig(1000, 32, name="item"))

@@ -27,7 +27,7 @@ def explain(*args: Any, **kwargs: Any) -> str:
         TypeError: as the update would.
         ValueError: as the update would.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> table = jax.ShapeDtypeStruct((1_000_000, 128), jnp.bfloat16)
         >>> ids = jax.ShapeDtypeStruct((4096,), jnp.int32)

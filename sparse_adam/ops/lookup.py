@@ -58,7 +58,7 @@ def lookup(
     Differentiate the loss by what this returns, not by the table: the gradient by a
     table has the table's size.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> print(lookup(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([1, -1])))
         [[3. 4.]

@@ -95,7 +95,7 @@ def nearest(
         ValueError: shapes that do not fit, k that is not in `[1, V]`, or an unknown
             metric.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> table = jnp.array([[1.0, 0.0], [0.0, 3.0], [2.0, 2.0]])
         >>> found = nearest(table, jnp.array([[0.0, 1.0]]), k=2)

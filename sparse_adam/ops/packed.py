@@ -36,7 +36,7 @@ class PackedTable:
         lines: int32 `layout.shape`, `[lines, 128]`.
         layout: where each row stands: V, D and the dtypes. Static.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from sparse_adam import packed_adam_update
         >>> ones = jax.nn.initializers.ones
@@ -146,7 +146,7 @@ class PackedTable:
             TypeError: one of `others` is no packed table; a result is of another dtype.
             ValueError: they have another shape or another number of arrays.
 
-        Example:
+        Examples:
             >>> import jax.numpy as jnp
             >>> ones, zeros = jnp.ones((2, 4)), jnp.zeros((2, 4))
             >>> a, b = PackedTable.pack(ones, zeros), PackedTable.pack(3 * ones, ones)

@@ -46,7 +46,7 @@ class UpdatePlan:
     def is_of(self, ids: ArrayLike) -> jax.Array:
         """Returns whether this is the plan of these ids, a bool `[]`, traced or not.
 
-        Example:
+        Examples:
             >>> import jax.numpy as jnp
             >>> plan = plan_update(jnp.array([7, 2]), num_rows=10)
             >>> print(plan.is_of(jnp.array([7, 2])), plan.is_of(jnp.array([2, 7])))
@@ -79,7 +79,7 @@ def plan_update(ids: ArrayLike, num_rows: int) -> UpdatePlan:
         TypeError: `ids` are not integers.
         ValueError: `num_rows` is not in `[1, 2**31 - N)`.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> plan = plan_update(np.array([7, 2, -1, 7]), num_rows=10)
         >>> plan.ids.tolist(), plan.order.tolist()

@@ -139,7 +139,7 @@ def sparse_adam_update(
         ValueError: a shape or a number that does not fit, or an implementation that
             cannot do this update. Both are raised while tracing.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> table = jnp.ones((4, 2))
         >>> zeros = jnp.zeros((4, 2))
@@ -213,7 +213,7 @@ def packed_adam_update(
     the maths, the arguments and the errors. Donate the table
     (``jax.jit(..., donate_argnums=0)``) and it is updated in place.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> table = PackedTable.pack(*[jnp.zeros((4, 2))] * 3)
         >>> ids, grads = jnp.array([1, 1]), jnp.ones((2, 2))
@@ -268,7 +268,7 @@ def bias_corrected_learning_rate(
     beta close to 1 nor a large one loses digits. The update's epsilon is then the
     paper's "epsilon hat".
 
-    Example:
+    Examples:
         >>> print(bias_corrected_learning_rate(0.1, 1).round(6))
         0.031623
         >>> print(bias_corrected_learning_rate(0.1, 100_000))

@@ -123,7 +123,7 @@ def sparse_update(
         ValueError: a shape or a number that does not fit, or an implementation that
             cannot do this update. Both are raised while tracing.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from sparse_adam.rules import AdagradRule, initial_slots
         >>> rule, table = AdagradRule(initial_accumulator_value=0.25), jnp.ones((4, 2))

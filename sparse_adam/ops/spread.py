@@ -40,7 +40,7 @@ class Spread:
         TypeError: `axes` is no tuple of names.
         ValueError: the mesh has no such axis, or there is none.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from jax.sharding import Mesh
         >>> spread = Spread(Mesh(jax.devices()[:1], "x"), ("x",))

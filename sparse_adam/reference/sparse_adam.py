@@ -35,7 +35,7 @@ def sparse_adam_update(
     `sparse_update` says which rows make a step and what surrounds it, `adam` what the
     step is.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> table, zeros = np.ones((3, 1), np.float32), np.zeros((3, 1), np.float32)
         >>> w, m, v = sparse_adam_update(

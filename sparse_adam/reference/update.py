@@ -124,7 +124,7 @@ def sparse_update(
         sample_ids: the row of `grads` that each occurrence takes.
         gains: the factor of each occurrence's gradient.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from sparse_adam.reference import sgd
         >>> table = np.ones((3, 1), np.float32)

@@ -57,7 +57,7 @@ def check_rule(rule: UpdateRule) -> RuleFacts:
             dtype, moves data between rows, depends on the number of rows in a tile, or
             uses an operation or an array that kernels have not.
 
-    Example:
+    Examples:
         >>> from sparse_adam.rules import AdamRule
         >>> check_rule(AdamRule()).beyond_subcores
         ()
@@ -217,7 +217,7 @@ def initial_slots(
     Raises:
         ValueError: the rule has such a slot, and there is no table.
 
-    Example:
+    Examples:
         >>> from sparse_adam.rules import RowWiseAdagradRule
         >>> [slot.shape for slot in initial_slots(RowWiseAdagradRule(), (8, 4), "f4")]
         [(8,)]

@@ -41,7 +41,7 @@ class WithEMA:
         TypeError: `rule` is no rule, or `decay` is no number.
         ValueError: `decay` is out of its range.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from sparse_adam import sparse_update
         >>> from sparse_adam.rules import SGDRule, initial_slots

@@ -33,7 +33,7 @@ class Slot:
         ValueError: `per` is neither of the two, the name is empty, the initial value is
             not finite, or a slot per row is to begin as the weights.
 
-    Example:
+    Examples:
         >>> Slot("accumulators", initial=0.1)
         Slot(name='accumulators', initial=0.1, per='element')
     """
@@ -77,7 +77,7 @@ class UpdateRule(Protocol):
     leave float32 but for int32, uint32 and bool, or use an array from elsewhere: its
     constants are Python numbers or `np.float32`. `check_rule` tells.
 
-    Example:
+    Examples:
         >>> import dataclasses
         >>> @dataclasses.dataclass(frozen=True)
         ... class SignDescent:

@@ -12,6 +12,7 @@ from typing import Any, get_args
 import jax
 import numpy as np
 
+from sparse_adam._types import ImplementationName
 from sparse_adam.check.case import Case, Ids
 from sparse_adam.check.cases import BFLOAT16, MIXED, left_out
 from sparse_adam.check.shrink import FLOAT32
@@ -100,7 +101,9 @@ def possible(case: Case) -> bool:
     return case.objection() is None
 
 
-def _compiled(rng: np.random.Generator, implementation: str | None) -> Case:
+def _compiled(
+    rng: np.random.Generator, implementation: ImplementationName | None
+) -> Case:
     case = Case(
         implementation,
         _one(rng, ("plain", "packed")),
@@ -115,7 +118,7 @@ def _compiled(rng: np.random.Generator, implementation: str | None) -> Case:
     return _spread(rng, case.but(options=options(rng, case.dtypes)))
 
 
-def _interpreted(rng: np.random.Generator, implementation: str) -> Case:
+def _interpreted(rng: np.random.Generator, implementation: ImplementationName) -> Case:
     case = Case(
         implementation,
         _one(rng, ("plain", "packed")),

@@ -13,6 +13,7 @@ from jax import export
 
 import sparse_adam
 from sparse_adam import PackedTable, plan_update, sparse_adam_update
+from sparse_adam._types import Storage
 from sparse_adam.embedding import (
     FTRL,
     SGD,
@@ -94,7 +95,7 @@ def raw_lookup(packed: bool) -> tuple[Any, Any, Any]:
     return function, (whole.lines, ids), sparse_adam.lookup(table, ids)
 
 
-def embedding_lookup(storage: str) -> tuple[Any, Any, Any]:
+def embedding_lookup(storage: Storage) -> tuple[Any, Any, Any]:
     """Does the same of a whole embedding, whose batch has ids in four forms."""
     state = init(CONFIG, Adam(), jax.random.key(0), storage=storage)
     arrays, structure = jax.tree.flatten(weights_only(state))

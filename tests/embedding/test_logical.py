@@ -64,7 +64,8 @@ def test_slots_per_row_are_mapped_too():
 def test_bfloat16_comes_back_from_a_numpy_file(tmp_path, with_layout):
     config = FeatureConfig(TableConfig(6, 3, name="t", dtype=jnp.bfloat16))
     one, other = (init(config, Adam(0.1), jax.random.key(i)) for i in range(2))
-    np.savez(tmp_path / "t.npz", **to_logical(one)["t"])
+    arrays: dict[str, Any] = to_logical(one)["t"]
+    np.savez(tmp_path / "t.npz", **arrays)
     with np.load(tmp_path / "t.npz") as file:
         assert file["parameters"].dtype == "V2"
         back = from_logical(other.layout if with_layout else other, {"t": dict(file)})

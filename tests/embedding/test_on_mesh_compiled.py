@@ -7,13 +7,13 @@ import pytest
 
 from benchmarks.routed_batches import message_bytes
 from benchmarks.routing import (
-    ENVIRONMENT,
     Batch,
     Program,
     compiled,
     lower_step,
     slice_mesh,
 )
+from benchmarks.static.compiler import WITHOUT_TPU
 from sparse_adam.ops.routing.rounds import default_quota, message_words
 
 D, PLACES, SAMPLES = 128, 8, 64
@@ -24,7 +24,7 @@ N = SAMPLES * PLACES
 def programs() -> dict[int, Program]:
     """The steps of 4 and of 16 chips."""
     with pytest.MonkeyPatch.context() as patch:
-        for variable, value in ENVIRONMENT.items():
+        for variable, value in WITHOUT_TPU.items():
             patch.setenv(variable, os.environ.get(variable, value))
         found = {}
         for topology, chips in (("v6e:2x2", 4), ("v6e:4x4", 16)):

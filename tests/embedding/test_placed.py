@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
+from sparse_adam._types import Storage
 from sparse_adam.embedding import (
     Adam,
     FeatureConfig,
@@ -55,7 +56,7 @@ def config(initializer: Any = affine) -> list[FeatureConfig]:
 
 
 def start(
-    spread: Mesh | None, initializer: Any = affine, storage: str = "plain"
+    spread: Mesh | None, initializer: Any = affine, storage: Storage = "plain"
 ) -> Any:
     key = jax.random.key(7)
     return init(config(initializer), Adam(), key, storage=storage, mesh=spread)
@@ -133,6 +134,7 @@ def test_loaded_tables_are_sent_to_devices_by_parts():
     arrays: Any = jax.tree.map(
         lambda x: rng.standard_normal(x.shape, np.float32), to_logical(state)
     )
+    options: dict[str, Any]
     for like, options in ((state, {}), (state.layout, {"storage": "plain"})):
         new = from_logical(like, arrays, **options)
         found = to_logical(new)

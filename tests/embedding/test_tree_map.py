@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sparse_adam._types import Storage
 from sparse_adam.embedding import (
     Adam,
     EmbeddingState,
@@ -33,7 +34,7 @@ IDS = [jnp.array([3, -1, 8])] * 2
 STORED = [("plain", True), ("plain", False), ("packed", True), ("packed", False)]
 
 
-def state(seed: int, storage: str, stack: bool) -> EmbeddingState:
+def state(seed: int, storage: Storage, stack: bool) -> EmbeddingState:
     key = jax.random.key(seed)
     return init(CONFIG, Adam(0.1), key, storage=storage, stack=stack)
 

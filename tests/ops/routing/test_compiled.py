@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from benchmarks.routing import ENVIRONMENT, Program, compiled, slice_mesh
+from benchmarks.routing import Program, compiled, slice_mesh
+from benchmarks.static.compiler import WITHOUT_TPU
 from sparse_adam.ops import routing
 from sparse_adam.ops.routing import Placement
 from sparse_adam.ops.routing.rounds import default_quota
@@ -18,7 +19,7 @@ N, D = 512, 128
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable, value in ENVIRONMENT.items():
+    for variable, value in WITHOUT_TPU.items():
         monkeypatch.setenv(variable, os.environ.get(variable, value))
 
 
