@@ -22,12 +22,6 @@ OURS: tuple[ImplementationName, ...] = (
     "cpu",
     "xla",
 )
-    "sparsecore",
-    "tensorcore",
-    "sweep",
-    "cpu",
-    "xla",
-)
 
 
 def _ours(name: ImplementationName) -> Contender:
