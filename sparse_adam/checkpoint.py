@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from sparse_adam.embedding import EmbeddingState
+from sparse_adam.embedding.optimizer import PARAMETERS
 from sparse_adam.embedding.saved import (
     checksums,
     from_saved,
@@ -29,6 +30,7 @@ from sparse_adam.embedding.saved import (
     to_saved,
 )
 from sparse_adam.embedding.stacks import Table
+from sparse_adam.embedding.step import STEP
 
 try:
     import orbax.checkpoint as ocp
@@ -80,8 +82,12 @@ class TablesHandler(ocp.AsyncCheckpointHandler):
         """Returns the state that `args` describes."""
         try:
             metadata = self.metadata(directory)
-            saved = metadata.tree
+            saved = {
+                name: {slot: own for slot, own in arrays.items() if slot != STEP}
+                for name, arrays in metadata.tree.items()
+            }
             about: Any = metadata.custom_metadata or {}
+            step = about[STEP] if STEP in about else self._step(directory, metadata)
             rows = {
                 name: next(iter(arrays.values())).shape[0]
                 for name, arrays in saved.items()
@@ -89,9 +95,22 @@ class TablesHandler(ocp.AsyncCheckpointHandler):
         except Exception as error:  # whatever Orbax meets in a broken file
             raise _unreadable(directory) from error
         wanted = targets(args.like)
-        _check_fit(args, saved, rows)
+        _check_fit(args, saved, rows, step)
         arrays = self._read(directory, saved, wanted, about.get("checksums", {}))
-        return from_saved(args.like, _completed(args, arrays, rows, wanted))
+        return from_saved(args.like, _completed(args, arrays, rows, wanted), step or 0)
+
+    def _step(self, directory: Any, metadata: Any) -> int | None:
+        """Returns the step of a checkpoint of what `to_logical` returns; None is none.
+
+        `SaveTables` writes it beside the arrays; there it is one of them.
+        """
+        names = [name for name, arrays in metadata.tree.items() if STEP in arrays]
+        if not names:
+            return None
+        like = {names[0]: {STEP: jax.ShapeDtypeStruct((), np.int32)}}
+        how = jax.tree.map(_restore_args, like)
+        args = ocp.args.PyTreeRestore(like, restore_args=how, partial_restore=True)
+        return int(self._arrays.restore(directory, args=args)[names[0]][STEP])
 
     def _read(
         self,
@@ -265,6 +284,8 @@ def _array_args(args: SaveTables) -> ocp.args.PyTreeSave:
         "num_rows": {table.name: table.num_rows for table in args.state.layout.tables},
         "checksums": checksums(arrays),
     }
+    if args.state.step is not None:
+        about[STEP] = int(args.state.step)
     return ocp.args.PyTreeSave(arrays, custom_metadata=about)
 
 
@@ -281,8 +302,11 @@ def _check_fit(
     args: RestoreTables,
     saved: Mapping[str, Mapping[str, Any]],
     rows: Mapping[str, int],
+    step: int | None,
 ) -> None:
     """Checks that nothing is lost and nothing lacks, other than was asked for."""
+    if args.like.layout.by_step and step is None:
+        _check_key(args, f"the step, which tables {args.like.layout.by_step} depend on")
     tables = {table.name: table for table in args.like.layout.tables}
     for name in saved:
         if name not in tables and name not in args.drop:
@@ -354,6 +378,10 @@ def _completed(
         name, own = table.name, arrays.get(table.name, {})
         if len(own) < len(wanted[name]) or rows[name] < table.num_rows:
             new = new_arrays(table, keys[name])
+            for slot in table.optimizer.rule.slots:
+                if slot.initial == "weights" and slot.name not in own and own:
+                    dtype = wanted[name][slot.name].dtype
+                    own = {**own, slot.name: own[PARAMETERS].astype(dtype, copy=True)}
             own = {
                 slot: grown(own.get(slot), rows.get(name, 0), new[slot], like)
                 for slot, like in wanted[name].items()

@@ -1,5 +1,6 @@
 """Checkpoints fit any storage, stacking, devices and vocabulary, or say why not."""
 
+import dataclasses
 import functools
 import itertools
 import shutil
@@ -164,7 +165,7 @@ def test_no_device_has_a_whole_table_on_the_way(storage):
     whole = sum(2 * 2 * 4 * size for size in sizes.values())  # float32, with a slot
     for function, given in (
         (to_saved, spread),
-        (functools.partial(from_saved, like), targets(like)),
+        (functools.partial(from_saved, like, step=0), targets(like)),
     ):
         compiled = jax.jit(function).lower(given).compile()
         memory: Any = compiled.memory_analysis()  # of one device
@@ -380,3 +381,51 @@ def test_a_plain_checkpoint_of_logical_arrays_is_read(tmp_path):
         manager.save(0, args=ocp.args.StandardSave(to_logical(state)))
     found = restored(tmp_path, shapes(storage="packed"))
     assert_same_bits(to_logical(state), to_logical(found))
+
+
+def halving(step: Any) -> Any:
+    return 0.1 * 0.5**step
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_step_is_restored(tmp_path, count):
+    on = mesh(count) if count > 1 else None
+    optimizer = Adam(halving)
+    state = dataclasses.replace(new(optimizer=optimizer), step=jnp.int32(5))
+    saved(tmp_path, state)
+    like = shapes(optimizer=optimizer, mesh=on)
+    assert restored(tmp_path, like).step == 5
+    assert restored(tmp_path, shapes(optimizer=Adam(0.1))).step is None
+
+
+def test_a_checkpoint_without_the_step_is_refused_without_a_key(tmp_path):
+    like = shapes(optimizer=Adam(halving))
+    saved(tmp_path, new(optimizer=Adam(0.1)))
+    with pytest.raises(CheckpointMismatchError, match=r"lacks the step, .*'user'"):
+        restored(tmp_path, like)
+    assert restored(tmp_path, like, key=jax.random.key(1)).step == 0
+
+
+def test_the_step_of_a_plain_checkpoint_is_read(tmp_path):
+    optimizer = Adam(halving)
+    state = dataclasses.replace(new(optimizer=optimizer), step=jnp.int32(5))
+    with ocp.CheckpointManager(tmp_path) as manager:
+        manager.save(0, args=ocp.args.StandardSave(to_logical(state)))
+    found = restored(tmp_path, shapes(optimizer=optimizer))
+    assert found.step == 5
+    assert_same_bits(to_logical(found), to_logical(state))
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_an_average_that_is_new_begins_as_the_weights(tmp_path, count):
+    on = mesh(count) if count > 1 else None
+    state = new()
+    saved(tmp_path, state)
+    features, optimizer = config(SIZES | {"user": 20}), Adagrad(0.1, ema_decay=0.5)
+    like = shapes(features=features, optimizer=optimizer, mesh=on)
+    found = restored(tmp_path, like, key=jax.random.key(1))
+    for name in SIZES:
+        weights = np.asarray(found.table(name))
+        np.testing.assert_array_equal(found.slots(name)["ema"], weights)
+        old = np.asarray(state.table(name))
+        np.testing.assert_array_equal(weights[: len(old)], old)

@@ -116,10 +116,26 @@ def read(
         stack: of the tables.
         tables: their places in the stack.
     """
+    return _read(_arrays(stored), cut=True, **_how(stored, stack, tables))
+
+
+def read_parts(
+    stored: Any, stack: Stack, tables: Sequence[int]
+) -> list[tuple[jax.Array, ...]]:
+    """Returns what `read` does, in parts: spread, however many rows a table has."""
+    return _read(_arrays(stored), cut=False, **_how(stored, stack, tables))
+
+
+def rows_in_parts(spread: Spread, num_rows: int) -> int:
+    """Returns how many rows a table of V has in parts: those of zeros too."""
+    return spread.count * -(-num_rows // spread.count)
+
+
+def _how(stored: Any, stack: Stack, tables: Sequence[int]) -> dict[str, Any]:
     assert stack.spread is not None
     places = tuple(_places(stack)[place] for place in tables)
     layout = stack.spread.part(layout_of(stack, stored))
-    return _read(_arrays(stored), spread=stack.spread, layout=layout, places=places)
+    return {"spread": stack.spread, "layout": layout, "places": places}
 
 
 def layout_of(stack: Stack, stored: Any) -> Layout:
@@ -237,10 +253,11 @@ def _fill(
 
 
 @in_32_bits
-@functools.partial(jax.jit, static_argnames=("spread", "layout", "places"))
+@functools.partial(jax.jit, static_argnames=("cut", "spread", "layout", "places"))
 def _read(
     stored: tuple[jax.Array, ...],
     *,
+    cut: bool,
     spread: Spread,
     layout: Layout,
     places: tuple[tuple[int, int], ...],
@@ -253,6 +270,8 @@ def _read(
         ]
 
     found = spread.map(read_own, (spread.spec,), spread.spec)(stored)
+    if not cut:
+        return found
     return [
         tuple(spread.cut(x, num_rows) for x in arrays)
         for arrays, (_, num_rows) in zip(found, places, strict=True)

@@ -1,8 +1,8 @@
 """Tables as checkpoints hold them: by name and in logical order, spread where they are.
 
-`to_logical` gives whole arrays. Here a table whose rows are spread over n devices
-stays so: its arrays `[R, D]` end in rows of zeros, R being V rounded up to a multiple
-of n, and no device ever has all of it.
+`to_logical` gives arrays of V rows. Here a table whose rows are spread over n devices
+is in parts: its arrays `[R, D]` end in rows of zeros, R being V rounded up to a
+multiple of n, so that no device ever has all of it, whatever V is.
 """
 
 import functools
@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
+from sparse_adam.embedding.placed import filled, read_parts, rows_in_parts
 from sparse_adam.embedding.stacks import Stack, Table
 from sparse_adam.embedding.state import EmbeddingState
+from sparse_adam.embedding.step import step_at
 from sparse_adam.embedding.stored import (
     arrays_by_table,
     as_stored,
@@ -24,7 +26,6 @@ from sparse_adam.embedding.stored import (
     stacked,
 )
 from sparse_adam.ops.packed import PackedTable
-from sparse_adam.ops.spread_tables import cut_out, join, logical_rows
 
 Arrays = Mapping[str, Mapping[str, Any]]  # by table name, and by that of the array
 
@@ -63,10 +64,15 @@ def targets(like: EmbeddingState) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     return found
 
 
-def from_saved(like: EmbeddingState, arrays: Arrays) -> EmbeddingState:
+def from_saved(like: EmbeddingState, arrays: Arrays, step: int) -> EmbeddingState:
     """Returns a state stored as `like` is, of arrays that are as `targets` says.
 
     They belong to the state from now on.
+
+    Args:
+        like: as of `targets`.
+        arrays: all of its tables.
+        step: of the state, if it counts steps.
     """
     stacks = []
     for old, stack in zip(like.stacks, like.layout.stacks, strict=True):
@@ -77,7 +83,9 @@ def from_saved(like: EmbeddingState, arrays: Arrays) -> EmbeddingState:
         new = _joined(parts, stack, packed=isinstance(old, PackedTable))
         kept = stack.spread is None and _is_placed(old)
         stacks.append(placed_as(old, new) if kept else new)
-    return EmbeddingState(tuple(stacks), like.layout)
+    layout = like.layout
+    steps = step_at(step, layout.stacks[0].spread) if layout.by_step else None
+    return EmbeddingState(tuple(stacks), layout, steps)
 
 
 def new_arrays(table: Table, key: jax.Array) -> dict[str, jax.Array]:
@@ -150,9 +158,7 @@ def _cut(stored: Any, stack: Stack) -> list[tuple[jax.Array, ...]]:
     """Returns the arrays of each table of a stack."""
     if stack.spread is None:
         return _cut_whole(stored, stack=stack)
-    if isinstance(stored, PackedTable):
-        stored = stored.unpack()
-    return _cut_spread(tuple(stored), stack=stack)
+    return read_parts(stored, stack, range(len(stack.tables)))
 
 
 @functools.partial(jax.jit, static_argnames="stack")
@@ -160,26 +166,11 @@ def _cut_whole(stored: Any, *, stack: Stack) -> list[tuple[jax.Array, ...]]:
     return arrays_by_table(stored, stack)
 
 
-@functools.partial(jax.jit, static_argnames="stack")
-def _cut_spread(
-    arrays: tuple[jax.Array, ...], *, stack: Stack
-) -> list[tuple[jax.Array, ...]]:
-    spread = stack.spread
-    assert spread is not None
-    return [
-        tuple(
-            cut_out(x, spread=spread, start=start, num_rows=table.num_rows)
-            for x in arrays
-        )
-        for table, start in zip(stack.tables, stack.offsets, strict=True)
-    ]
-
-
 def _joined(parts: Sequence[Sequence[jax.Array]], stack: Stack, *, packed: bool) -> Any:
     """Returns the arrays of each table as the one array of their stack."""
     if stack.spread is None:
         return _joined_whole(parts, stack=stack, packed=packed)
-    return as_stored(stack, _joined_spread(parts, stack=stack), packed=packed)
+    return filled(stack, parts, packed=packed)
 
 
 @functools.partial(jax.jit, static_argnames=("stack", "packed"))
@@ -189,30 +180,10 @@ def _joined_whole(
     return stacked(stack, [as_stored(stack, own, packed=packed) for own in parts])
 
 
-@functools.partial(jax.jit, static_argnames="stack")
-def _joined_spread(
-    parts: Sequence[Sequence[jax.Array]], *, stack: Stack
-) -> list[jax.Array]:
-    spread = stack.spread
-    assert spread is not None
-    sizes = tuple(table.num_rows for table in stack.tables)
-    part_rows = spread.part_rows(stack.num_rows, stack.dim)
-    return [
-        join(
-            columns,
-            spread=spread,
-            starts=stack.offsets,
-            sizes=sizes,
-            part_rows=part_rows,
-        )
-        for columns in zip(*parts, strict=True)
-    ]
-
-
 def _saved_shape(stack: Stack, shape: tuple[int, ...]) -> tuple[int, ...]:
     if stack.spread is None:
         return shape
-    return (logical_rows(stack.spread, shape[0]), *shape[1:])
+    return (rows_in_parts(stack.spread, shape[0]), *shape[1:])
 
 
 def _dtypes(stored: Any) -> Sequence[np.dtype]:
