@@ -43,5 +43,13 @@ def slot_initializer(
 @functools.cache
 def with_ema(kind: Any) -> Any:
     """Returns the named tuple `kind` with one field more: one class for each."""
-    fields = (*kind._fields, "ema")
-    return collections.namedtuple(f"{kind.__name__}WithEMA", fields)
+    named: Any = collections.namedtuple(
+        f"{kind.__name__}WithEMA", (*kind._fields, "ema")
+    )
+    # No module has a name for this class, so pickle finds it by its kind.
+    named.__reduce__ = lambda self: (_make, (kind, *self))
+    return named
+
+
+def _make(kind: Any, *values: Any) -> Any:
+    return with_ema(kind)(*values)

@@ -1,6 +1,7 @@
 """Moving averages of tables: only the rows of a batch, and what is served of them."""
 
 import dataclasses
+import pickle
 from typing import Any, cast
 
 import jax
@@ -256,3 +257,10 @@ def test_slots_that_a_user_makes():
         assert not arrays[1].any()
     packed = PackedTable.init(KEY, 4, 2, normal, rule=adam.rule)
     assert (packed.unpack()[0] == packed.unpack()[3]).all()
+
+
+def test_a_state_with_an_average_is_pickled():
+    state = Adam(0.1, ema_decay=0.5).init(np.ones((3, 2), np.float32), "plain")
+    again = pickle.loads(pickle.dumps(state))
+    assert type(again) is type(state) and again._fields[-1] == "ema"
+    assert_same(again, state)
