@@ -44,8 +44,12 @@ def combined(
     dtypes: Sequence[Any] | None = None,
     weighted: bool = False,
     owned: bool = False,
+    ascending: bool = True,
 ) -> Built:
-    """Samples of so many ids each, or on average; of a plain table without `dtypes`."""
+    """Samples of so many ids each, or on average; of a plain table without `dtypes`.
+
+    With `owned` each id names its sample: in their order, or in any if not `ascending`.
+    """
     from sparse_adam.kernels.layout import PlainLayout
     from sparse_adam.ops.combine import Samples, combine
 
@@ -63,7 +67,7 @@ def combined(
         samples = Samples(
             ids, owners if owned else None, gains if weighted else None, None
         )
-        return combine(stored, samples, size, layout=layout, ascending=True)
+        return combine(stored, samples, size, layout=layout, ascending=ascending)
 
     batch = jax.ShapeDtypeStruct((size * places,), jnp.int32)
     gains = jax.ShapeDtypeStruct(batch.shape, jnp.float32)
@@ -129,6 +133,7 @@ PROGRAMS = (
             ("", {}),
             ("_weighted", {"weighted": True}),
             ("_ragged", {"owned": True}),
+            ("_sparse", {"owned": True, "weighted": True, "ascending": False}),
         )
     ),
 )

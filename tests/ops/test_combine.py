@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from sparse_adam import PackedTable, lookup
 from sparse_adam.kernels.cpu import library
 from sparse_adam.kernels.layout import PlainLayout
-from sparse_adam.ops.combine import Samples, combine, combine_rows
+from sparse_adam.ops.combine import Samples, by_owner, combine, combine_rows
 from tests import programs
 
 V, D, S, PLACES = 8, 5, 4, 3
@@ -73,6 +73,24 @@ def test_values(kind, owned, bare):
     np.testing.assert_allclose(found, expected(batch), rtol=1e-6, atol=1e-6)
     by_rows = combine_rows(lookup(jnp.asarray(TABLE), IDS), batch, S)
     np.testing.assert_allclose(found, by_rows, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_samples_are_put_in_order_with_what_belongs_to_them(weighted):
+    batch = samples(owned=True)
+    if not weighted:
+        batch = batch._replace(gains=None)
+    found = jax.jit(by_owner, static_argnums=1)(batch, S)
+    right = np.argsort(np.where(OWNERS < 0, S, OWNERS), kind="stable")
+    assert found.owners.tolist() == OWNERS[right].tolist()
+    assert found.ids.tolist() == IDS[right].tolist()
+    assert (found.gains is None) == (batch.gains is None)
+    if weighted:
+        np.testing.assert_array_equal(found.gains, GAINS[right])
+    np.testing.assert_allclose(
+        run(jnp.asarray(TABLE), found), expected(batch), rtol=1e-6, atol=1e-6
+    )
+    assert by_owner(samples(), S).owners is None
 
 
 def test_a_table_of_bfloat16_is_added_in_float32_and_rounded_once():

@@ -79,3 +79,10 @@ OTHERS = (
 def test_other_batches_and_a_loop():
     for report in reports("v6e", *OTHERS):
         assert report.counted
+
+
+@pytest.mark.parametrize("chip", COUNTS)
+def test_samples_in_any_order_are_sorted_and_no_row_is_written(chip):
+    (report,) = reports(chip, ("packed_combine_20_sparse", 128, N))
+    assert report.memory is not None
+    assert report.memory.temp < 64 * N  # some words an id; a row is 512 bytes
