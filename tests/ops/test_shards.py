@@ -1,5 +1,6 @@
 """Tables whose rows are spread over devices: with explicit axes, and in `shard_map`."""
 
+import functools
 import re
 from typing import Any
 
@@ -28,7 +29,9 @@ from sparse_adam.embedding import (
     init,
     lookup,
 )
-from sparse_adam.ops import packing
+from sparse_adam.ops import packing, run
+from sparse_adam.ops.run import FlatBatch
+from sparse_adam.ops.shards import Shards
 from tests import cases, helpers, programs, ways
 from tests.cases import Case
 from tests.helpers import assert_bitwise_equal, assert_states_bitwise_equal
@@ -90,6 +93,23 @@ def test_a_plan_is_of_the_whole_table(way):
     new = way(*map(spread, state), ids, grads, plan=plan, **weights)
     expected = reference.sparse_adam_update(*state, ids, grads, **weights)
     helpers.assert_close_states(new, state, expected)
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_what_a_device_sees_of_a_batch(planned):
+    """Its own ids and V for the others'; what was sorted still is."""
+    plan = plan_update(np.array([40, 3, V, 33, 3, 40], np.int32), V)
+    ids, order = (plan.ids, plan.order) if planned else (jnp.array([40, V, 3]), None)
+    batch = FlatBatch(ids, order, jnp.ones((6, 8)), None, None)
+    shards = Shards.by("table", mesh(), ROWS)
+    own = functools.partial(run._own, shards=shards, num_rows=V // 2)
+    seen = jax.shard_map(own, mesh=mesh(), in_specs=WHOLE, out_specs=ROWS)(batch)
+    if planned:
+        own_ids = [[3, 3, 32, 32, 32, 32], [1, 8, 8, 32, 32, 32]]
+        assert np.asarray(seen.order).reshape(2, 6)[:, :2].tolist() == [[1, 4], [3, 0]]
+    else:
+        own_ids = [[32, 32, 3], [8, 32, 32]]
+    assert np.asarray(seen.ids).reshape(2, -1).tolist() == own_ids
 
 
 @native

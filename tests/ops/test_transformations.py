@@ -126,11 +126,11 @@ def test_vmap_over_rates_and_gains(implementation):
 
 
 @each_implementation
-def test_vmap_with_ids_and_sample_ids_of_none_in_a_later_table(implementation):
-    """None stays none: it is not the last row, or sample, of the table before."""
+def test_vmap_with_ids_and_sample_ids_of_none_in_any_table(implementation):
+    """None stays none: it is no row, or sample, of the table before or behind."""
     tables = [cases.arrays(DEFAULT, seed) for seed in range(2)]
     state = [np.stack([t.state[i] for t in tables]) for i in range(3)]
-    ids = np.array([[0, 1, 2, 39], [-1, 0, 5, 39]], np.int32)
+    ids = np.array([[0, 1, -1, 39], [-1, 0, 5, 39]], np.int32)
     sample_ids = np.array([[0, 1, 2, 2], [0, -1, 2, 1]], np.int32)
     grads = np.stack([t.grads[:3] for t in tables])
     update = bind(implementation)
@@ -144,6 +144,21 @@ def test_vmap_with_ids_and_sample_ids_of_none_in_a_later_table(implementation):
         expected = reference.sparse_adam_update(
             *(*table.state, ids[i], grads[i]), **kept
         )
+        helpers.assert_close_states([x[i] for x in new], table.state, expected)
+
+
+@each_implementation
+def test_vmap_with_plans(implementation):
+    tables = [cases.arrays(DEFAULT, seed) for seed in range(2)]
+    state, ids, grads, _ = jax.tree.map(lambda *x: np.stack(x), *tables)
+
+    def one(state, ids, grads):
+        plan = plan_update(ids, DEFAULT.num_rows)
+        return bind(implementation, plan=plan)(*state, ids, grads)
+
+    new = jax.vmap(one)(state, ids, grads)
+    for i, table in enumerate(tables):
+        expected = reference.sparse_adam_update(*table.state, table.ids, table.grads)
         helpers.assert_close_states([x[i] for x in new], table.state, expected)
 
 

@@ -96,6 +96,18 @@ def test_rows_that_do_not_ascend_are_not_said_to(each):
     assert re.findall(of_tables, text) == ["false" if each else "true"] * 3
 
 
+def test_a_row_is_written_once():
+    """Of equal indices a scatter keeps any one, though on a CPU the last."""
+    case = Case("", 20, 8, 6, options={"use_gradient_accumulation": False})
+    problem = helpers.spec(case, cases.arrays(case))
+    ids = jnp.array([3, 3, 3, 7, 20, 20], jnp.int32)
+    rows = tuple(jnp.zeros((6, 8)) for _ in range(3))
+    numbers = problem.numbers(lambda i: jnp.float32(0.1))
+    places, _ = xla._step_each_occurrence(rows, rows[0], ids, numbers, problem)
+    np.testing.assert_array_equal(places < 20, [0, 0, 1, 1, 0, 0])
+    assert np.unique(places).size == 6
+
+
 @pytest.mark.parametrize("implementation", ["xla", None])
 def test_sample_ids_of_none_add_zero_without_gains(implementation):
     """Not even a NaN in row 0 of the gradients, where -1 might point."""

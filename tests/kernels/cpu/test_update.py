@@ -175,6 +175,17 @@ def test_two_sorted_halves_are_sorted_as_one():
     assert (np.asarray(new.momenta) == 2).all()
 
 
+@pytest.mark.parametrize("num_rows", [2, 33, 64, 65, 2049, 2**22 + 1])
+def test_equal_ids_make_one_step_wherever_they_are(num_rows):
+    """Rows one apart, and rows that differ in the highest bit alone."""
+    half = 2 ** (int(num_rows - 1).bit_length() - 1)
+    for pair in ([1, 0], [num_rows - 1, num_rows - 1 - half]):
+        ids, grads = np.array(pair * 3, np.int32), np.ones((6, 1), np.float32)
+        zeros = np.zeros((num_rows, 1), np.float32)
+        new = update(zeros, zeros, zeros, ids, grads, beta_1=0.0)
+        np.testing.assert_array_equal(np.asarray(new.momenta)[pair], 3)
+
+
 def test_ties_go_to_the_even_neighbour_and_a_nan_of_any_bits_stays_one():
     unit = 2.0**-7
     table = np.array([[1, 1 + unit, 1, 1]], jnp.bfloat16)

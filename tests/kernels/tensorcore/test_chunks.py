@@ -24,6 +24,7 @@ V = 20
     st.booleans(),
     st.sampled_from([1, 2]),
 )
+@hypothesis.example([1] * 20, 1, 8, False, 1)
 def test_each_group_is_moved_in_and_out_once(
     ids, rows_per_group, size, accumulate, cores
 ):
