@@ -76,10 +76,12 @@ def test_the_object_takes_a_new_key_for_each_update(pipelined):
     assert np.all(trained(jnp.bfloat16, 20) == 1)
 
 
-def test_tables_of_one_step_are_rounded_by_their_own_keys():
+@pytest.mark.parametrize("stack", [False, True])
+def test_tables_of_one_step_are_rounded_by_their_own_keys(stack):
     config = [config_of(jnp.bfloat16).table, TableConfig(32, 32)]
     config[1] = TableConfig(32, 32, config[0].initializer, dtype=jnp.bfloat16)
-    state = init([*map(FeatureConfig, config)], Adam(1e-3), KEY, storage="plain")
+    features = [*map(FeatureConfig, config)]
+    state = init(features, Adam(1e-3), KEY, storage="plain", stack=stack)
     new = apply_gradients(
         state, [IDS] * 2, [ONES] * 2, rounding="stochastic", key=KEY
     ).tables

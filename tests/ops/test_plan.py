@@ -24,6 +24,18 @@ def test_stable_sort_with_strays_at_the_end(distribution, num_ids):
     np.testing.assert_array_equal(plan.ids, clean[order])
 
 
+@pytest.mark.parametrize("num_rows", [2**24 - 1, 2**24, 2**24 + 1])
+def test_padding_has_a_bit_of_its_own(num_rows):
+    """A row and a place among 256 fill a word of 32 bits, or just do not."""
+    ids = np.arange(256, dtype=np.int32) * 65793 % num_rows
+    ids[::3] = -1
+    plan = plan_update(ids, num_rows)
+    clean = np.where(ids < 0, num_rows, ids)
+    order = np.argsort(clean, kind="stable")
+    np.testing.assert_array_equal(plan.order, order)
+    np.testing.assert_array_equal(plan.ids, clean[order])
+
+
 def test_shape_is_flattened():
     plan = plan_update(np.array([[3, 1], [2, 0]]), 4)
     assert plan.ids.tolist() == [0, 1, 2, 3]
