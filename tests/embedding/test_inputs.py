@@ -196,6 +196,16 @@ def test_empty_batches():
 
 
 @pytest.mark.parametrize("combiner", ["sum", "mean", "sqrtn"])
+def test_weights_of_padding_do_not_count(combiner):
+    state = state_of(combiner)
+    ids, weights = np.array([[2, -1], [9, 1]]), np.float32([[0.5, 3], [4, 2]])
+    there = np.where((ids >= 0) & (ids < 4), weights, 0)
+    np.testing.assert_array_equal(
+        lookup(state, ids, weights), lookup(state, ids, there)
+    )
+
+
+@pytest.mark.parametrize("combiner", ["sum", "mean", "sqrtn"])
 def test_rows_of_a_zero_gain_are_touched(combiner):
     state = state_of(combiner)
     state = from_logical(state, {"t": {"momenta": np.ones((4, 2))}})

@@ -194,6 +194,7 @@ BATCHES = tuple(
         Case(num_samples=3, places=1000),  # more than a window holds
         Case(num_samples=3, places=1000, dtypes=("bfloat16",) * 3, narrow=True),
         Case(num_samples=2000, places=0),
+        Case(num_samples=2000, places=3),  # some wait for the next window
         Case(num_samples=300, places=40, num_rows=9000, dim=33),  # for several threads
         Case(num_samples=300, places=40, num_rows=900, dim=40, packed=True),
     )

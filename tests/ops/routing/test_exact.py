@@ -80,6 +80,7 @@ def test_rows_over_several_axes(mesh, ragged):
         ("one owner", None, True),
         ("one owner, sorted", Quota(300, 96), True),
         ("all the same", Quota(8, 1), False),
+        ("all the same", Quota(1, 1), False),  # too little for a row of each device
     ],
 )
 def test_how_many_rounds_a_batch_takes(distribution, quota, second):
