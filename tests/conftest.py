@@ -3,13 +3,10 @@
 import faulthandler
 import os
 
+from tests.xla_flags import QUICKLY
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported
-# Compiling takes nearly all the time of a test. LLVM's passes are a third of it, and
-# change no value: XLA's own passes, which do, run as for users, and libtpu reads none
-# of this.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
-)
+os.environ["XLA_FLAGS"] = f"{QUICKLY} {os.environ.get('XLA_FLAGS', '')}"
 os.environ.setdefault("KERAS_BACKEND", "jax")  # before keras is imported
 
 from collections.abc import Callable, Iterator
@@ -24,7 +21,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)  # for shard_map
 jax.devices()  # has read the flags; child processes compile as users' do:
-os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].rpartition(" ")[0]
+os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].removeprefix(f"{QUICKLY} ")
 
 # Few examples and no deadline, since each may compile.
 hypothesis.settings.register_profile("default", deadline=None, max_examples=20)
