@@ -1,6 +1,7 @@
 """What holds for every test: a CPU, strict JAX, and hypothesis at a steady pace."""
 
 import faulthandler
+import gc
 import os
 
 from tests.xla_flags import QUICKLY
@@ -23,12 +24,20 @@ jax.config.update("jax_num_cpu_devices", 8)  # for shard_map
 jax.devices()  # has read the flags; child processes compile as users' do:
 os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].removeprefix(f"{QUICKLY} ")
 
+# Tracing makes many objects, and each time all that jax keeps is looked through.
+gc.set_threshold(20_000, 10, 10)
+
 # Few examples and no deadline, since each may compile.
 hypothesis.settings.register_profile("default", deadline=None, max_examples=20)
 hypothesis.settings.register_profile(
     "ci", parent=hypothesis.settings.get_profile("default"), derandomize=True
 )
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def pytest_collection_finish() -> None:
+    """Leaves all modules out of what the garbage collector looks through."""
+    gc.freeze()
 
 
 # A wait for a DMA that never started would be for ever; this is many times the slowest.
