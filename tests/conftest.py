@@ -1,15 +1,13 @@
 """What holds for every test: a CPU, strict JAX, and hypothesis at a steady pace."""
 
 import faulthandler
+import gc
 import os
 
+from tests.xla_flags import QUICKLY
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported
-# Compiling takes nearly all the time of a test. LLVM's passes are a third of it, and
-# change no value: XLA's own passes, which do, run as for users, and libtpu reads none
-# of this.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
-)
+os.environ["XLA_FLAGS"] = f"{QUICKLY} {os.environ.get('XLA_FLAGS', '')}"
 os.environ.setdefault("KERAS_BACKEND", "jax")  # before keras is imported
 
 from collections.abc import Callable, Iterator
@@ -24,7 +22,10 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)  # for shard_map
 jax.devices()  # has read the flags; child processes compile as users' do:
-os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].rpartition(" ")[0]
+os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].removeprefix(f"{QUICKLY} ")
+
+# Tracing makes many objects, and each time all that jax keeps is looked through.
+gc.set_threshold(20_000, 10, 10)
 
 # Few examples and no deadline, since each may compile.
 hypothesis.settings.register_profile("default", deadline=None, max_examples=20)
@@ -32,6 +33,11 @@ hypothesis.settings.register_profile(
     "ci", parent=hypothesis.settings.get_profile("default"), derandomize=True
 )
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def pytest_collection_finish() -> None:
+    """Leaves all modules out of what the garbage collector looks through."""
+    gc.freeze()
 
 
 # A wait for a DMA that never started would be for ever; this is many times the slowest.

@@ -5,7 +5,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from jax.stages import Compiled
+from jax.stages import Compiled, Lowered
+
+
+def as_for_users(lowered: Lowered) -> Compiled:
+    """Compiles with the emitter of fusions that `conftest.py` leaves out.
+
+    With it XLA has other fusions, and scatters in place. A test that asks for the text
+    or the memory of a CPU's program asks for that of users.
+    """
+    return lowered.compile(compiler_options={"xla_cpu_use_fusion_emitters": True})
 
 
 def text(program: Compiled) -> str:

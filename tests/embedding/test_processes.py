@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.embedding import process
+from tests.xla_flags import QUICKLY
 
 
 def start(folder: Path, count: int, *runs: str) -> list[subprocess.Popen[str]]:
@@ -25,9 +26,7 @@ def start(folder: Path, count: int, *runs: str) -> list[subprocess.Popen[str]]:
     return [
         subprocess.Popen(
             [*command, str(number), str(count), port, str(folder), *runs],
-            env=os.environ
-            | {"JAX_PLATFORMS": "cpu"}
-            | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},  # as in conftest
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICKLY},
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from sparse_adam.embedding import EmbeddingState, batch_stats, gradient_norm
+from tests import programs
 from tests.embedding.test_on_mesh import features, mesh, start
 
 ROWS = PartitionSpec(("x", "y"))
@@ -46,7 +47,7 @@ def test_norm_and_counts_are_those_of_one_device(kind):
     for seed, drawn in enumerate(("zipf", "padded")):
         batch = {name: features(drawn, seed)[name] for name in names}
         check(spread(many, batch), one_device(one, batch))
-    text = spread.lower(many, batch).compile().as_text() or ""
+    text = programs.text(programs.as_for_users(spread.lower(many, batch)))
     assert "all-to-all" in text
     # The row splits of ragged ids, and ids where 24 samples do not divide.
     assert "f32" not in "".join(x for x in text.splitlines() if " all-gather(" in x)

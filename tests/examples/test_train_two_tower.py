@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from jax.sharding import AxisType
 from rich.console import Console
 
+from tests import programs
 from tests.embedding import hlo
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_two_tower.py"
@@ -196,7 +197,9 @@ def test_a_step_does_nothing_of_the_size_of_a_table(modules: Any) -> None:
     drawn_from = interactions.put_on_device(drawn_from, data)
     model = example.new_model(settings, data)
     arguments = (model, drawn_from, jnp.arange(2))
-    compiled = example.train_steps.lower(*arguments, settings=settings).compile()
+    compiled = programs.as_for_users(
+        example.train_steps.lower(*arguments, settings=settings)
+    )
     text = compiled.as_text()
     stacks = model.embedding.layout.stacks
     assert len(stacks) == 2  # users and items are as wide as each other

@@ -88,7 +88,9 @@ def test_donated_rows_stay_where_they_are(storage):
         return sparse_adam_update(*state, ids, grads)
 
     batch = spread(ids), spread(grads)
-    compiled = jax.jit(update, donate_argnums=0).lower(placed, *batch).compile()
+    compiled = programs.as_for_users(
+        jax.jit(update, donate_argnums=0).lower(placed, *batch)
+    )
     assert set(sizes_sent(compiled)) == {"24", "24,32"}
     memory = programs.memory(compiled)
     assert memory.alias_size_in_bytes == sum(x.nbytes for x in old) // 2

@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sparse_adam import PackedTable, nearest
+from tests import programs
 
 V, D, B, K = 203, 12, 5, 7
 
@@ -85,7 +86,7 @@ def test_rows_that_are_spread(packed):
         stored = PackedTable.pack(spread) if packed else spread
         check(nearest(stored, queries, K, block_rows=24), table, queries)
         search = jax.jit(lambda t, q: nearest(t, q, K, block_rows=24))
-        text = search.lower(stored, queries).compile().as_text() or ""
+        text = programs.text(programs.as_for_users(search.lower(stored, queries)))
     assert "all-gather" in text
     assert "f32[512" not in text
 

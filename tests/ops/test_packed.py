@@ -58,7 +58,7 @@ def test_pack_and_unpack_take_no_table_on_the_way(dim):
     state = [jax.ShapeDtypeStruct((1_000_000, dim), jnp.float32)] * 3
     packed = jax.eval_shape(PackedTable.pack, *state)
     for f, arguments in ((PackedTable.pack, state), (PackedTable.unpack, [packed])):
-        memory = programs.memory(jax.jit(f).lower(*arguments).compile())
+        memory = programs.memory(programs.as_for_users(jax.jit(f).lower(*arguments)))
         assert memory.temp_size_in_bytes < 4 * 1_000_000 * dim // 8
 
 
@@ -221,14 +221,12 @@ def test_a_donated_table_is_updated_in_place(implementation, options):
     update = functools.partial(
         packed_adam_update, implementation=implementation, **options
     )
-    program = (
-        jax.jit(update, donate_argnums=0)
-        .lower(
+    program = programs.as_for_users(
+        jax.jit(update, donate_argnums=0).lower(
             packed,
             jax.ShapeDtypeStruct((100,), jnp.int32),
             jax.ShapeDtypeStruct((100, 32), jnp.float32),
         )
-        .compile()
     )
     memory = programs.memory(program)
     assert memory.alias_size_in_bytes >= packed.layout.num_bytes

@@ -143,7 +143,7 @@ def test_nothing_grows_with_the_table_or_the_number_of_devices(storage):
         lines = placed(packed.lines.shape, jnp.int32)
         state = PackedTable(lines, packed.layout)
     arguments = placed((DEVICES * N,), jnp.int32), placed((DEVICES * N, D))
-    compiled = step.lower(state, *arguments).compile()
+    compiled = programs.as_for_users(step.lower(state, *arguments))
     memory, own = programs.memory(compiled), 3 * 4 * num_rows * D // DEVICES
     assert memory.alias_size_in_bytes == own
     assert memory.temp_size_in_bytes < own // 3 // 4

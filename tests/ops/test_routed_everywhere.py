@@ -179,7 +179,7 @@ def test_what_a_device_receives_does_not_grow_with_their_number(samples):
         lowered = jax.jit(advance, donate_argnums=0).lower(
             AdamState(table, table, table), ids, grads, **given
         )
-        compiled = lowered.compile()
+        compiled = programs.as_for_users(lowered)
         memory, own = programs.memory(compiled), 3 * 4 * 1_000_000 * D // count
         assert memory.alias_size_in_bytes == own
         sent = list(collectives(programs.text(compiled)))

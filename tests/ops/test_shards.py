@@ -171,7 +171,7 @@ def test_only_the_batch_is_sent(packed):
 
     placed = AdamState(*map(spread, state))
     arguments = placed, spread(jnp.asarray(ids)), spread(grads)
-    text = programs.text(jax.jit(update).lower(*arguments).compile())
+    text = programs.text(programs.as_for_users(jax.jit(update).lower(*arguments)))
     moves = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
     sent = re.findall(rf"= \w+\[([\d,]*)\]\S* (?:{moves})", text)
     assert sorted(sent) == ["24", "24,128"]

@@ -251,7 +251,7 @@ def compiled(num_rows, mode):
     ids = jax.ShapeDtypeStruct((NUM_IDS,), jnp.int32)
     grads = jax.ShapeDtypeStruct((NUM_IDS, DIM), jnp.float32)
     update = jax.jit(bind("xla", **MODES[mode]), donate_argnums=(0, 1, 2))
-    return update.lower(table, table, table, ids, grads).compile()
+    return programs.as_for_users(update.lower(table, table, table, ids, grads))
 
 
 @pytest.mark.parametrize("mode", MODES)

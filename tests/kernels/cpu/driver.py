@@ -53,7 +53,7 @@ class Driver:
         for flags in ([f"-fsanitize={sanitizer}"], []):
             command = [
                 *(*compiler, *hatch_build.FLAGS, *flags),
-                *("-O1", "-g", "-fno-sanitize-recover=all", "-Wall", "-Wextra"),
+                *("-O1", "-g1", "-fno-sanitize-recover=all", "-Wall", "-Wextra"),
                 *("-I", str(SOURCES), str(HERE / main), *map(str, sources)),
                 *("-o", str(binary)),
             ]

@@ -57,7 +57,7 @@ def compiled(num_rows, mode, dtype="float32", planned=False, packed=False):
     if packed:
         state = jax.eval_shape(PackedTable.pack, *state)
     run = jax.jit(run, donate_argnums=0)
-    return run.lower(state, ids, grads).compile()
+    return programs.as_for_users(run.lower(state, ids, grads))
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
