@@ -7,6 +7,8 @@ from typing import Any
 import jax
 from jax.stages import Compiled, Lowered
 
+from tests.xla_flags import HAS_OLD_EMITTER
+
 
 def as_for_users(lowered: Lowered) -> Compiled:
     """Compiles with the emitter of fusions that `conftest.py` leaves out.
@@ -14,7 +16,8 @@ def as_for_users(lowered: Lowered) -> Compiled:
     With it XLA has other fusions, and scatters in place. A test that asks for the text
     or the memory of a CPU's program asks for that of users.
     """
-    return lowered.compile(compiler_options={"xla_cpu_use_fusion_emitters": True})
+    options = {"xla_cpu_use_fusion_emitters": True} if HAS_OLD_EMITTER else None
+    return lowered.compile(compiler_options=options)
 
 
 def text(program: Compiled) -> str:
