@@ -27,19 +27,20 @@ COUNTED = [
     ("packed_sweep", V, 16, N),
     ("packed_sweep", V, 128, N),
     ("packed_sweep_bfloat16", V, 128, N),
+    (PLAIN_BFLOAT16, V, 128, N),
 ]
-PLAIN_BFLOAT16_ROWS = (PLAIN_BFLOAT16, V, 128, N)
+# No counts are taken of these, so every other chip will do: a fault of a shape shows on
+# more than one, and a fault of a chip at more than one.
 ALSO = [
     ("sweep", ODD, 256, 1000),
     ("packed_sweep", ODD, 100, 1),
     ("packed_sweep_bfloat16", ODD, 3, 1000),
-    PLAIN_BFLOAT16_ROWS,
     (PLAIN_BFLOAT16, ODD, 384, 1000),
     ("sweep", 50_000, 4096, 100),
 ]
 TINY = [("sweep", 1, 128, 1), ("sweep", 13, 256, 1), (PLAIN_BFLOAT16, 3, 128, 5)]
-BYTES_PER_ROW = (3 * 512, 3 * 64, 3 * 512, 2 * 512)  # of the tables of COUNTED
-PLAIN_BFLOAT16_BYTES = 3 * 256
+# Of the tables of COUNTED.
+BYTES_PER_ROW = (3 * 512, 3 * 64, 3 * 512, 2 * 512, 3 * 256)
 
 # Bundles at D = 128: to fetch and to add a gradient, and to add one of D = 16 to a line
 # that 8 rows share; to update a row of plain float32, of packed float32, of packed
@@ -89,16 +90,18 @@ def plain_bfloat16(rows, dim, ids):
 
 @pytest.mark.parametrize("chip", CHIPS)
 def test_in_place_at_the_speed_of_memory(chip, tmp_path):
-    cases = [
-        StaticCase(program, chip, *sizes) for program, *sizes in COUNTED + ALSO + TINY
-    ]
+    first = list(CHIPS).index(chip) % 2
+    chosen = COUNTED + ALSO[first::2] + TINY[first::2]
+    cases = [StaticCase(program, chip, *sizes) for program, *sizes in chosen]
     reports = list(count_all(cases, keep_dumps=tmp_path / "dumps"))
     for case, report in zip(cases, reports, strict=True):
         assert report.error is None, f"{case}: {report.error}"
         own = [k for k in report.kernels if k.name.startswith("sparse_adam_sweep")]
         assert own, case
         assert all(k.checks == 0 for k in own), f"{case}: bounds checks in a loop"
-    for case, report in zip(cases[: -len(TINY)], reports, strict=False):
+    for case, report in zip(cases, reports, strict=True):
+        if case.rows < case.dim:
+            continue  # as small as the gradients, and smaller than a block
         # All that goes out but the tuple that holds it.
         assert report.memory is not None
         assert report.memory.output - report.memory.alias <= 512, case
@@ -115,9 +118,9 @@ def test_in_place_at_the_speed_of_memory(chip, tmp_path):
     config.check(problem)
     assert 0 <= reports[0].counted[0].vmem_bytes - config.vmem_bytes(problem) < 2**20
     counted = list(zip(reports, BYTES_PER_ROW, strict=False))
-    for number, (report, bytes_per_row) in enumerate(counted):
+    for number, (report, bytes_per_row) in enumerate(counted[:4]):
         check_pipeline(tmp_path / "dumps" / f"case_{number}", report, bytes_per_row)
-    check_counts(chip, counted, reports[len(COUNTED) + ALSO.index(PLAIN_BFLOAT16_ROWS)])
+    check_counts(chip, counted)
 
 
 def check_pipeline(dumps, report, bytes_per_row):
@@ -156,10 +159,10 @@ def bundles_of_update(report):
     return loop.bundles / (8 * loop.counts.eup)
 
 
-def check_counts(chip, counted, plain_bfloat16):
-    (plain, _), (shared, _), (packed, _), (bfloat16, _) = counted
-    reports = (plain, packed, bfloat16, plain_bfloat16)
-    updates = [bundles_of_update(report) for report in reports]
+def check_counts(chip, counted):
+    sized = [(report, size) for report, size in counted if report.dim == 128]
+    (plain, _), (shared, _), *_ = counted
+    updates = [bundles_of_update(report) for report, _ in sized]
     counts = (
         *(plain.phases["gradients"], plain.phases["add"], shared.phases["add"]),
         *updates,
@@ -169,10 +172,9 @@ def check_counts(chip, counted, plain_bfloat16):
     for count, limit in zip(counts, LIMITS[chip], strict=True):
         assert count <= limit, counts
     of = CHIPS[chip]
-    sizes = [size for report, size in counted if report.dim == 128]
     shares = [
         update / of.clock / of.cores / (2 * size / of.bandwidth)
-        for update, size in zip(updates, [*sizes, PLAIN_BFLOAT16_BYTES], strict=True)
+        for update, (_, size) in zip(updates, sized, strict=True)
     ]
     assert max(shares[:2]) < 0.8, "the arithmetic of float32 must hide behind memory"
     assert max(shares) < 1, "arithmetic must hide behind memory"

@@ -20,7 +20,8 @@ from sparse_adam.kernels.layout import PackedLayout
 CHIPS = ("v4", "v5e", "v5p", "v6e", "7x")
 V = 1_000_000
 N = 65_536
-SHAPES = [(dim, ids) for dim in (128, 256, 512) for ids in (1, 1000, N)]
+DIMS = (128, 256, 512)
+COUNTED = (128, N)
 ROW_PHASES = ("fetch rows", "write back")
 PHASES = (*ROW_PHASES, "gradients", "update")
 
@@ -37,16 +38,30 @@ COUNTS = {
 }
 
 
+def shapes_of(chip):
+    """Each number of ids, with another width on the next chip, and what is counted.
+
+    A fault shows at a width, a number of ids or a chip, or at two of them together:
+    every two are here.
+    """
+    first = CHIPS.index(chip)
+    shapes = {
+        (DIMS[(first + j) % len(DIMS)], ids) for j, ids in enumerate((1, 1000, N))
+    }
+    return sorted(shapes | {COUNTED})
+
+
 @pytest.mark.parametrize("chip", CHIPS)
 def test_updates_in_place_at_every_shape(chip):
-    cases = [StaticCase("tensorcore", chip, V, dim, ids) for dim, ids in SHAPES]
+    shapes = shapes_of(chip)
+    cases = [StaticCase("tensorcore", chip, V, dim, ids) for dim, ids in shapes]
     reports = list(count_all(cases))
     for case, report in zip(cases, reports, strict=True):
         check_in_place(case, report, 3 * 4 * V * case.dim)
         assert report.memory and report.memory.temp < 4 * V * case.dim // 50, case
     check_counts(
         chip,
-        reports[SHAPES.index((128, N))],
+        reports[shapes.index(COUNTED)],
         LIMITS.get(chip, (22, 33)),
         COUNTS[chip],
     )
@@ -74,7 +89,8 @@ def check_counts(name, report, limits, counts):
         )
 
 
-# Packed: of each row one DMA in and one out, whatever D and the dtypes.
+# Packed: of each row one DMA in and one out, whatever D and the dtypes. Each chip has
+# every other one: what sets a chip apart, its compiler, shows in any of them.
 PACKED = {
     ("packed_tensorcore", 16): (jnp.float32,) * 3,
     ("packed_tensorcore", 64): (jnp.float32,) * 3,
@@ -88,64 +104,21 @@ PACKED = {
 # Fetch and write back; and with gradients and update, which grow with D.
 PACKED_LIMITS = {"v5e": (12, 24), "v5p": (11, 24), "v6e": (11, 24), "7x": (11, 24)}
 PACKED_COUNTS = {
-    "v4": (
-        (7.62, 13.62),
-        (7.62, 13.62),
-        (7.62, 13.5),
-        (7.62, 21.0),
-        (7.62, 13.5),
-        (7.62, 13.56),
-        (7.62, 24.69),
-        (8.06, 16.69),
-    ),
-    "v5e": (
-        (10.12, 16.81),
-        (10.12, 16.81),
-        (10.12, 16.62),
-        (10.0, 23.81),
-        (9.94, 16.44),
-        (9.94, 16.56),
-        (9.94, 17.31),
-        (10.56, 21.38),
-    ),
-    "v5p": (
-        (9.12, 15.81),
-        (9.12, 15.81),
-        (9.12, 15.56),
-        (9.12, 22.56),
-        (9.06, 15.5),
-        (9.06, 15.62),
-        (9.06, 16.44),
-        (9.56, 20.38),
-    ),
-    "v6e": (
-        (9.12, 15.0),
-        (9.12, 15.0),
-        (9.12, 14.88),
-        (9.12, 21.88),
-        (9.06, 14.81),
-        (9.06, 14.94),
-        (9.06, 16.25),
-        (9.56, 19.06),
-    ),
-    "7x": (
-        (9.0, 14.81),
-        (9.0, 14.81),
-        (9.0, 14.75),
-        (9.0, 21.5),
-        (8.81, 14.5),
-        (8.81, 14.62),
-        (8.81, 16.06),
-        (9.44, 18.0),
-    ),
+    "v4": ((7.62, 13.62), (7.62, 13.5), (7.62, 13.5), (7.62, 24.69)),
+    "v5e": ((10.12, 16.81), (10.0, 23.81), (9.94, 16.56), (10.56, 21.38)),
+    "v5p": ((9.12, 15.81), (9.12, 15.56), (9.06, 15.5), (9.06, 16.44)),
+    "v6e": ((9.12, 15.0), (9.12, 21.88), (9.06, 14.94), (9.56, 19.06)),
+    "7x": ((9.0, 14.81), (9.0, 14.75), (8.81, 14.5), (8.81, 16.06)),
 }
 
 
 @pytest.mark.parametrize("chip", CHIPS)
 def test_packed_updates_in_place(chip):
-    cases = [StaticCase(program, chip, V, dim, N) for program, dim in PACKED]
-    counted = zip(count_all(cases), PACKED.values(), PACKED_COUNTS[chip], strict=True)
-    for case, (report, dtypes, counts) in zip(cases, counted, strict=True):
+    chosen = list(PACKED)[CHIPS.index(chip) % 2 :: 2]
+    cases = [StaticCase(program, chip, V, dim, N) for program, dim in chosen]
+    counted = zip(count_all(cases), PACKED_COUNTS[chip], strict=True)
+    for case, (report, counts) in zip(cases, counted, strict=True):
+        dtypes = PACKED[case.program, case.dim]
         layout = PackedLayout(V, case.dim, tuple(map(jnp.dtype, dtypes)))
         check_in_place(case, report, layout.num_bytes)
         # Gradients in lines of their own, at most twice; and indices.
