@@ -16,7 +16,7 @@ def as_for_users(lowered: Lowered) -> Compiled:
     With it XLA has other fusions, and scatters in place. A test that asks for the text
     or the memory of a CPU's program asks for that of users.
     """
-    options = {"xla_cpu_use_fusion_emitters": True} if HAS_OLD_EMITTER else None
+    options: Any = {"xla_cpu_use_fusion_emitters": True} if HAS_OLD_EMITTER else None
     return lowered.compile(compiler_options=options)
 
 
