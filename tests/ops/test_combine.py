@@ -75,6 +75,15 @@ def test_values(kind, owned, bare):
     np.testing.assert_allclose(found, by_rows, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("cpp", [True, False])
+def test_a_sample_without_ids_is_zero_whatever_its_scale(cpp, monkeypatch):
+    if not cpp:
+        monkeypatch.setattr(library, "load", lambda: "it was not built")
+    batch = Samples(jnp.array([-1, -1]), None, None, jnp.array([jnp.inf, jnp.nan]))
+    found = jax.jit(lambda x: combine(x, batch, 2, layout=PlainLayout.of_weights(x)))
+    assert not found(jnp.asarray(TABLE)).any()
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_samples_are_put_in_order_with_what_belongs_to_them(weighted):
     batch = samples(owned=True)

@@ -20,7 +20,7 @@ from sparse_adam.rules import AdagradRule
 from tests.helpers import assert_bitwise_equal
 
 V, D = 4091, 8
-SIZES = (16, 5, 24)  # S of three features, of which 5 does not divide by 8
+SIZES = (16, 5, 24, 11)  # S of each feature; some do not divide by 8
 PLACES = 6
 NUM_NAMED = 70
 DTYPES = (np.dtype(np.float32),) * 2
@@ -47,7 +47,7 @@ def table() -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw(kind: str, seed: int = 0) -> tuple[Any, Any]:
-    """The batch of a padded, an uneven padded and a ragged feature, and gradients."""
+    """The batch of two padded, a ragged and a sparse feature, and gradients."""
     rng = np.random.default_rng(seed)
 
     def ids(shape: tuple[int, ...]) -> Any:
@@ -66,12 +66,13 @@ def draw(kind: str, seed: int = 0) -> tuple[Any, Any]:
     def numbers(*shape: int) -> Any:
         return rng.choice([0.5, 1, 4, 2], shape).astype(np.float32)
 
-    padded, uneven, ragged = SIZES
+    padded, uneven, ragged, sparse = SIZES
     owners: Any = np.sort(rng.integers(0, ragged + 1, NUM_NAMED)).astype(np.int32)
     batch: Any = [
         Samples(ids((padded, PLACES)).reshape(-1), None, None, numbers(padded)),
         Samples(ids((uneven, 2)).reshape(-1), None, numbers(2 * uneven), None),
         Samples(ids((NUM_NAMED,)), owners, numbers(NUM_NAMED), numbers(ragged)),
+        Samples(ids((30,)), rng.integers(0, sparse + 1, 30, np.int32), None, None),
     ]
     batch = [x._replace(ids=x.ids.astype(np.int32)) for x in batch]
     return jax.tree.map(jnp.asarray, batch), [

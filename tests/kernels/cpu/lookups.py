@@ -71,7 +71,7 @@ def draw(case: Case) -> Batch:
     ids = rng.integers(0, case.num_rows, num_ids).astype(np.int32)
     bad = rng.random(num_ids) < 0.2
     ids[bad] = rng.choice([*WILD, case.num_rows], bad.sum())
-    ids[: 2 * case.places] = -1  # the first two samples are empty
+    ids[case.places : 3 * case.places] = -1  # the second and the third are empty
     samples = None
     if case.form != "padded":
         samples = rng.integers(0, max(case.num_samples, 1), num_ids)
@@ -191,10 +191,11 @@ BATCHES = tuple(
         Case(places=0),
         Case(num_samples=1, places=1, num_rows=1),
         Case(num_samples=700, places=1),
-        Case(num_samples=3, places=1000),  # more than a window holds
-        Case(num_samples=3, places=1000, dtypes=("bfloat16",) * 3, narrow=True),
+        Case(num_samples=4, places=2000),  # more than a window holds
+        Case(num_samples=4, places=2000, dtypes=("bfloat16",) * 3, narrow=True),
         Case(num_samples=2000, places=0),
         Case(num_samples=2000, places=3),  # some wait for the next window
+        Case(num_samples=2000, places=3, dtypes=("bfloat16",) * 3, narrow=True),
         Case(num_samples=300, places=40, num_rows=9000, dim=33),  # for several threads
         Case(num_samples=300, places=40, num_rows=900, dim=40, packed=True),
     )
