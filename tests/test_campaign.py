@@ -53,7 +53,7 @@ def test_groups_are_of_every_kind():
 
 @pytest.fixture
 def one_small_group(monkeypatch):
-    monkeypatch.setattr(draws, "group", lambda seed: draws.Group(seed, SMALL, 4))
+    monkeypatch.setattr(draws, "group", lambda seed, only: draws.Group(seed, SMALL, 4))
     run._program.cache_clear()
     yield
     run._program.cache_clear()
