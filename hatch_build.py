@@ -59,9 +59,7 @@ def find_compiler() -> list[str] | None:
     return next((c for c in candidates if c and shutil.which(c[0])), None)
 
 
-def compile_library(
-    root: Path, output: Path, flags: Sequence[str] = ()
-) -> str | None:
+def compile_library(root: Path, output: Path, flags: Sequence[str] = ()) -> str | None:
     """Makes the library `output`, at once or not at all; returns why it could not.
 
     `flags` follow the compiler's usual ones.

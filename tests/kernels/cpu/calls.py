@@ -8,29 +8,20 @@ the attributes alone: `Rows` finds the weights in the bytes by NumPy.
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import strategies as st
 
-from sparse_adam.kernels import cpu
 from sparse_adam.kernels.cpu import library, places
-from sparse_adam.kernels.layout import Layout, PackedLayout, PlainLayout
-from sparse_adam.rules import Limits
-from tests.rules.pairs import PAIRS
 
-# As hypothesis draws in a test: it minds the random numbers of type checks elsewhere.
-Draw = Callable[[st.SearchStrategy[Any]], Any]
 BFLOAT16 = np.dtype(jnp.bfloat16)
-RULES = tuple(p.rule for p in PAIRS if cpu.unsupported_rule(p.rule) is None)
-ROWS, WIDTHS, COUNTS = (1, 2, 7, 40), (1, 3, 16, 17, 32, 100, 128, 300), (0, 1, 7, 300)
-WILD = (-1, -(2**31), 2**31 - 1)
 # What the library says, or XLA before it is asked.
 REFUSALS = re.compile(
-    r"sparse_adam on a CPU: \w|Wrong (number of )?(argument|array|attribute|buffer|scalar)"
+    r"sparse_adam on a CPU: \w|"
+    r"Wrong (number of )?(argument|array|attribute|buffer|scalar)"
 )
 
 
@@ -100,7 +91,9 @@ def check(call: Call) -> str:
         assert call.faults, f"a good call was refused: {call}: {error}"
         assert REFUSALS.search(str(error)), f"no reason is given: {call}: {error}"
         return "refused"
-    if call.target == library.UPDATE:
+    if not any(x.size for x in found):
+        pass  # XLA does not call the library
+    elif call.target == library.UPDATE:
         _check_update(call, found)
     else:
         _check_lookup(call, found[0])
@@ -115,7 +108,9 @@ class Rows:
     encoding: str
 
     @classmethod
-    def of(cls, attributes: dict[str, Any], first: int, encoding: int, dim: int) -> "Rows":
+    def of(
+        cls, attributes: dict[str, Any], first: int, encoding: int, dim: int
+    ) -> "Rows":
         """Finds them as `kernels/cpu/places.py` says; `dim` is 0 for `[V]`."""
         rows = np.arange(int(attributes["num_rows"]))
         name = places.ENCODINGS[encoding]
@@ -236,201 +231,3 @@ def _check_lookup(call: Call, found: np.ndarray) -> None:
     known = sizes < 1e30  # what float32 holds, NaNs left out
     assert not (wrong & known).any(), f"wrong sums: {call}"
     assert not found[(sizes == 0).all(1)].any(), f"no id is no zeros: {call}"
-
-
-def _numbers(rng: np.random.Generator, shape: Any, dtype: Any) -> np.ndarray:
-    """Returns positive numbers that a bfloat16 holds."""
-    return rng.uniform(0.25, 1, shape).astype(BFLOAT16).astype(dtype)
-
-
-def _indices(rng: np.random.Generator, count: int, end: int) -> np.ndarray:
-    """Returns int32 numbers below `end`, some of them out of range."""
-    found = rng.integers(0, max(end, 1), count)
-    wild = rng.choice((*WILD, end), count)
-    return np.where(rng.random(count) < 0.1, wild, found).astype(np.int32)
-
-
-def _packed(rng: np.random.Generator, layout: Layout) -> np.ndarray:
-    """Returns lines of a layout, where what stands in no row is noise."""
-    words = rng.integers(0, 2**32, layout.shapes[0].shape, np.uint32).reshape(-1)
-    told = cpu.packed_places(layout)
-    for first, encoding in zip(told["first"], told["encodings"], strict=True):
-        rows = Rows.of(told, int(first), int(encoding), layout.dim)
-        words = rows.written(words, _numbers(rng, rows.where.shape, np.float32))
-    return words.view(np.int32).reshape(layout.shapes[0].shape)
-
-
-def good_update(draw: Draw) -> Call:
-    """Returns an update as the package makes it."""
-    rule = draw(st.sampled_from(RULES))
-    num_rows, dim = draw(st.sampled_from(ROWS)), draw(st.sampled_from(WIDTHS))
-    count = draw(st.sampled_from(COUNTS))
-    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
-    per_row = (False, *(slot.per == "row" for slot in rule.slots))
-    kinds = (np.dtype(np.float32), BFLOAT16)
-    dtypes = tuple(kinds[0] if x else draw(st.sampled_from(kinds)) for x in per_row)
-    if not any(per_row) and draw(st.booleans()):
-        layout = PackedLayout(num_rows, dim, dtypes)
-        state, where = [_packed(rng, layout)], cpu.packed_places(layout)
-    else:
-        shapes = [(num_rows,) if x else (num_rows, dim) for x in per_row]
-        state = [_numbers(rng, *x) for x in zip(shapes, dtypes, strict=True)]
-        where = cpu.plain_places(num_rows, dim, dtypes, per_row)
-    num_grads = draw(st.sampled_from((count, count // 2, 5)))
-    grads = (2 * rng.integers(-8, 8, (num_grads, dim)) + 1) / 16
-    weighted, stochastic = draw(st.booleans()), draw(st.booleans())
-    operands = {
-        "grads": grads.astype(draw(st.sampled_from(kinds))),
-        "ids": _indices(rng, count, num_rows),
-        "sources": _indices(rng, count, num_grads),
-        "gains": rng.choice([-1.5, 0.5], count * weighted).astype(np.float32),
-        "numbers": np.array([0.01, 0.25, 0.5, 5][: 3 + draw(st.booleans())], np.float32),
-        "seeds": rng.integers(-9, 9, len(per_row) * stochastic, np.int32),
-    }
-    limits = Limits(weight_max=draw(st.sampled_from((None, 0.5))))
-    flags = ("lazy", "accumulate", "decays", "scales")
-    attributes = where | cpu.rule_attributes(rule, limits)
-    attributes |= {name: draw(st.booleans()) for name in flags}
-    operands |= {f"state_{i}": x for i, x in enumerate(state)}
-    return Call(library.UPDATE, operands, attributes)
-
-
-def good_lookup(draw: Draw) -> Call:
-    """Returns a lookup, of rows or of samples, as the package makes it."""
-    num_rows, dim = draw(st.sampled_from(ROWS)), draw(st.sampled_from(WIDTHS))
-    count = draw(st.sampled_from(COUNTS))
-    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
-    kinds = (np.dtype(np.float32), BFLOAT16)
-    dtypes = tuple(draw(st.sampled_from(kinds)) for _ in range(3))
-    layout: Layout = PlainLayout(num_rows, dim, dtypes[:1], (False,))
-    if draw(st.booleans()):
-        layout = PackedLayout(num_rows, dim, dtypes)
-        table = _packed(rng, layout)
-    else:
-        table = _numbers(rng, (num_rows, dim), dtypes[0])
-    result = draw(st.sampled_from((kinds[0], dtypes[0])))
-    operands = {"stored": table, "ids": _indices(rng, count, num_rows)}
-    where = places.weights_places(layout)
-    if draw(st.booleans()):
-        return Call(library.LOOKUP, operands, where, ((count, dim), result))
-    padded, weighted, scaled = (draw(st.booleans()) for _ in range(3))
-    divisors = [x for x in (1, 7, 300) if count % x == 0] if padded else [0, 2, 9, 400]
-    num_samples = draw(st.sampled_from(divisors))
-    samples = _indices(rng, count * (not padded), num_samples)
-    if draw(st.booleans()):
-        samples = np.sort(samples.view(np.uint32)).view(np.int32)
-    operands |= {
-        "samples": samples,
-        "gains": _numbers(rng, count * weighted, np.float32),
-        "scales": _numbers(rng, num_samples * scaled, np.float32),
-    }
-    return Call(library.COMBINE, operands, where, ((num_samples, dim), result))
-
-
-SCALARS = (-(2**31), -1, 0, 1, 2, 3, 8, 127, 2**31 - 1)
-FLOATS = (float("nan"), float("inf"), -1.0, 0.0, 2.0)
-DTYPES = ("float32", "bfloat16", "float16", "int32", "int8", "uint32", "bool")
-NAMES = ("AdamRule", "SGDRule", "RowWiseAdagradRule", "", "Adam", "AdamRule ")
-
-
-def _other_scalar(draw: Draw, value: Any) -> Any:
-    """Returns a number, a flag or a name that may be wrong."""
-    if isinstance(value, str):
-        return draw(st.sampled_from(NAMES))
-    if isinstance(value, bool | np.bool_):
-        return not value
-    if isinstance(value, np.floating):
-        return np.float32(draw(st.sampled_from(FLOATS)))
-    near = (max(int(value) - 1, -1), min(int(value) + 1, 2**31 - 1))
-    return np.int32(draw(st.sampled_from((*near, *SCALARS))))
-
-
-def _other_value(draw: Draw, value: Any) -> Any:
-    """Returns an attribute that may be wrong."""
-    if not isinstance(value, np.ndarray):
-        how = draw(st.sampled_from(("other", "other", "wide", "name")))
-        if how == "other" or isinstance(value, str):
-            return _other_scalar(draw, value)
-        return "one" if how == "name" else np.asarray(value).astype(np.float64)[()]
-    how = draw(st.sampled_from(("item", "item", "fewer", "more", "none", "wide")))
-    if how == "item" and value.size:
-        new, i = value.copy(), draw(st.integers(0, value.size - 1))
-        new[i] = _other_scalar(draw, value[i])
-        return new
-    sizes = {"fewer": max(value.size - 1, 0), "none": 0}
-    if how == "wide":
-        return value.astype(np.int64 if value.dtype == np.int32 else np.float64)
-    more = draw(st.sampled_from((value.size + 1, 9)))
-    return np.resize(value, sizes.get(how, more)).astype(value.dtype)
-
-
-def _other_attribute(draw: Draw, call: Call) -> Call:
-    name = draw(st.sampled_from((*call.attributes, "another")))
-    told = dict(call.attributes)
-    if name == "another":
-        told[name] = np.int32(1)
-    elif draw(st.integers(0, 9)) == 9:
-        del told[name]
-    else:
-        told[name] = _other_value(draw, told[name])
-    return dataclasses.replace(call, attributes=told)
-
-
-def _other_shape(draw: Draw, shape: Sequence[int]) -> tuple[int, ...]:
-    """Returns a shape with an axis more or less, or one of another size."""
-    axis = draw(st.integers(0, len(shape) - 1)) if shape else 0
-    size = shape[axis] if shape else 1
-    others = {
-        "smaller": (max(size - 1, 0),),
-        "larger": (size + 1,),
-        "none": (0,),
-        "split": (1, size),
-        "gone": (),
-    }
-    new = others[draw(st.sampled_from(list(others)))]
-    return (*shape[:axis], *new, *shape[axis + 1 :])
-
-
-def _other_operand(draw: Draw, call: Call) -> Call:
-    """Returns a call with an array of another shape or dtype, or one more or less."""
-    name = draw(st.sampled_from(list(call.operands)))
-    how = draw(st.sampled_from(("shape", "shape", "shape", "dtype", "gone", "more")))
-    x = call.operands[name]
-    if how == "gone":
-        rest = {other: y for other, y in call.operands.items() if other != name}
-        return dataclasses.replace(call, operands=rest)
-    if how == "more":
-        return call.but(state_more=x)
-    if how == "dtype":
-        return call.but(**{name: x.astype(draw(st.sampled_from(DTYPES)))})
-    return call.but(**{name: np.resize(x, _other_shape(draw, x.shape))})
-
-
-def _other_result(draw: Draw, call: Call) -> Call:
-    """Returns a call whose results are of another shape or dtype, or elsewhere."""
-    if call.target == library.UPDATE:
-        return dataclasses.replace(call, in_place=False)
-    shape, dtype = call.result
-    if draw(st.booleans()):
-        return dataclasses.replace(call, result=(_other_shape(draw, shape), dtype))
-    return dataclasses.replace(call, result=(shape, draw(st.sampled_from(DTYPES))))
-
-
-FAULTS: tuple[Callable[[Draw, Call], Call], ...] = (
-    _other_attribute,
-    _other_attribute,
-    _other_operand,
-    _other_result,
-)
-
-
-def drawn(draw: Draw) -> Call:
-    """Returns any call, with up to three faults."""
-    good = draw(st.sampled_from((good_update, good_lookup)))
-    call = good(draw)
-    for _ in range(draw(st.integers(0, 3))):
-        fault = draw(st.sampled_from(FAULTS))
-        call = fault(draw, call)
-        names = (*call.faults, fault.__name__)
-        call = dataclasses.replace(call, faults=names)
-    return call

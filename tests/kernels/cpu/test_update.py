@@ -345,9 +345,15 @@ def last_per_row():
         ({"attributes": {"num_rows": np.int32(0)}}, "num_rows=0 must be at least 1"),
         ({"attributes": {"rows_per_group": np.int32(0)}}, "rows_per_group=0 must be"),
         ({"attributes": {"rows_per_group": np.int32(4)}}, "group_stride=0 must be"),
-        ({"state": (LINES,), "attributes": {"group_stride": np.int32(127)}}, "groups o"),
+        (
+            {"state": (LINES,), "attributes": {"group_stride": np.int32(127)}},
+            "groups o",
+        ),
         ({"state": (LINES,), "attributes": firsts(0, 0, 256)}, "0 of arrays 0 and 1"),
-        ({"state": (LINES,), "attributes": firsts(0, 128, 384)}, "384 of arrays 0 and 2"),
+        (
+            {"state": (LINES,), "attributes": firsts(0, 128, 384)},
+            "384 of arrays 0 and 2",
+        ),
         (
             {"state": (LINES,), "attributes": firsts(0, 0, 256) | encodings(3, 3, 0)},
             "0 of arrays 0 and 1",
