@@ -44,7 +44,7 @@ def run(sanitizer: str, command: Sequence[str]) -> int:
         command: of Python, such as `["-m", "tests.campaign"]`.
 
     Raises:
-        RuntimeError: the library cannot be built.
+        RuntimeError: the library cannot be built, or not by GCC.
     """
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder)
@@ -77,4 +77,10 @@ def _path(name: str) -> str:
     """Returns where the compiler finds a library."""
     compiler = hatch_build.find_compiler() or ["c++"]
     command = [*compiler, f"-print-file-name={name}"]
-    return subprocess.check_output(command, text=True).strip()
+    path = subprocess.check_output(command, text=True).strip()
+    if not Path(path).is_absolute():
+        raise RuntimeError(
+            f"{compiler[0]} has no {name}, which a sanitizer needs: set CXX to a g++ "
+            "that has it"
+        )
+    return path

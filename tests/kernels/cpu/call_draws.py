@@ -140,14 +140,14 @@ def _other_value(rng: Rng, value: Any) -> Any:
         return "one" if how == "name" else np.asarray(value).astype(np.float64)[()]
     how = _one(rng, ("item", "item", "fewer", "more", "none", "wide"))
     if how == "item" and value.size:
-        new, i = value.copy(), rng.integers(value.size)
+        new, i = value.copy(), int(rng.integers(value.size))
         new[i] = _other_scalar(rng, value[i])
         return new
-    sizes = {"fewer": max(value.size - 1, 0), "none": 0}
     if how == "wide":
         return value.astype(np.int64 if value.dtype == np.int32 else np.float64)
-    more = _one(rng, (value.size + 1, 9))
-    return np.resize(value, sizes.get(how, more)).astype(value.dtype)
+    sizes = {"fewer": max(value.size - 1, 0), "none": 0}
+    size = sizes.get(how, _one(rng, (value.size + 1, 9)))
+    return np.resize(value, size).astype(value.dtype)
 
 
 def _other_attribute(rng: Rng, call: Call) -> Call:
@@ -164,7 +164,7 @@ def _other_attribute(rng: Rng, call: Call) -> Call:
 
 def _other_shape(rng: Rng, shape: Sequence[int]) -> tuple[int, ...]:
     """Returns a shape with an axis more or less, or one of another size."""
-    axis = rng.integers(len(shape)) if shape else 0
+    axis = int(rng.integers(len(shape))) if shape else 0
     size = shape[axis] if shape else 1
     others = {
         "smaller": (max(size - 1, 0),),
