@@ -145,9 +145,9 @@ def _other_value(rng: Rng, value: Any) -> Any:
         return new
     if how == "wide":
         return value.astype(np.int64 if value.dtype == np.int32 else np.float64)
-    sizes = {"fewer": max(value.size - 1, 0), "none": 0}
-    size = sizes.get(how, _one(rng, (value.size + 1, 9)))
-    return np.resize(value, size).astype(value.dtype)
+    more = _one(rng, (value.size + 1, 9))  # of no items none can be another
+    sizes = {"fewer": max(value.size - 1, 0), "none": 0, "more": more, "item": more}
+    return np.resize(value, sizes[how]).astype(value.dtype)
 
 
 def _other_attribute(rng: Rng, call: Call) -> Call:
