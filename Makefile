@@ -18,7 +18,7 @@ GOOGLE_PCI := $(shell grep -ls 0x1ae0 /sys/bus/pci/devices/*/vendor)
 TPU_NODES := $(wildcard /dev/accel[0-9]* /dev/vfio/[0-9]*)
 TPU := $(and $(GOOGLE_PCI),$(TPU_NODES))
 # The tests compile for TPUs by libtpu and run on the CPU: they must look for no TPU.
-check static campaign mutants: export JAX_PLATFORMS ?= cpu
+check static campaign sanitize mutants: export JAX_PLATFORMS ?= cpu
 demo bench chip: export JAX_PLATFORMS ?= $(if $(TPU),tpu$(comma)cpu,cpu)
 
 # An editable package is compiled when it is installed.
@@ -26,7 +26,7 @@ COMPILED := pyproject.toml hatch_build.py \
     $(foreach kind,cc h inc,$(wildcard sparse_adam/kernels/cpu/*.$(kind))) \
     $(wildcard sparse_adam/kernels/cpu/rules/*.cc)
 
-.PHONY: demo test lint types check chip site bench static campaign mutants clean
+.PHONY: demo test lint types check chip site bench static campaign sanitize mutants clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/train_word2vec.py
@@ -86,6 +86,12 @@ static: $(VENV)/.test
 HOURS ?= 1
 campaign: $(VENV)/.test
 	$(BIN)/python -m tests.campaign --hours $(HOURS)
+
+sanitize: $(VENV)/.test
+	$(BIN)/python -m tests.campaign --sanitize address --hours $(HOURS)
+	$(BIN)/python -m tests.campaign --sanitize thread --hours $(HOURS)
+	$(BIN)/python -m tests.campaign --sanitize address --calls --hours $(HOURS)
+	$(BIN)/python -m tests.campaign --sanitize thread --calls --hours $(HOURS)
 
 mutants: $(VENV)/.test
 	$(BIN)/python -m tests.mutants

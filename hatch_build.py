@@ -14,6 +14,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,11 @@ def find_compiler() -> list[str] | None:
     return next((c for c in candidates if c and shutil.which(c[0])), None)
 
 
-def compile_library(root: Path, output: Path) -> str | None:
-    """Makes the library `output`, at once or not at all; returns why it could not."""
+def compile_library(root: Path, output: Path, flags: Sequence[str] = ()) -> str | None:
+    """Makes the library `output`, at once or not at all; returns why it could not.
+
+    `flags` follow the compiler's usual ones.
+    """
     compiler, jaxlib = find_compiler(), importlib.util.find_spec("jaxlib")
     if compiler is None:
         return NO_COMPILER
@@ -69,7 +73,7 @@ def compile_library(root: Path, output: Path) -> str | None:
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:
         made = Path(folder, output.name)
         command = [
-            *(*compiler, *FLAGS, "-shared", "-fPIC", "-fvisibility=hidden"),
+            *(*compiler, *FLAGS, "-shared", "-fPIC", "-fvisibility=hidden", *flags),
             *("-isystem", str(include)),
             *map(str, sorted((root / SOURCES).rglob("*.cc"))),
             *("-o", str(made)),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from typing import Any
 
 import jax
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import hatch_build
 from sparse_adam.check import run
 from sparse_adam.check.case import Case
 from sparse_adam.check.compare import compare
 from sparse_adam.ops import dispatch
 from tests.campaign import __main__ as command
-from tests.campaign import draws
+from tests.campaign import draws, sanitize, wrong_calls
 from tests.campaign.record import TRIES, Progress, Record
 
 SMALL = Case("xla", num_rows=6, dim=8, num_ids=5)
@@ -31,6 +33,12 @@ def test_a_seed_draws_the_same_group_and_one_that_can_be_run():
     first, again = (list(drawn[0].cases()) for _ in range(2))
     assert first == again and len(set(first)) == len(first) == drawn[0].size
     assert {case.but(ids="zipf", steps=1, seed=0) for case in first} == {drawn[0].base}
+
+
+def test_only_one_implementation():
+    bases = [draws.group(seed, "cpu").base for seed in range(60)]
+    assert {case.implementation for case in bases} == {None, "cpu"}
+    assert {case.kind for case in bases} == {"update", "lookup"}
 
 
 def test_groups_are_of_every_kind():
@@ -53,7 +61,7 @@ def test_groups_are_of_every_kind():
 
 @pytest.fixture
 def one_small_group(monkeypatch):
-    monkeypatch.setattr(draws, "group", lambda seed: draws.Group(seed, SMALL, 4))
+    monkeypatch.setattr(draws, "group", lambda seed, only: draws.Group(seed, SMALL, 4))
     run._program.cache_clear()
     yield
     run._program.cache_clear()
@@ -125,3 +133,51 @@ def test_stochastic_rounding_may_give_either_neighbour():
     assert compare(*arguments, stochastic=True).fault is None
     further = ("x", (up + old * 2.0**-6).astype(old.dtype), *arguments[2:])
     assert "3 of 3" in str(compare(*further, stochastic=True).fault)
+
+
+def test_wrong_calls_are_counted_and_failures_kept(tmp_path, monkeypatch):
+    arguments = ("--calls", "--groups", "1", "--out", str(tmp_path))
+    monkeypatch.setattr(wrong_calls, "CALLS", 6)
+    status, text = campaign(*arguments)
+    assert status == 0 and "6 cases" in text and "refused" in text
+    last = (tmp_path / "calls" / "last_call.txt").read_text()
+    assert last.startswith("drawn(5): Call(sparse_adam_cpu")
+
+    def fail(call: object) -> None:
+        raise AssertionError("it wrote beside the rows")
+
+    monkeypatch.setattr(wrong_calls.calls, "check", fail)
+    status, text = campaign(*arguments)
+    assert status == 1 and "6 failures" in text
+    line = json.loads(
+        (tmp_path / "calls" / "failures.jsonl").read_text().split("\n")[0]
+    )
+    assert line["seed"] == 1 and line["case"].startswith("drawn(6): Call(")
+    assert "it wrote beside the rows" in line["text"]
+
+
+def test_a_sanitizer_gets_a_process_of_its_own(tmp_path, monkeypatch):
+    ran: list[Any] = []
+    monkeypatch.setattr(sanitize, "run", lambda *given: ran.append(given) or 7)
+    arguments = ("--sanitize", "thread", "--calls", "--out", str(tmp_path))
+    assert campaign(*arguments, "--groups", "2")[0] == 7
+    ((sanitizer, command),) = ran
+    assert sanitizer == "thread" and command[:2] == ["-m", "tests.campaign"]
+    assert "--sanitize" not in " ".join(command) and "--only=cpu" in command
+    assert f"--out={tmp_path}/thread" in command
+    assert {"--groups=2", "--calls"} < set(command)
+
+
+@pytest.mark.parametrize("sanitizer", sanitize.CHECKS)
+def test_what_a_sanitizer_needs_before_python(sanitizer, tmp_path, monkeypatch):
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/sh\necho "/lib/${1#*=}"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setattr(hatch_build, "find_compiler", lambda: [str(compiler)])
+    given = sanitize.environment(sanitizer)
+    needed = {"address": "asan", "thread": "tsan"}[sanitizer]
+    assert given["LD_PRELOAD"] == f"/lib/lib{needed}.so /lib/libstdc++.so"
+    assert given.keys() >= {*os.environ, "ASAN_OPTIONS", "TSAN_OPTIONS"}
+    monkeypatch.setattr(hatch_build, "find_compiler", lambda: ["echo"])
+    with pytest.raises(RuntimeError, match="set CXX to a g"):
+        sanitize.environment(sanitizer)

@@ -8,23 +8,28 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import contextlib
 import faulthandler
+import functools
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 import jax
 from tqdm import tqdm
 
+from sparse_adam._types import ImplementationName
 from sparse_adam.check import run as check
 from sparse_adam.check.shrink import shrink
-from tests.campaign import draws
+from sparse_adam.ops import dispatch
+from tests.campaign import draws, sanitize, wrong_calls
 from tests.campaign.record import Progress, Record
 
 SHRINK_SECONDS = 60.0
 MOST_OF_A_GROUP = 3  # failures that are shrunk and saved
 GROUPS_BETWEEN_CLEARING = 20  # of the programs that JAX keeps
+
+Run = Callable[[Record, Progress, int], list[str]]  # of a seed
 
 
 @click.command()
@@ -39,20 +44,47 @@ GROUPS_BETWEEN_CLEARING = 20  # of the programs that JAX keeps
     help="The folder of the progress and of the failures.",
 )
 @click.option("--wait", default=600.0, help="Seconds after which a case hangs.")
+@click.option(
+    "--only", type=click.Choice(dispatch.NAMES), help="One implementation, and lookups."
+)
+@click.option("--calls", is_flag=True, help="Wrong calls of the C++ library instead.")
+@click.option(
+    "--sanitize",
+    "sanitizer",
+    type=click.Choice(list(sanitize.CHECKS)),
+    help="With --only cpu, under a sanitizer; its files are in a folder in --out.",
+)
 def main(
-    hours: float, groups: int | None, seed: int | None, out: Path, wait: float
+    hours: float,
+    groups: int | None,
+    seed: int | None,
+    out: Path,
+    wait: float,
+    only: ImplementationName | None,
+    calls: bool,
+    sanitizer: str | None,
 ) -> None:
     """Compares random cases with the reference, until the time is up.
 
+    With --calls the C++ library must refuse wrong calls of it, or do what they say.
     Goes on where the last campaign in the folder ended. The exit status is 1 if any
     case in it failed; `failures.jsonl` has each of them, and the smallest that fails.
     """
+    if sanitizer is not None:
+        given = {"hours": hours, "groups": groups, "seed": seed, "wait": wait}
+        given |= {"out": out.resolve() / sanitizer, "only": "cpu"}
+        arguments = [f"--{x}={y}" for x, y in given.items() if y is not None]
+        command = ["-m", "tests.campaign", *arguments, *["--calls"] * calls]
+        sys.exit(sanitize.run(sanitizer, command))
+    run: Run = functools.partial(run_group, wait=wait, only=only)
+    if calls:
+        out, run = out / "calls", functools.partial(run_calls, wait=wait)
     record, progress = Record(out), Progress(next=seed or 0)
     if seed is None:
         progress, groups = record.load(), groups or sys.maxsize
-        run_groups(record, progress, 3600 * hours, groups, wait)
+        run_groups(record, progress, 3600 * hours, groups, run)
     else:
-        failures = run_group(record, progress, seed, wait)
+        failures = run(record, progress, seed)
         click.echo("\n".join(failures) or "nothing is wrong")
     click.echo(str(progress))
     for way, cases in sorted(progress.ways.items()):
@@ -63,7 +95,7 @@ def main(
 
 
 def run_groups(
-    record: Record, progress: Progress, seconds: float, groups: int, wait: float
+    record: Record, progress: Progress, seconds: float, groups: int, run: Run
 ) -> None:
     """Runs group after group, and saves the progress after each."""
     start = last = time.monotonic()
@@ -74,7 +106,7 @@ def run_groups(
             if time.monotonic() - start > seconds:
                 break
             record.begin(progress)
-            for line in run_group(record, progress, progress.next, wait):
+            for line in run(record, progress, progress.next):
                 bar.write(line)
             now = time.monotonic()
             progress.seconds += now - last
@@ -87,10 +119,22 @@ def run_groups(
                 jax.clear_caches()
 
 
-def run_group(record: Record, progress: Progress, seed: int, wait: float) -> list[str]:
+def run_calls(record: Record, progress: Progress, seed: int, wait: float) -> list[str]:
+    """Makes the calls of a seed; returns a line for each that failed."""
+    with ended_after(wait):
+        return wrong_calls.run_group(record, progress, seed)
+
+
+def run_group(
+    record: Record,
+    progress: Progress,
+    seed: int,
+    wait: float,
+    only: ImplementationName | None,
+) -> list[str]:
     """Runs the cases of a seed; returns a line for each failure that was saved."""
     lines = []
-    for case in draws.group(seed).cases():
+    for case in draws.group(seed, only).cases():
         with ended_after(wait):
             outcome = check.run(case)
         progress.count(outcome)

@@ -33,7 +33,7 @@ INTERPRETED_SHARE, LOOKUPS, SPREAD = 0.1, 0.08, 0.25
 
 IDS: tuple[Ids, ...] = get_args(Ids)
 STEPS = (1, 1, 2, 3, 8)
-ROWS, COUNTS = (1, 2, 7, 40, 64, 130), (1, 2, 7, 16, 40, 130)
+ROWS, COUNTS = (1, 2, 7, 40, 64, 130), (1, 2, 7, 16, 40, 130, 300)
 WIDTHS = (1, 3, 8, 16, 24, 32, 64, 100, 128, 160, 256)
 # An interpreted kernel takes seconds for each shape.
 FEW_ROWS, FEW_COUNTS, FEW_WIDTHS = (8, 40), (9, 24), (8, 32, 128, 256)
@@ -67,10 +67,16 @@ class Group:
             )
 
 
-def group(seed: int) -> Group:
-    """Returns the group of a seed, for the devices of this process."""
+def group(seed: int, only: ImplementationName | None = None) -> Group:
+    """Returns the group of a seed, for the devices of this process.
+
+    With `only` it is of this implementation or of the default choice.
+    """
     rng = np.random.default_rng((seed, 0))
-    compiled, interpreted = implementations(jax.default_backend())
+    compiled, interpreted = (
+        [name for name in names if only in (None, name)]
+        for names in implementations(jax.default_backend())
+    )
     while True:
         if interpreted and rng.random() < INTERPRETED_SHARE:
             case, size = _interpreted(rng, _one(rng, interpreted)), INTERPRETED

@@ -1,5 +1,6 @@
 // The XLA custom call: checks what it is given, and runs the update.
 
+#include <cstdlib>
 #include <string>
 #include <string_view>
 
@@ -60,15 +61,40 @@ bool Holds(const ffi::AnyBuffer& x, bool packed, Encoding encoding) {
   }
 }
 
-// Finds the arrays, each in its own buffer or all in one. All numbers are below 2**31,
-// so no sum of two products overflows.
+// Whether no number of an array is in another one, where all are in one buffer: those
+// of a group stand beside each other, or in the two halves of the same words.
+ffi::Error CheckApart(const Options& options, const Groups& groups, int64_t dim) {
+  const int64_t size = groups.Size(options.num_rows, dim);
+  const bool grouped = options.num_rows > groups.rows_per_group;
+  for (size_t i = 0; i < options.first.size(); ++i) {
+    for (size_t j = 0; j < i; ++j) {
+      const auto one = static_cast<Encoding>(options.encodings[i]);
+      const auto other = static_cast<Encoding>(options.encodings[j]);
+      const int64_t apart = std::abs(int64_t{options.first[i]} - options.first[j]);
+      const bool halves =
+          apart == 0 && ((one == Encoding::kLowHalf && other == Encoding::kHighHalf) ||
+                         (one == Encoding::kHighHalf && other == Encoding::kLowHalf));
+      const bool beside =
+          apart >= size && (!grouped || apart + size <= groups.group_stride);
+      if (!halves && !beside) {
+        return Refuse("first=" + std::to_string(options.first[j]) + " and " +
+                      std::to_string(options.first[i]) + " of arrays " +
+                      std::to_string(j) + " and " + std::to_string(i) +
+                      " must be further apart, within a group: the arrays overlap");
+      }
+    }
+  }
+  return ffi::Error::Success();
+}
+
+// Finds the arrays, each in its own buffer or all in one.
 ffi::Error Locate(const Options& options, int64_t dim, ffi::RemainingArgs before,
                   ffi::RemainingRets after, Storage* state) {
   const size_t num_arrays = options.first.size();
-  if (options.num_rows < 1 || options.rows_per_group < 1 || options.stride < 0 ||
-      options.group_stride < 0 || num_arrays < 1 || num_arrays > kMostArrays ||
+  if (num_arrays < 1 || num_arrays > kMostArrays ||
       options.encodings.size() != num_arrays || options.per_row.size() != num_arrays) {
-    return Refuse("its attributes make no sense");
+    return Refuse("first, encodings and per_row must be of the same 1 to " +
+                  std::to_string(kMostArrays) + " arrays");
   }
   const bool alone = before.size() == 1;
   if ((!alone && before.size() != num_arrays) || after.size() != before.size()) {
@@ -78,6 +104,10 @@ ffi::Error Locate(const Options& options, int64_t dim, ffi::RemainingArgs before
   state->rows_per_group = options.rows_per_group;
   state->stride = options.stride;
   state->group_stride = options.group_stride;
+  if (auto e = CheckGroups(*state, options.num_rows, dim); e.failure()) return e;
+  if (alone) {
+    if (auto e = CheckApart(options, *state, dim); e.failure()) return e;
+  }
   for (size_t i = 0; i < num_arrays; ++i) {
     const auto old = before.get<ffi::AnyBuffer>(alone ? 0 : i);
     auto updated = after.get<ffi::AnyBuffer>(alone ? 0 : i);
@@ -171,9 +201,7 @@ ffi::Error Handle(ffi::ThreadPool thread_pool, ffi::AnyBuffer grads,
   const int64_t num_ids = ids.dimensions()[0];
   if (grads_shape.size() != 2) return Refuse("the gradients must be [B, D]");
   const int64_t dim = grads_shape[1];
-  if (dim < 1 || dim > kMost || num_ids > kMost) {
-    return Refuse("D must be in [1, 2**31) and N below 2**31");
-  }
+  if (num_ids > kMost) return RefuseNumber("N", num_ids, "below 2**31");
   const bool narrow = grads.element_type() == ffi::BF16;
   if (!narrow && grads.element_type() != ffi::F32) {
     return Refuse("the gradients must be float32 or bfloat16");

@@ -191,7 +191,7 @@ class OrderedIds {
   int64_t Start(int64_t sample) const { return starts_[sample]; }
 
  private:
-  static constexpr int64_t kIdsOfPart = 8192, kMostParts = 16;
+  static constexpr int64_t kIdsOfPart = 8192 / kFineness, kMostParts = 16;
 
   const std::unique_ptr<int32_t[]> ids_;
   const std::unique_ptr<float[]> gains_;

@@ -42,23 +42,27 @@ bool Holds(ffi::DataType dtype, Encoding encoding) {
   return false;
 }
 
-// Finds the weights, of the width of the result. All numbers are below 2**31, so no sum
-// of two products overflows.
+// Finds the weights, of the width of the result.
 ffi::Error Locate(const Places& places, const ffi::AnyBuffer& stored,
                   const ffi::AnyBuffer& result, Weights* weights, Encoding* encoding) {
   const auto shape = result.dimensions();
   if (shape.size() != 2) return Refuse("the result must have two axes");
   const int64_t dim = shape[1];
-  if (places.num_rows < 1 || places.first < 0 || places.encoding < 0 ||
-      places.encoding >= kEncodings || places.rows_per_group < 1 || places.stride < 0 ||
-      places.group_stride < 0 || dim < 1 || dim > kMost || shape[0] > kMost) {
-    return Refuse("its attributes make no sense");
+  if (shape[0] > kMost) {
+    return RefuseNumber("the number of results", shape[0], "below 2**31");
   }
+  const Groups groups = {places.rows_per_group, places.stride, places.group_stride};
+  if (auto e = CheckGroups(groups, places.num_rows, dim); e.failure()) return e;
+  if (places.encoding < 0 || places.encoding >= kEncodings) {
+    return RefuseNumber("encoding", places.encoding,
+                        "below " + std::to_string(kEncodings) + ", and not negative");
+  }
+  if (places.first < 0) return RefuseNumber("first", places.first, "at least 0");
   const auto stored_as = static_cast<Encoding>(places.encoding);
   if (!Holds(stored.element_type(), stored_as)) {
     return Refuse("the weights must be float32 or bfloat16, or packed int32");
   }
-  *weights = {{places.rows_per_group, places.stride, places.group_stride},
+  *weights = {groups,
               static_cast<const char*>(stored.untyped_data()) +
                   places.first * ItemSize(stored_as),
               stored_as,
@@ -67,7 +71,8 @@ ffi::Error Locate(const Places& places, const ffi::AnyBuffer& stored,
   if (stored_as == Encoding::kBFloat16 && weights->grouped()) {
     return Refuse("a table of bfloat16 has its rows one behind the other");
   }
-  if (places.first + weights->End(places.num_rows, dim) > static_cast<int64_t>(stored.element_count())) {
+  const auto count = static_cast<int64_t>(stored.element_count());
+  if (places.first + weights->End(places.num_rows, dim) > count) {
     return Refuse("the weights are too few for [V, D]");
   }
   const bool narrow = result.element_type() == ffi::BF16;

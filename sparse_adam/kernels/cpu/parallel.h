@@ -29,8 +29,15 @@ class Pool {
   virtual void Schedule(std::function<void()> task) = 0;
 };
 
+// How many times as finely as pays work is cut. Only tests set it, so that a small case
+// has as many parts and threads as a large one.
+#ifndef SPARSE_ADAM_FINENESS
+#define SPARSE_ADAM_FINENESS 1
+#endif
+constexpr int64_t kFineness = SPARSE_ADAM_FINENESS;
+
 // Work as cheap as this many bytes of traffic is not worth waking a thread for.
-constexpr int64_t kBytesPerWorker = 512 << 10;
+constexpr int64_t kBytesPerWorker = (512 << 10) / kFineness;
 
 // How many threads, the calling one included, should share `bytes` of traffic.
 inline int64_t WorkersFor(int64_t bytes, const Pool& pool) {

@@ -15,7 +15,7 @@ namespace {
 
 constexpr int kMaxDigitBits = 11;  // counters of one part fit in the first-level cache
 constexpr int64_t kMaxParts = 16;
-constexpr int64_t kMinPartSize = 8192;
+constexpr int64_t kMinPartSize = 8192 / kFineness;
 
 struct Parts {
   int64_t size, count;

@@ -28,11 +28,16 @@ struct Groups {
     return row / rows_per_group * group_stride + row % rows_per_group * stride;
   }
 
+  // What the rows of a group take, of num_rows in all.
+  int64_t Size(int64_t num_rows, int64_t dim) const {
+    const int64_t rows = num_rows < rows_per_group ? num_rows : rows_per_group;
+    return (rows - 1) * stride + dim;
+  }
+
   // Where memory ends that rows 0 to num_rows - 1 may touch.
   int64_t End(int64_t num_rows, int64_t dim) const {
     const int64_t groups = (num_rows + rows_per_group - 1) / rows_per_group;
-    const int64_t rows = num_rows < rows_per_group ? num_rows : rows_per_group;
-    return (groups - 1) * group_stride + (rows - 1) * stride + dim;
+    return (groups - 1) * group_stride + Size(num_rows, dim);
   }
 };
 

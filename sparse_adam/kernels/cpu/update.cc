@@ -21,12 +21,12 @@
 namespace sparse_adam {
 namespace {
 
-constexpr int64_t kBlock = 128;             // occurrences
-constexpr int64_t kSweepBlock = 1 << 16;    // weights, about
-constexpr int64_t kSweepPiece = 1024;       // weights that pass the buffers at a time
-constexpr int64_t kCacheLine = 64;          // bytes
-constexpr int64_t kMostLinesOfRow = 8;      // the processor sees others coming
-constexpr int64_t kLinesOfNarrow = 8;       // of an occurrence of narrow rows
+constexpr int64_t kBlock = 128 / kFineness;             // occurrences
+constexpr int64_t kSweepBlock = (1 << 16) / kFineness;  // weights, about
+constexpr int64_t kSweepPiece = 1024;   // weights that pass the buffers at a time
+constexpr int64_t kCacheLine = 64;      // bytes
+constexpr int64_t kMostLinesOfRow = 8;  // the processor sees others coming
+constexpr int64_t kLinesOfNarrow = 8;   // of an occurrence of narrow rows
 
 int64_t LinesOfRow(const Matrix& x, int64_t dim) {
   return (dim * ItemSize(x.encoding) + kCacheLine - 1) / kCacheLine;

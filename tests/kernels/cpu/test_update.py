@@ -273,6 +273,10 @@ def encodings(*values):
     return {"encodings": np.array(values, np.int32)}
 
 
+def firsts(*values):
+    return {"first": np.array(values, np.int32)}
+
+
 def last_per_row():
     return {"per_row": np.array([0, 0, 1], np.int32)}
 
@@ -289,7 +293,8 @@ def last_per_row():
         ({"state": (LINES[:8],)}, "too small"),
         ({"state": (LINES.astype(jnp.float32),)}, "packed int32"),
         ({"state": (LINES,), "in_place": False}, "in place"),
-        ({"grads": jnp.ones((6, 9))}, "too small"),
+        ({"grads": jnp.ones((6, 9))}, "stride=8 must be at least 9, or rows overlap"),
+        ({"grads": jnp.ones((6, 0))}, "D=0 must be in"),
         ({"grads": jnp.ones((48,))}, "the gradients must be"),
         ({"grads": jnp.ones((6, 8), jnp.float16)}, "the gradients must be float32"),
         ({"sources": jnp.zeros((5,), jnp.int32)}, "sources must be"),
@@ -301,10 +306,10 @@ def last_per_row():
         ({"in_place": False}, "in place"),
         ({"attributes": {"first": np.array([0, 0, -1], np.int32)}}, "too small"),
         ({"attributes": {"first": np.array([0, 1, 0], np.int32)}}, "too small"),
-        ({"attributes": {"first": np.array([0, 0], np.int32)}}, "make no sense"),
-        ({"attributes": {"first": np.array([], np.int32)}}, "make no sense"),
-        ({"attributes": {"per_row": np.array([0, 0], np.int32)}}, "make no sense"),
-        ({"attributes": nine_arrays()}, "make no sense"),
+        ({"attributes": {"first": np.array([0, 0], np.int32)}}, "of the same 1 to 8"),
+        ({"attributes": {"first": np.array([], np.int32)}}, "of the same 1 to 8"),
+        ({"attributes": {"per_row": np.array([0, 0], np.int32)}}, "of the same 1 to 8"),
+        ({"attributes": nine_arrays()}, "of the same 1 to 8"),
         ({"attributes": {"rule": "OtherRule"}}, "no loop for OtherRule"),
         (
             {"attributes": {"constants": np.array([1], np.float32)}},
@@ -336,8 +341,23 @@ def last_per_row():
             {"state": (LINES,), "attributes": last_per_row()},
             "packed int32",
         ),
-        ({"attributes": {"stride": np.int32(-8)}}, "make no sense"),
-        ({"attributes": {"rows_per_group": np.int32(0)}}, "make no sense"),
+        ({"attributes": {"stride": np.int32(-8)}}, "stride=-8 must be at least 8"),
+        ({"attributes": {"num_rows": np.int32(0)}}, "num_rows=0 must be at least 1"),
+        ({"attributes": {"rows_per_group": np.int32(0)}}, "rows_per_group=0 must be"),
+        ({"attributes": {"rows_per_group": np.int32(4)}}, "group_stride=0 must be"),
+        (
+            {"state": (LINES,), "attributes": {"group_stride": np.int32(127)}},
+            "groups o",
+        ),
+        ({"state": (LINES,), "attributes": firsts(0, 0, 256)}, "0 of arrays 0 and 1"),
+        (
+            {"state": (LINES,), "attributes": firsts(0, 128, 384)},
+            "384 of arrays 0 and 2",
+        ),
+        (
+            {"state": (LINES,), "attributes": firsts(0, 0, 256) | encodings(3, 3, 0)},
+            "0 of arrays 0 and 1",
+        ),
         (
             {"attributes": {"num_rows": np.int32(41), "rows_per_group": np.int32(41)}},
             "too small",
