@@ -94,6 +94,18 @@ class Embeddings(keras.layers.Layer):
         leaves = [variable.value for variable in self._leaves]
         return jax.tree.unflatten(self._structure, leaves)
 
+    def get_config(self) -> Any:
+        """Refuses what `model.save` asks for.
+
+        Raises:
+            NotImplementedError: always, with the way out.
+        """
+        raise NotImplementedError(
+            f"the layer {self.name!r} cannot be saved as a part of a model, since "
+            "configurations of features are no JSON: build the model anew, and bring "
+            "its weights there by save_weights and load_weights"
+        )
+
     def call(
         self, features: Any, weights: Any = None, training: bool | None = None
     ) -> Any:

@@ -204,6 +204,8 @@ def test_keras_saves_and_loads_tables_and_slots(tmp_path):
     ):
         np.testing.assert_array_equal(saved, loaded)
     np.testing.assert_array_equal(model(ids), other(ids))
+    with pytest.raises(NotImplementedError, match="by save_weights and load_weights"):
+        model.save(tmp_path / "model.keras")
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
