@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from sparse_adam._taps import is_recording, tapped_lookup
 from sparse_adam._taps import value_and_grad as _value_and_grad
@@ -119,7 +120,7 @@ class Embeddings(keras.layers.Layer):
             )
         # Keras asks a functional model's layers for shapes, with a batch of no size.
         # That cannot be divided between devices, and does not matter to a shape.
-        sizes = (size for ids in jax.tree.leaves(features) for size in ids.shape)
+        sizes = (size for ids in jax.tree.leaves(features) for size in np.shape(ids))
         is_symbolic = any(map(jax.export.is_symbolic_dim, sizes))
         state = self._on_one_device() if is_symbolic else self.state
         return tapped_lookup(self, state, features, weights)
