@@ -11,7 +11,7 @@
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -41,6 +41,8 @@ class Embeddings(eqx.Module):
         optimizer: for the tables that have none of their own; None if all have.
         key: of `jax.random`, for the first weights.
         storage: as in `init`.
+        mesh: whose devices share tables and batches, as in `init`.
+        axes: of the mesh, over which they are spread, as in `init`.
 
     Examples:
         >>> import jax
@@ -61,8 +63,12 @@ class Embeddings(eqx.Module):
         *,
         key: jax.Array,
         storage: Storage | None = None,
+        mesh: jax.sharding.Mesh | None = None,
+        axes: str | Sequence[str] | None = None,
     ) -> None:
-        self.state = init(feature_config, optimizer, key, storage=storage)
+        self.state = init(
+            feature_config, optimizer, key, storage=storage, mesh=mesh, axes=axes
+        )
 
     def __call__(self, features: Any, weights: Any = None) -> Any:
         """Returns activations of a whole batch; see `sparse_adam.embedding.lookup`."""

@@ -14,7 +14,7 @@ None imports the library; what they are given may be its tensors.
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -127,90 +127,91 @@ def from_torch(
     return found
 
 
-# What `tf.train.Checkpoint` calls a variable of `TPUEmbedding._variables`.
-_TRACKED = re.compile(
-    r"(?:.*/)?_variables/([^/]+)/([^/]+)/\.ATTRIBUTES/VARIABLE_VALUE$"
-)
+# How `tf.train.Checkpoint` ends the name of what a variable holds.
+_VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+# What TensorFlow's embedding for SparseCores saves beside its stacked tables.
+_LAYOUTS = "_sparse_core_table_layouts"
 
 
-def from_tensorflow(
-    arrays: Mapping[str, Any], tables: Iterable[str] | None = None
-) -> Arrays:
+def from_tensorflow(arrays: Mapping[str, Any], tables: Iterable[str]) -> Arrays:
     """Reads the variables of a TensorFlow `TPUEmbedding`, by their names.
 
-    Two ways of naming are known: that of `tf.train.Checkpoint`, which follows objects
-    (`embedding/_variables/user/momenta/.ATTRIBUTES/VARIABLE_VALUE`), and that of the
-    variables themselves (`user`, `user/momenta`), as `tf.compat.v1.train.Saver` writes.
-    The optimizers' slots have the same names there and here, whichever they are.
+    The variables of a table are called `user` and, its slots, `user/momenta` and so on,
+    as here. `tf.compat.v1.train.Saver` writes these names; `tf.train.Checkpoint` and
+    a `SavedModel` escape them, and put them behind the path of the embedding
+    (`model/embedding/user.Smomenta/.ATTRIBUTES/VARIABLE_VALUE`). Both are known here.
 
     Args:
         arrays: by name in the checkpoint. Of `reader = tf.train.load_checkpoint(path)`
             pass `{name: reader.get_tensor(name) for name in
-            reader.get_variable_to_shape_map()}`; other names than tables' are
-            left out.
-        tables: the tables to take; None takes all that a `tf.train.Checkpoint` has.
-            Needed for names of the second kind.
+            reader.get_variable_to_shape_map()}`; what is not of these tables is left
+            out.
+        tables: the names of the tables to take, as a state's `state.tables`.
+            TensorFlow calls table i of those without a name `table_i`, as is done here.
 
     Returns:
-        By table name `parameters` and the slots.
+        By table name `parameters` and the slots, in the order of `tables`.
 
     Raises:
-        ValueError: there are no tables, one that is asked for is not there, or two
-            embeddings in the checkpoint have a table of one name.
+        ValueError: a table is not there, two variables have the names of one, or tables
+            are stacked for SparseCores.
 
     Examples:
         >>> end = "/.ATTRIBUTES/VARIABLE_VALUE"
         >>> found = from_tensorflow({
-        ...     "model/embedding/_variables/user/parameters" + end: np.ones((3, 2)),
-        ...     "model/embedding/_variables/user/momenta" + end: np.zeros((3, 2)),
+        ...     "model/embedding/user" + end: np.ones((3, 2)),
+        ...     "model/embedding/user.Smomenta" + end: np.zeros((3, 2)),
         ...     "save_counter" + end: np.array(7),
-        ... })
+        ... }, ["user"])
         >>> {name: list(own) for name, own in found.items()}
         {'user': ['parameters', 'momenta']}
 
     Source: `_create_variables_and_slots` in `tensorflow/python/tpu/tpu_embedding_v2.py`
-    and `escape_local_name` in `tensorflow/python/trackable/trackable_utils.py`.
+    and `escape_local_name` in `tensorflow/python/trackable/trackable_utils.py`; and
+    what TensorFlow 2.21 writes.
     """
-    wanted = None if tables is None else list(tables)
-    found: Arrays = {}
+    found: Arrays = {name: {} for name in tables}
     for key, array in arrays.items():
-        tracked = _TRACKED.match(key)
-        if tracked is not None:
-            name, slot = map(_unescaped, tracked.groups())
-        else:
-            name, slot = _by_variable(key, wanted or [])
-        if not name or (wanted is not None and name not in wanted):
+        variable = _variable(key)
+        if variable == _LAYOUTS:
+            raise ValueError(
+                f"arrays has {key!r}: its tables are stacked for SparseCores. Give the "
+                "stacks to from_jax_tpu_embedding, as docs/checkpoints.md shows"
+            )
+        name, slot = _table_and_slot(variable, found)
+        if not name:
             continue
-        own = found.setdefault(name, {})
-        if slot in own:
+        if slot in found[name]:
             raise ValueError(
                 f"arrays has {slot!r} of table {name!r} twice, the second time as "
-                f"{key!r}: pass the variables of one TPUEmbedding"
+                f"{key!r}: pass the variables of one TPUEmbedding, which begin alike"
             )
-        own[slot] = _to_numpy(array)
-    lacking = [
-        name for name in wanted or found if "parameters" not in found.get(name, {})
-    ]
-    if lacking or not found:
+        found[name][slot] = _to_numpy(array)
+    lacking = [name for name, own in found.items() if "parameters" not in own]
+    if lacking:
         raise ValueError(
-            f"arrays has no weights of the tables {lacking or wanted}; its names are "
-            f"{list(arrays)}: pass tables= where names are those of variables"
+            f"arrays has no weights of the tables {lacking}; its names are "
+            f"{list(arrays)}"
         )
     return {
         name: {"parameters": own["parameters"], **own} for name, own in found.items()
     }
 
 
-def _unescaped(name: str) -> str:
-    """Returns a name of which TensorFlow has made `..` of `.` and `.S` of `/`."""
-    return re.sub(r"\.([.S])", lambda found: "./"[found[1] == "S"], name)
+def _variable(key: str) -> str:
+    """Returns the name of a variable, of its name in a checkpoint of either kind."""
+    if not key.endswith(_VALUE):
+        return key
+    escaped = key.removesuffix(_VALUE).rpartition("/")[2]
+    # TensorFlow has made `..` of `.` and `.S` of `/`.
+    return re.sub(r"\.([.S])", lambda found: "./"[found[1] == "S"], escaped)
 
 
-def _by_variable(key: str, tables: Sequence[str]) -> tuple[str, str]:
+def _table_and_slot(variable: str, tables: Container[str]) -> tuple[str, str]:
     """Returns the table and the slot that a variable is of, or two empty names."""
-    if key in tables:
-        return key, "parameters"
-    name, _, slot = key.rpartition("/")
+    if variable in tables:
+        return variable, "parameters"
+    name, _, slot = variable.rpartition("/")
     return (name, slot) if name in tables else ("", "")
 
 

@@ -8,10 +8,13 @@ Two names replace those of Keras; `examples/layers/two_tower_keras.py` shows the
 | `keras.Model` | `Model`, also for functional models |
 """
 
+import functools
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from sparse_adam._taps import is_recording, tapped_lookup
 from sparse_adam._taps import value_and_grad as _value_and_grad
@@ -43,6 +46,8 @@ class Embeddings(keras.layers.Layer):
             rate of each is a number or a function of the step.
         seed: an int, for the first weights.
         storage: as in `init`.
+        mesh: whose devices share tables and batches, as in `init`.
+        axes: of the mesh, over which they are spread, as in `init`.
         **options: `name` and others of a `keras.layers.Layer`.
 
     Examples:
@@ -61,11 +66,16 @@ class Embeddings(keras.layers.Layer):
         *,
         seed: int = 0,
         storage: Storage | None = None,
+        mesh: jax.sharding.Mesh | None = None,
+        axes: str | Sequence[str] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        first = init(feature_config, optimizer, jax.random.key(seed), storage=storage)
-        leaves, self._structure = jax.tree.flatten(first)
+        make = functools.partial(
+            init, feature_config, optimizer, jax.random.key(seed), storage=storage
+        )
+        self._on_one_device = make
+        leaves, self._structure = jax.tree.flatten(make(mesh=mesh, axes=axes))
         self._leaves = [
             self.add_weight(
                 shape=leaf.shape,
@@ -85,6 +95,18 @@ class Embeddings(keras.layers.Layer):
         leaves = [variable.value for variable in self._leaves]
         return jax.tree.unflatten(self._structure, leaves)
 
+    def get_config(self) -> Any:
+        """Refuses what `model.save` asks for.
+
+        Raises:
+            NotImplementedError: always, with the way out.
+        """
+        raise NotImplementedError(
+            f"the layer {self.name!r} cannot be saved as a part of a model, since "
+            "configurations of features are no JSON: build the model anew, and bring "
+            "its weights there by save_weights and load_weights"
+        )
+
     def call(
         self, features: Any, weights: Any = None, training: bool | None = None
     ) -> Any:
@@ -96,7 +118,12 @@ class Embeddings(keras.layers.Layer):
                 "they are",
                 stacklevel=2,
             )
-        return tapped_lookup(self, self.state, features, weights)
+        # Keras asks a functional model's layers for shapes, with a batch of no size.
+        # That cannot be divided between devices, and does not matter to a shape.
+        sizes = (size for ids in jax.tree.leaves(features) for size in np.shape(ids))
+        is_symbolic = any(map(jax.export.is_symbolic_dim, sizes))
+        state = self._on_one_device() if is_symbolic else self.state
+        return tapped_lookup(self, state, features, weights)
 
 
 class Model(keras.Model):

@@ -10,8 +10,10 @@ Three names replace those of Flax; `examples/layers/two_tower_linen.py` shows th
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import jax
 
 from sparse_adam._taps import Gradients, check_is_gradients, tapped_lookup
 from sparse_adam._taps import value_and_grad as _value_and_grad
@@ -39,6 +41,8 @@ class Embeddings(nn.Module):
             Linen makes tuples of its lists, so pass features in tuples and dicts.
         optimizer: for the tables that have none of their own; None if all have.
         storage: as in `init`.
+        mesh: whose devices share tables and batches, as in `init`.
+        axes: of the mesh, over which they are spread, as in `init`.
 
     Examples:
         >>> import jax
@@ -55,15 +59,22 @@ class Embeddings(nn.Module):
     feature_config: Any
     optimizer: TableOptimizer | None
     storage: Storage | None = None
+    mesh: jax.sharding.Mesh | None = None
+    axes: str | Sequence[str] | None = None
 
     @nn.compact
     def __call__(self, features: Any, weights: Any = None) -> Any:
         """Returns activations; see `sparse_adam.embedding.lookup`."""
 
         def first_state() -> Any:
-            config = _thawed(self.feature_config)
-            key = self.make_rng("params")
-            return init(config, self.optimizer, key, storage=self.storage)
+            return init(
+                _thawed(self.feature_config),
+                self.optimizer,
+                self.make_rng("params"),
+                storage=self.storage,
+                mesh=self.mesh,
+                axes=self.axes,
+            )
 
         state = self.variable("tables", "state", first_state)
         return tapped_lookup(self, state.value, features, weights)

@@ -10,7 +10,7 @@ Three names replace those of Flax; `examples/layers/two_tower_nnx.py` shows them
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -49,6 +49,8 @@ class Embeddings(nnx.Module):
         optimizer: for the tables that have none of their own; None if all have.
         rngs: its stream `params` makes the first weights.
         storage: as in `init`.
+        mesh: whose devices share tables and batches, as in `init`.
+        axes: of the mesh, over which they are spread, as in `init`.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -67,9 +69,11 @@ class Embeddings(nnx.Module):
         *,
         rngs: nnx.Rngs,
         storage: Storage | None = None,
+        mesh: jax.sharding.Mesh | None = None,
+        axes: str | Sequence[str] | None = None,
     ) -> None:
-        key = rngs.params()
-        self.state = Tables(init(feature_config, optimizer, key, storage=storage))
+        options: Any = {"storage": storage, "mesh": mesh, "axes": axes}
+        self.state = Tables(init(feature_config, optimizer, rngs.params(), **options))
 
     def __call__(self, features: Any, weights: Any = None) -> Any:
         """Returns activations; see `sparse_adam.embedding.lookup`."""

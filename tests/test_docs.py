@@ -83,8 +83,12 @@ def test_the_site_is_built_without_warnings(tmp_path: Path) -> None:
         text=True,
     )
     assert not done.returncode and not done.stderr, done.stderr
-    api = (tmp_path / "site" / "api" / "update.html").read_text()
-    assert 'id="sparse_adam.sparse_adam_update"' in api
+    pages = {x.name: x.read_text() for x in (tmp_path / "site" / "api").glob("*.html")}
+    assert 'id="sparse_adam.sparse_adam_update"' in pages["update.html"]
+    assert pages["update.html"].count('<math xmlns="') > 10
+    for name, page in pages.items():
+        assert "math:" not in page, name  # a formula that stays as docstrings have it
+        assert "<blockquote>" not in page, name  # of a text that begins with >
 
 
 @pytest.mark.parametrize(

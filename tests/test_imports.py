@@ -1,5 +1,6 @@
-"""Arrays laid out by hand as other libraries keep them."""
+"""Arrays as other libraries keep them: laid out by hand, or by TensorFlow itself."""
 
+import json
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from sparse_adam.imports import (
     from_tensorflow,
     from_torch,
 )
+from tests.make_tensorflow_checkpoint import FILE as tensorflow_file  # noqa: N811
 
 
 def ramp(*shape: int, start: float = 0) -> np.ndarray:
@@ -109,49 +111,45 @@ def test_tensors_of_torch():
     assert np.array_equal(found.arrays["user"]["parameters"], ramp(3, 2))
 
 
-END = "/.ATTRIBUTES/VARIABLE_VALUE"
+WRITTEN = json.loads(tensorflow_file.read_text())
 
 
-def test_tensorflow_names_of_objects():
-    """TensorFlow escapes dots and slashes of names."""
-    arrays = {
-        "embedding/_variables/user/momenta" + END: ramp(3, 2, start=10),
-        "embedding/_variables/user/parameters" + END: ramp(3, 2),
-        "embedding/_variables/a.Sb..c..Sd/parameters" + END: ramp(2, 1),
-        "embedding/_variables/a.Sb..c..Sd/accumulators" + END: ramp(2, 1, start=5),
-        "dense/kernel" + END: ramp(9, 9),
-        "save_counter" + END: np.array(3),
-        "_CHECKPOINTABLE_OBJECT_GRAPH": np.array(b"graph"),
-    }
-    found = from_tensorflow(arrays)
-    assert {name: list(own) for name, own in found.items()} == {
-        "user": ["parameters", "momenta"],
-        "a/b.c.Sd": ["parameters", "accumulators"],
-    }
-    assert np.array_equal(found["user"]["momenta"], ramp(3, 2, start=10))
-    assert list(from_tensorflow(arrays, ["user"])) == ["user"]
-    with pytest.raises(ValueError, match=r"no weights of the tables \['item'\]"):
+@pytest.mark.parametrize("kind", ["checkpoint", "saver"])
+def test_tensorflow(kind: str):
+    """What TensorFlow has written, of tables whose names it escapes, and of others."""
+    tables = WRITTEN["tables"]
+    assert list(tables) == ["table_2", "user", "video", "video/a.Sb"]
+    arrays = {name: np.array(value) for name, value in WRITTEN[kind].items()}
+    found = from_tensorflow(arrays, tables)
+    assert {
+        name: {slot: array.tolist() for slot, array in own.items()}
+        for name, own in found.items()
+    } == tables
+    assert all(next(iter(own)) == "parameters" for own in found.values())
+    assert list(from_tensorflow(arrays, iter(["user"]))) == ["user"]
+    with pytest.raises(ValueError, match=r"no weights of the tables \['item'\]; its"):
         from_tensorflow(arrays, ["user", "item"])
-    with pytest.raises(ValueError, match="no weights of the tables None; its nam"):
-        from_tensorflow({"user": ramp(3, 2)})
-    twice = arrays | {"other/_variables/user/parameters" + END: ramp(3, 2)}
-    with pytest.raises(ValueError, match="'parameters' of table 'user' twice"):
-        from_tensorflow(twice)
 
 
-def test_tensorflow_names_of_variables():
-    arrays = {
-        "video/user": ramp(3, 2),
-        "video/user/velocities": ramp(3, 2, start=20),
-        "video/user/momenta": ramp(3, 2, start=10),
-        "video": ramp(1, 1),
-    }
-    found = from_tensorflow(arrays, ["video/user"])
-    config = FeatureConfig(TableConfig(3, 2, name="video/user"))
-    state = from_logical(init(config, Adam(), jax.random.key(0)), found)
-    for name, array in to_logical(state)["video/user"].items():
-        start = {"parameters": 0, "momenta": 10, "velocities": 20}[name]
-        assert np.array_equal(array, ramp(3, 2, start=start))
+def test_tensorflow_into_a_state():
+    arrays = {name: np.array(value) for name, value in WRITTEN["checkpoint"].items()}
+    config = FeatureConfig(TableConfig(2, 1, name="user"))
+    state = init(config, Adam(), jax.random.key(0))
+    state = from_logical(state, from_tensorflow(arrays, state.tables))
+    logical = to_logical(state)["user"]
+    assert {slot: own.tolist() for slot, own in logical.items()} == (
+        WRITTEN["tables"]["user"]
+    )
+
+
+def test_tensorflow_of_two_embeddings_or_of_sparsecores():
+    end = "/.ATTRIBUTES/VARIABLE_VALUE"
+    arrays = {"a/user" + end: ramp(3, 2), "b/user" + end: ramp(3, 2)}
+    with pytest.raises(ValueError, match=r"'parameters' of table 'user' twice.*'b/us"):
+        from_tensorflow(arrays, ["user"])
+    arrays = {"a/_sparse_core_table_layouts" + end: np.array(b"x")}
+    with pytest.raises(ValueError, match="are stacked for SparseCores"):
+        from_tensorflow(arrays, ["user"])
 
 
 class EmbeddingVariables(NamedTuple):

@@ -31,7 +31,7 @@ class AdamW(Optimizer[AnyAdamState]):
         learning_rate: :math:`\eta`; as of `Optimizer`. A schedule scales the decay too.
         beta_1: decay of the first moment, in `[0, 1)`.
         beta_2: decay of the second moment, in `[0, 1)`.
-        epsilon: > 0; added to the root of the corrected second moment.
+        epsilon: above 0; added to the root of the corrected second moment.
         weight_decay: :math:`\lambda`, 0 or more. (The default of optax is 1e-4.)
         amsgrad: True divides by the root of the largest second moment, as torch does.
         bias_correction: "row" counts the steps of each row in a slot; tables are then

@@ -222,7 +222,7 @@ def as_array(name: str, values: Any) -> jax.Array | np.ndarray:
         raise TypeError(
             f"{name} have dtype=object; they must be an array of numbers, a Ragged, a "
             "Sparse or a BCOO. Of rows of different lengths pass "
-            "Ragged.from_rows(rows)"
+            "Ragged.from_rows(rows), of another library's tensors to_inputs(features)"
         )
     return values
 

@@ -80,7 +80,7 @@ def check_argument(on_invalid_ids: OnInvalidIds) -> OnInvalidIds:
         raise ValueError(
             "on_invalid_ids='count' would need a result to count in: pass 'ignore', "
             "and return batch_stats(state, features) from the step, whose `ignored` "
-            "are the counts by table"
+            "are the counts by table; a TPUEmbedding's state is embedding.state"
         )
     if on_invalid_ids not in ("ignore", "error"):
         raise ValueError(f"{on_invalid_ids=} must be 'ignore' or 'error'")

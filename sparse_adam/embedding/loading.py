@@ -42,7 +42,7 @@ def to_inputs(features: Any) -> Any:
         ValueError: ['user'] has 4294967296 at [1], which int32 can not hold: number \
 the rows of a table from 0, or hash ids to its rows on the host
     """
-    return jax.tree_util.tree_map_with_path(_to_input, features, is_leaf=is_input)
+    return jax.tree_util.tree_map_with_path(_to_input, features, is_leaf=_is_leaf)
 
 
 def pad_to_buckets(
@@ -95,7 +95,12 @@ row_splits=array([0, 3, 4], dtype=int32))
             return _pad_sparse(name, value, buckets, num_samples)
         return _pad_array(name, np.asarray(value), buckets, num_samples)
 
-    return jax.tree_util.tree_map_with_path(pad, features, is_leaf=is_input)
+    return jax.tree_util.tree_map_with_path(pad, features, is_leaf=_is_leaf)
+
+
+def _is_leaf(value: Any) -> bool:
+    """Tells one feature, which a sparse tensor is too where it is a tuple of arrays."""
+    return is_input(value) or hasattr(value, "dense_shape")
 
 
 def _to_input(path: Any, value: Any) -> Any:

@@ -231,7 +231,7 @@ class RowWiseAdagrad(Optimizer[RowWiseAdagradState]):
     share. Its tables are plain: a packed one has no place for a number of a row.
 
     Args:
-        epsilon: > 0, outside of the root.
+        epsilon: above 0, outside of the root.
         initial_accumulator_value: what every number begins with; 0 or more.
 
     Raises:

@@ -40,9 +40,10 @@ def batch_stats(state: EmbeddingState, features: Any) -> dict[str, BatchStats]:
     """Counts the ids of a batch: for logs, to find ids that are wrong or rows too hot.
 
     Ids that no sample owns, and those behind the end of a sequence, are not counted:
-    nobody looks them up. It takes a sort of the ids of each stack, so return it from a
-    jitted step, of every step or of some. Of tables that are spread over a mesh, the
-    owners of the rows count; within `jax.shard_map` each device passes its own samples.
+    nobody looks them up. Return it from a jitted step, of every step or of some:
+    `unique` and `hottest` take a sort of the ids of each stack, and of tables that are
+    spread over a mesh an exchange of ids; a step that returns others alone does without
+    them. Within `jax.shard_map` each device passes its own samples.
 
     Args:
         state: from `init` or from an update, of which only the layout is read.
@@ -75,22 +76,18 @@ def batch_stats(state: EmbeddingState, features: Any) -> dict[str, BatchStats]:
     found: dict[str, BatchStats] = {}
     for number, stack in enumerate(layout.stacks):
         own = [i for i, part in enumerate(parts) if part.stack == number]
-        given = [
-            sum(
-                _count(places[i], stack)
-                for i in own
-                if layout.tables[parts[i].feature.table].name == table.name
-            )
-            for table in stack.tables
-        ]
         of_stack = _counted(stack, [parts[i] for i in own])
-        found |= _by_table(stack, jnp.stack(given), of_stack)
+        for place, table in enumerate(stack.tables):
+            mine = [i for i in own if layout.tables[parts[i].feature.table] is table]
+            given = sum(_count(places[i], stack) for i in mine)
+            valid = sum(_count(parts[i].occurrences, stack) for i in mine)
+            found[table.name] = _stats(given, valid, *(x[place] for x in of_stack))
     return {table.name: found[table.name] for table in layout.tables}
 
 
-def _count(places: Occurrences, stack: Stack) -> jax.Array:
-    """Returns how many ids of a feature are given, from what `_places` made of them."""
-    count = jnp.sum(everywhere(places.ids) >= 0, dtype=jnp.int32)
+def _count(found: Occurrences, stack: Stack) -> jax.Array:
+    """Returns how many ids of a feature are none of -1."""
+    count = jnp.sum(everywhere(found.ids) >= 0, dtype=jnp.int32)
     if stack.spread is not None and stack.spread.is_inside:
         return lax.psum(count, stack.spread.axes)
     return count
@@ -119,22 +116,14 @@ def _counted_here(stack: Stack, parts: Sequence[jax.Array]) -> Counts:
     first = np.array(stack.offsets, np.int32)[:, None]
     rows = np.array([table.num_rows for table in stack.tables], np.int32)[:, None]
     mine = (ids[None] >= first) & (ids[None] < first + rows)  # [T, N], fused
-    valid = jnp.sum(mine, 1, dtype=jnp.int32)
     unique = jnp.sum(mine & starts[None], 1, dtype=jnp.int32)
-    return Counts(
-        valid, unique, jnp.max(jnp.where(mine, length[None], 0), 1, initial=0)
-    )
+    return Counts(unique, jnp.max(jnp.where(mine, length[None], 0), 1, initial=0))
 
 
-def _by_table(stack: Stack, given: jax.Array, counts: Counts) -> dict[str, BatchStats]:
-    """Returns the statistics of each table, given how many ids there are for it."""
-    valid, unique, most = counts
+def _stats(given: Any, valid: Any, unique: jax.Array, most: jax.Array) -> BatchStats:
+    """Returns the statistics of a table."""
     hottest = most.astype(jnp.float32) / jnp.maximum(valid, 1).astype(jnp.float32)
-    fields = given, valid, given - valid, unique, hottest
-    return {
-        table.name: BatchStats(*(field[i] for field in fields))
-        for i, table in enumerate(stack.tables)
-    }
+    return BatchStats(given, valid, given - valid, unique, hottest)
 
 
 def _places(ids: Any) -> Any:

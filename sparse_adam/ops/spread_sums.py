@@ -23,15 +23,13 @@ from sparse_adam.ops.spread_samples import fill_gradients, route_batch
 
 
 class Counts(NamedTuple):
-    """Of ranges of rows: how often they are named, all together and one alone.
+    """Of ranges of rows: how many are named, and how often one alone.
 
     Attributes:
-        valid: int32 `[T]`, how many ids name a row of each range.
-        unique: int32 `[T]`, how many different rows they name.
-        most: int32 `[T]`, how many name the row that most name.
+        unique: int32 `[T]`, how many different rows of each range are named.
+        most: int32 `[T]`, how many ids name the row that most name.
     """
 
-    valid: jax.Array
     unique: jax.Array
     most: jax.Array
 
@@ -125,17 +123,15 @@ def _count_rows(
             mine = there & (row[None] >= first) & (row[None] < first + size)
             often = jnp.where(mine, times[None, :, 0].astype(jnp.int32), 0)
             return Counts(
-                found.valid + jnp.sum(often, 1, dtype=jnp.int32),
                 found.unique + jnp.sum(mine, 1, dtype=jnp.int32),
                 jnp.maximum(found.most, jnp.max(often, 1)),
             )
 
         ones = jnp.ones((unique.runs.size, 1), jnp.float32)
         times = routing.sum_runs(unique, ones)
-        none = Counts(*(jnp.zeros((len(ranges),), jnp.int32),) * 3)
+        none = Counts(*(jnp.zeros((len(ranges),), jnp.int32),) * 2)
         found = routing.update_unique(route.rows, times, none, add)
         return Counts(
-            lax.psum(found.valid, spread.axes),
             lax.psum(found.unique, spread.axes),
             lax.pmax(found.most, spread.axes),
         )

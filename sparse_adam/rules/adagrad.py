@@ -66,7 +66,7 @@ class AdagradMomentumRule:
         use_nesterov: True looks one step ahead.
         exponent: k > 0; 2 is Adagrad's root.
         beta2: :math:`\beta_2`, in `(0, 1]`; 1 sums squares without decay.
-        epsilon: > 0.
+        epsilon: above 0.
 
     Raises:
         ValueError: a number out of its range.
@@ -131,7 +131,7 @@ class RowWiseAdagradRule:
     than the table alone.
 
     Args:
-        epsilon: > 0, outside of the root.
+        epsilon: above 0, outside of the root.
         initial_accumulator_value: what every :math:`a` begins with; 0 or more.
 
     Raises:

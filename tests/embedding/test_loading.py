@@ -1,7 +1,7 @@
 """Batches of data loaders, and batches of every size in few shapes."""
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +64,14 @@ class Unknown(WithDLPack):
         raise TypeError("Got unsupported ScalarType BFloat16")
 
 
+class SparseTuple(NamedTuple):
+    """As `tf.compat.v1.SparseTensorValue`: to JAX a pytree."""
+
+    indices: Any
+    values: Any
+    dense_shape: Any
+
+
 @pytest.mark.parametrize(
     "given", [IDS, IDS.astype(np.uint32), WithArray(IDS), WithDLPack(IDS)]
 )
@@ -115,11 +123,10 @@ def test_ragged_and_sparse_tensors_of_other_packages():
         assert all(x.dtype == np.int32 for x in jax.tree.leaves(found))
     indices = WithArray(np.array([[0, 1], [1, 0], [1, 2]]))
     shape = WithArray(np.array([2, 3]))
-    found = to_inputs(
-        SimpleNamespace(indices=indices, values=values, dense_shape=shape)
-    )
-    assert isinstance(found, Sparse)
-    assert (found.dense_shape, listed(found.values)) == ((2, 3), [7, 1, 2])
+    for kind in (SimpleNamespace, SparseTuple):
+        found = to_inputs(kind(indices=indices, values=values, dense_shape=shape))
+        assert isinstance(found, Sparse)
+        assert (found.dense_shape, listed(found.values)) == ((2, 3), [7, 1, 2])
 
 
 CONFIG = {

@@ -17,6 +17,7 @@ from sparse_adam.embedding import (
     batch_stats,
     init,
 )
+from tests import programs
 from tests.embedding.golden import KEY, normal
 
 D = 4
@@ -76,3 +77,17 @@ def test_a_batch_of_nothing_unsigned_ids_and_floats():
     assert [float(x) for x in found] == [2, 1, 1, 1, 1]
     with pytest.raises(TypeError, match="must be an integer dtype"):
         batch_stats(state, np.ones(2))
+
+
+def test_a_count_of_ignored_ids_needs_no_sort():
+    """A step that watches for ids of no row returns nothing else of them."""
+    state = init({"a": FeatureConfig(A), "b": FeatureConfig(B)}, Adam(), KEY)
+    ids = {"a": jnp.array([9, 10, -1]), "b": jnp.array([[1, 2], [3, 4]])}
+
+    def count(state, ids):
+        return {name: own.ignored for name, own in batch_stats(state, ids).items()}
+
+    assert {name: int(x) for name, x in count(state, ids).items()} == {"a": 1, "b": 2}
+    for function, sorts in ((count, False), (batch_stats, True)):
+        program = jax.jit(function).lower(state, ids).compile()
+        assert (" sort(" in programs.text(program)) == sorts

@@ -17,12 +17,21 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
+from flax.core import FrozenDict
 
 import sparse_adam.equinox
 import sparse_adam.keras
 import sparse_adam.linen
 import sparse_adam.nnx
-from sparse_adam.embedding import SGD, Adam, FeatureConfig, TableConfig, lookup
+from sparse_adam.embedding import (
+    SGD,
+    Adam,
+    EmbeddingState,
+    FeatureConfig,
+    TableConfig,
+    lookup,
+    to_logical,
+)
 from tests import programs
 from tests.embedding import hlo
 
@@ -69,9 +78,9 @@ def test_an_example_runs_as_a_script(examples, monkeypatch, capsys):
 
 
 class NnxModel(nnx.Module):
-    def __init__(self) -> None:
-        rngs = nnx.Rngs(0)
-        self.embeddings = sparse_adam.nnx.Embeddings(FEATURES, Adam(0.1), rngs=rngs)
+    def __init__(self, **options: Any) -> None:
+        options["rngs"] = nnx.Rngs(0)
+        self.embeddings = sparse_adam.nnx.Embeddings(FEATURES, Adam(0.1), **options)
         self.scale = nnx.Param(jnp.ones(()))
         self.calls = nnx.Variable(jnp.zeros((), jnp.int32))
 
@@ -88,10 +97,9 @@ class EquinoxModel(eqx.Module):
         return (self.embeddings(ids)["user"] * self.scale).sum()
 
 
-def equinox_model() -> EquinoxModel:
-    embeddings = sparse_adam.equinox.Embeddings(
-        FEATURES, Adam(0.1), key=jax.random.key(0)
-    )
+def equinox_model(**options: Any) -> EquinoxModel:
+    options["key"] = jax.random.key(0)
+    embeddings = sparse_adam.equinox.Embeddings(FEATURES, Adam(0.1), **options)
     return EquinoxModel(embeddings, jnp.ones(()))
 
 
@@ -136,10 +144,13 @@ def test_equinox_moves_the_rows_of_the_batch():
 
 
 class LinenModel(nn.Module):
+    options: Any = FrozenDict()
+
     @nn.compact
     def __call__(self, ids: Any) -> jax.Array:
         scale = self.param("scale", lambda _: jnp.ones(()))
-        rows = sparse_adam.linen.Embeddings(FEATURES, Adam(0.1), name="rows")(ids)
+        layer = functools.partial(sparse_adam.linen.Embeddings, name="rows")
+        rows = layer(FEATURES, Adam(0.1), **self.options)(ids)
         return (rows["user"] * scale).sum()
 
 
@@ -168,10 +179,10 @@ def test_linen_moves_the_rows_of_the_batch():
     assert lookup(still.tables["rows"]["state"], IDS)["user"].tolist() == [[1] * 4] * 2
 
 
-def functional_model(base: type) -> tuple[Any, Any]:
+def functional_model(base: type, **options: Any) -> tuple[Any, Any]:
     ids = keras.Input((1,), dtype="int32", name="user")
-    layer = sparse_adam.keras.Embeddings(FEATURES, Adam(0.1))
-    out = keras.layers.Dense(1)(layer({"user": ids})["user"])
+    layer = sparse_adam.keras.Embeddings(FEATURES, Adam(0.1), **options)
+    out = keras.layers.Dense(1, kernel_initializer="ones")(layer({"user": ids})["user"])
     return base({"user": ids}, out), layer
 
 
@@ -193,6 +204,8 @@ def test_keras_saves_and_loads_tables_and_slots(tmp_path):
     ):
         np.testing.assert_array_equal(saved, loaded)
     np.testing.assert_array_equal(model(ids), other(ids))
+    with pytest.raises(NotImplementedError, match="by save_weights and load_weights"):
+        model.save(tmp_path / "model.keras")
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -277,6 +290,56 @@ def test_a_step_does_nothing_of_the_size_of_a_table(make):
     text = programs.text(programs.as_for_users(lowered))
     assert "f32[641,4]" in text
     assert hlo.dense_work(text, 641) == set()
+
+
+def mesh_of_eight() -> jax.sharding.Mesh:
+    return jax.make_mesh(
+        (4, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2
+    )
+
+
+def check_spread(tables: EmbeddingState) -> None:
+    """Tables are cut into four, one part for each two devices."""
+    for array in jax.tree.leaves(tables):
+        assert len(array.sharding.device_set) == 8
+        assert len({str(shard.index) for shard in array.addressable_shards}) == 4
+
+
+def nnx_tables(**options: Any) -> EmbeddingState:
+    return NnxModel(**options).embeddings.state.get_value()
+
+
+def linen_tables(**options: Any) -> EmbeddingState:
+    variables: Any = LinenModel(options).init(
+        jax.random.key(0), {"user": jnp.arange(8)}
+    )
+    return variables["tables"]["rows"]["state"]
+
+
+def equinox_tables(**options: Any) -> EmbeddingState:
+    return equinox_model(**options).embeddings.state
+
+
+@pytest.mark.parametrize("make", [nnx_tables, linen_tables, equinox_tables])
+def test_tables_are_spread_over_a_mesh(make):
+    check_spread(make(mesh=mesh_of_eight(), axes="a"))
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_keras_trains_tables_that_are_spread_over_a_mesh():
+    """Of a functional model, whose shapes Keras asks for with a batch of no size."""
+    ids, wanted = {"user": np.arange(16, dtype=np.int32)[:, None]}, np.zeros((16, 1))
+    states = []
+    for options in ({"mesh": mesh_of_eight(), "axes": "a"}, {}):
+        model, layer = functional_model(sparse_adam.keras.Model, **options)
+        model.compile(optimizer="sgd", loss="mse")
+        model.fit(ids, wanted, verbose=0)
+        states.append(layer.state)
+    check_spread(states[0])
+    found, expected = (to_logical(state)["user"] for state in states)
+    assert np.flatnonzero((expected["parameters"] != 1).any(1)).tolist() == [*range(16)]
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-6, err_msg=name)
 
 
 def test_steps_may_be_scanned():
