@@ -198,7 +198,7 @@ def test_empty_batches():
 @pytest.mark.parametrize("combiner", ["sum", "mean", "sqrtn"])
 def test_weights_of_padding_do_not_count(combiner):
     state = state_of(combiner)
-    ids, weights = np.array([[2, -1], [9, 1]]), np.float32([[0.5, 3], [4, 2]])
+    ids, weights = np.array([[2, -1], [9, 1]]), np.array([[0.5, 3], [4, 2]], np.float32)
     there = np.where((ids >= 0) & (ids < 4), weights, 0)
     np.testing.assert_array_equal(
         lookup(state, ids, weights), lookup(state, ids, there)

@@ -216,7 +216,7 @@ def test_keras_counts_the_steps_of_a_schedule():
     out = keras.layers.Dense(1)(layer({"user": ids})["user"])
     model: Any = sparse_adam.keras.Model({"user": ids}, out)
     model.compile(optimizer="sgd", loss="mse")
-    batch = {"user": np.int32([[3]])}, np.full((1, 1), 9.0)
+    batch = {"user": np.array([[3]], np.int32)}, np.full((1, 1), 9.0)
     model.fit(*batch, epochs=2, verbose=0)
     moved = np.asarray(layer.state.table("user"))
     assert layer.state.step == 2
