@@ -201,6 +201,21 @@ def test_applied_they_make_the_update_of_apply_gradients():
     assert_same({**part, "b": 0}, {**to_logical(state), "b": 0}, rtol=0)
 
 
+def test_places_without_a_row_move_no_other_table():
+    """Twice the same id leaves a place, whose V is not row 0 of the next table."""
+    tables = [TableConfig(8, D, normal, name=name) for name in "ab"]
+    config = {table.name: FeatureConfig(table) for table in tables}
+    state = init(config, SGD(0.1, weight_decay_factor=0.5), KEY)
+    assert len(state.stacks) == 1
+    ids = {"a": jnp.array([3, 3, -1]), "b": jnp.array([1])}
+    ones = {name: jnp.ones((*x.shape, D)) for name, x in ids.items()}
+    found = row_gradients(state, ids, ones)
+    new = apply_row_gradients(state, {"a": found["a"]})
+    assert_same(new.table("b"), state.table("b"), rtol=0)
+    moved = np.any(new.table("a") != state.table("a"), axis=1)
+    assert np.flatnonzero(moved).tolist() == [3]
+
+
 @pytest.mark.parametrize("stacked", [True, False])
 def test_microbatches_make_the_update_of_the_whole_batch(stacked):
     tables = TableConfig(20, D, normal, name="a"), TableConfig(9, D, normal, name="b")

@@ -76,10 +76,11 @@ def test_values(kind, owned, bare):
 
 
 @pytest.mark.parametrize("cpp", [True, False])
-def test_a_sample_without_ids_is_zero_whatever_its_scale(cpp, monkeypatch):
+def test_what_is_not_there_is_zero_whatever_its_numbers(cpp, monkeypatch):
     if not cpp:
         monkeypatch.setattr(library, "load", lambda: "it was not built")
-    batch = Samples(jnp.array([-1, -1]), None, None, jnp.array([jnp.inf, jnp.nan]))
+    strange = jnp.array([jnp.inf, jnp.nan])
+    batch = Samples(jnp.array([-1, -1]), None, strange, strange)
     found = jax.jit(lambda x: combine(x, batch, 2, layout=PlainLayout.of_weights(x)))
     assert not found(jnp.asarray(TABLE)).any()
 
