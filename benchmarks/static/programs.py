@@ -30,7 +30,13 @@ def find(name: str) -> Program:
 
 
 def _sparse_adam(
-    implementation: Any, rows: int, dim: int, ids: int, *, dtype: Any = jnp.float32
+    implementation: Any,
+    rows: int,
+    dim: int,
+    ids: int,
+    *,
+    dtype: Any = jnp.float32,
+    **options: Any,
 ) -> Built:
     """The update with its plan made before: XLA's sort takes minutes to compile."""
     from sparse_adam import UpdatePlan, sparse_adam_update
@@ -54,6 +60,7 @@ def _sparse_adam(
             learning_rate=learning_rate,
             plan=UpdatePlan(sorted_ids, order, rows),
             implementation=implementation,
+            **options,
         )
 
     arguments = update_arguments(rows, dim, ids, dtype)
@@ -167,8 +174,8 @@ def _one_gradient_added(loop: Loop, work: KernelTotals) -> float | None:
 
 
 def _rows_listed(loop: Loop, work: KernelTotals) -> float | None:
-    """Its loop over vectors of ids, of 8 of them at least: two loads, two stores."""
-    lists = loop.counts.vld == loop.counts.vst == 2 and not loop.counts.eup
+    """Its loop over vectors of ids, of 8 at least: two loads, and stores of lists."""
+    lists = loop.counts.vld == 2 <= loop.counts.vst and not loop.counts.eup
     return 8.0 if loop.innermost and lists and not loop.counts.dma else None
 
 

@@ -8,8 +8,10 @@ place. Nothing is materialised in between (`bytes_moved`).
 
 Records: the kernel sees the state as *records*, one row's words in one plane, by the
 same code for both storages (`records`). Of plain arrays that is a row of each of the
-three, of packed ones what a row has of a line. A stream moves a row's record by itself,
-however narrow: neighbours that share a line never meet. A row of more than 128 lanes is
+three, of packed ones what a row has of a line. Of plain arrays one list of indices
+serves all; the planes of a packed one have a list each, so that no views of an array
+overlap. A stream moves a row's record by itself, however narrow: neighbours that share
+a line never meet. A row of more than 128 lanes is
 handled in blocks of 128. All views of the state are free, bitcasts, on a TPU. (An
 indirect stream of whole wide rows compiles too, to one stream a row, which silently
 fetches and writes rows that are to be ignored.)
@@ -45,7 +47,9 @@ positions and on the number of subcores: same call, same bits. v6e and 7x take t
 reciprocal root from one instruction; two bfloat16 are rounded to the nearest by one.
 
 Needs: what `unsupported` says, and a TPU whose generation is known while tracing. Ids
-must be proven to lie in [0, V) or be the sentinel V, and grouped: checks are off.
+must be proven to lie in [0, V) or be the sentinel V, and grouped: nothing checks them.
+What no public kernel is known to have run on a chip can be done without
+(`Config.SAFE_FORMS`).
 """
 
 from sparse_adam.kernels.sparsecore import lookup

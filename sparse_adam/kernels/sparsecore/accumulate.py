@@ -1,6 +1,7 @@
 """One step for each row: the gradients of a run of equal ids are summed first."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jax.experimental import pallas as pl
 from sparse_adam._types import Index
 from sparse_adam.kernels.sparsecore.config import FEW, MARGIN
 from sparse_adam.kernels.sparsecore.memory import Share, Unit
-from sparse_adam.kernels.sparsecore.shim import NONE
+from sparse_adam.kernels.sparsecore.shim import NONE, CopiesIf
 from sparse_adam.kernels.sparsecore.updating import UpdatePipeline
 
 
@@ -21,14 +22,29 @@ class Accumulate(UpdatePipeline):
         """Returns one list for both: the records that are fetched are written."""
         return self.at.fetched, self.at.fetched
 
+    @property
+    def fills(self) -> bool:
+        """Tells whether the list of what is written has no index to be passed over."""
+        return self.config.filled_lists
+
+    def leaving(self, unit: Unit) -> list[Any]:
+        """Returns the scatters; none where a filled list has nothing to begin with."""
+        copies = super().leaving(unit)
+        if not self.fills:
+            return copies
+        count = self.vector(self.scratch.words, unit.words + self.at.count)[0]
+        return [CopiesIf(count > 0, copies)]
+
     def list_state(self, unit: Unit, share: Share) -> None:
         """Lists the runs that end in the chunk, but not the head: records, places."""
         words, window, records = self.scratch.words, self.window, self.records
         ids = unit.words + self.at.ids + MARGIN
-        rows, ends = unit.words + self.at.fetched, unit.words + self.at.second
-        none = jnp.full((window,), NONE, jnp.int32)
-        for place in range(0, self.config.chunk, window):
-            words[pl.ds(rows + place, window)] = none
+        lists = self.at.each(self.at.fetched)
+        ends = unit.words + self.at.second
+        for begin in lists:
+            self._fill(unit.words + begin, NONE)
+        if self.config.all_rounds:
+            self._fill(ends, unit.row)  # some row of gradients or other
 
         def append(i: jax.Array, count: jax.Array) -> jax.Array:
             place = i * window
@@ -40,13 +56,37 @@ class Accumulate(UpdatePipeline):
             rank = count + jnp.cumsum(ending.astype(jnp.int32)) - 1
             places = lax.iota(jnp.int32, window) + (unit.row + place)
             record = records.state.index(id_, unit.block)
-            self.on.store_where(words, rows + rank, record, ending)
+            for begin, shift in zip(lists, records.shifts, strict=True):
+                rows = unit.words + begin
+                self.on.store_where(words, rows + rank, record + shift, ending)
             self.on.store_where(words, ends + rank, places, ending)
             return count + self.on.count(ending)
 
-        count = jnp.zeros_like(none)
+        count = jnp.zeros((window,), jnp.int32)
         count = self.on.parallel_loop(self.config.chunk // window, append, count)
         words[pl.ds(unit.words + self.at.count, window)] = count
+        if self.config.filled_lists:
+            self._repeat_first([*self.at.each(self.at.fetched), self.at.second], unit)
+
+    def _fill(self, begin: Index, word: Index) -> None:
+        """Puts a word into all places of a list."""
+        for place in range(0, self.config.chunk, self.window):
+            words = jnp.full((self.window,), word, jnp.int32)
+            self.scratch.words[pl.ds(begin + place, self.window)] = words
+
+    def _repeat_first(self, lists: list[int], unit: Unit) -> None:
+        """Puts what a list begins with into the places behind what is listed.
+
+        Where nothing is listed these are rows to fetch, of which none is written.
+        """
+        words, window = self.scratch.words, self.window
+        count = self.vector(words, unit.words + self.at.count)
+        for begin in lists:
+            first = jnp.maximum(self.vector(words, unit.words + begin)[0], 0)
+            for place in range(0, self.config.chunk, window):
+                here = pl.ds(unit.words + begin + place, window)
+                number = lax.iota(jnp.int32, window) + place
+                words[here] = jnp.where(number < count, words[here], first)
 
     def compute(self, unit: Unit, share: Share) -> None:
         """Sums the gradients of each run, then steps the rows that end here."""
@@ -129,5 +169,6 @@ class Accumulate(UpdatePipeline):
                 self.store(unit.row + i, lanes, new, noises(lanes))
 
         few = FEW if self.operands.seeds else len(self.slices)
+        rounds = self.config.chunk if self.config.all_rounds else count
         for slices in self.parts(few):
-            self.on.parallel_loop(count, functools.partial(update, slices))
+            self.on.parallel_loop(rounds, functools.partial(update, slices))

@@ -45,7 +45,7 @@ class SubcoreProgram:
         def subcore(*refs: Any) -> None:
             operands, scratch = refs[: -len(types)], refs[-len(types) :]
             scratch = jax.tree.unflatten(structure, scratch)
-            self.body(Native(self.config.cores), operands, scratch)
+            self.body(Native(self.config), operands, scratch)
 
         kernel: Any = pl.kernel(
             subcore,
@@ -58,10 +58,9 @@ class SubcoreProgram:
             ),
             scratch_types=types,
             cost_estimate=self.cost,
-            # The vectors are of the size of a register, and the ids proven in range.
+            # The vectors are of the size of a register.
             compiler_params=pltpu.CompilerParams(
                 needs_layout_passes=False,
-                disable_bounds_checks=True,
                 use_tc_tiling_on_sc=self.keeps_tiles,
             ),
         )

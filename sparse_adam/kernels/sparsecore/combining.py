@@ -18,7 +18,7 @@ from sparse_adam.kernels.sparsecore.config import (
     WORD_SLOTS,
     Config,
 )
-from sparse_adam.kernels.sparsecore.memory import Share, Unit, WordOffsets
+from sparse_adam.kernels.sparsecore.memory import Share, Unit
 from sparse_adam.kernels.sparsecore.pipeline import Pipeline
 from sparse_adam.kernels.sparsecore.records import RowRecords
 from sparse_adam.kernels.sparsecore.shim import NONE
@@ -51,7 +51,7 @@ class LookupScratch(NamedTuple):
     @classmethod
     def types(cls, config: Config, records: RowRecords) -> "LookupScratch":
         """Returns what to allocate."""
-        words = WORD_SLOTS * WordOffsets(config.chunk).size
+        words = WORD_SLOTS * config.offsets(1).size
         rows = SLOTS * config.chunk, records.width
         return cls(
             words=pltpu.VMEM((words,), jnp.int32),
@@ -92,6 +92,7 @@ class Combine(Pipeline):
         first = (share.first + unit.chunk) * self.config.chunk
         ids, rows = unit.words + at.ids + MARGIN, unit.words + at.sources
         state, sums = self.records.state, self.records.grads
+        weights = self.records.shifts[self.records.layout.weight_plane]
 
         def put(begin: int, place: Index, values: jax.Array) -> None:
             words[pl.ds(unit.words + begin + place, window)] = values
@@ -106,7 +107,7 @@ class Combine(Pipeline):
             mine = (number >= share.begin) & (number < share.end)
             mine = mine & (sample < self.num_samples)
             there = mine & (row != NONE)
-            record = state.index(row, unit.block)
+            record = state.index(row, unit.block) + weights
             put(at.fetched, place, jnp.where(there, record, NONE))
             record = sums.index(sample, unit.block)
             put(at.second, place, jnp.where(mine & (sample != after), record, NONE))
@@ -125,11 +126,9 @@ class Combine(Pipeline):
         """Returns the gathers of rows."""
         scratch, copies = self.scratch, []
         arrived = scratch.rows_arrived.at[unit.row_slot]
-        plane = self.records.layout.weight_plane
-        table = self.records.plane_refs(self.operands.table)[plane]
         for here, fetched, _, _ in self.streams(unit):
             tile = self.on.seen_as(scratch.rows.at[here], self.records.dtype)
-            copies += self.on.gather([table], fetched, [tile], arrived)
+            copies += self.on.gather(self.operands.table, fetched, [tile], [arrived])
         return copies
 
     def leaving(self, unit: Unit) -> list[Any]:
@@ -137,8 +136,8 @@ class Combine(Pipeline):
         scratch, copies = self.scratch, []
         left = scratch.rows_left.at[unit.row_slot]
         for here, _, written, _ in self.streams(unit):
-            tile = scratch.rows.at[here]
-            copies += self.on.scatter([tile], [self.operands.combined], written, left)
+            tiles, sums = [scratch.rows.at[here]], [self.operands.combined]
+            copies += self.on.scatter(tiles, sums, written, [left])
         return copies
 
     def compute(self, unit: Unit, share: Share) -> None:

@@ -14,7 +14,7 @@ Order: the rows of a sample are added in float32 in the order of its ids. So the
 call gives the same bits. Each row of the result is written once, by one subcore.
 
 Safety: a row of -1 is not fetched, and adds nothing, whatever its gain. That all others
-lie in the table must be proven: bounds are not checked.
+lie in the table must be proven: no bounds are checked.
 
 Neither function can be differentiated; `ops` has rules of its own.
 """

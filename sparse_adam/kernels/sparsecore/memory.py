@@ -9,7 +9,6 @@ from jax.experimental.pallas import tpu as pltpu
 
 from sparse_adam._types import Index, Operand
 from sparse_adam.kernels.sparsecore.config import (
-    MARGIN,
     SLOTS,
     WINDOW,
     WORD_SLOTS,
@@ -46,8 +45,8 @@ class SubcoreScratch(NamedTuple):
     grads: Operand  # [SLOTS * C, width] float32
     state: tuple[Operand, ...]  # [SLOTS * C, width] for each plane
     words_arrived: Operand  # DMA semaphores, one a slot
-    rows_arrived: Operand
-    rows_left: Operand
+    rows_arrived: Operand  # [SLOTS, semaphores]
+    rows_left: Operand  # the same; one less where there are some
 
     @classmethod
     def types(
@@ -58,8 +57,8 @@ class SubcoreScratch(NamedTuple):
         Of an open run the sum is kept, or else the rows that its steps advance.
         """
         shape = SLOTS * config.chunk, records.width
-        words = WORD_SLOTS * WordOffsets(config.chunk).size
-        row = records.blocks * records.width
+        words = WORD_SLOTS * config.offsets(len(records.shifts)).size
+        row, some = records.blocks * records.width, config.semaphores
         kept = 1 if accumulate else len(records.layout.dtypes)
         return cls(
             words=pltpu.VMEM((words,), jnp.int32),
@@ -72,43 +71,9 @@ class SubcoreScratch(NamedTuple):
             grads=pltpu.VMEM(shape, jnp.float32),
             state=(pltpu.VMEM(shape, records.dtype),) * records.planes,
             words_arrived=pltpu.SemaphoreType.DMA((WORD_SLOTS,)),
-            rows_arrived=pltpu.SemaphoreType.DMA((SLOTS,)),
-            rows_left=pltpu.SemaphoreType.DMA((SLOTS,)),
+            rows_arrived=pltpu.SemaphoreType.DMA((SLOTS, some)),
+            rows_left=pltpu.SemaphoreType.DMA((SLOTS, max(1, some - 1))),
         )
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class WordOffsets:
-    """Where the int32 words of a chunk of C occurrences stand in their slot."""
-
-    chunk: int
-
-    ids = 0  # MARGIN earlier ids, C ids, MARGIN later ids
-
-    @property
-    def sources(self) -> int:
-        """Returns where the numbers of the C records of gradients to fetch begin."""
-        return self.chunk + 2 * MARGIN
-
-    @property
-    def fetched(self) -> int:
-        """Returns where the numbers of the C records of the state to fetch begin."""
-        return self.sources + self.chunk
-
-    @property
-    def second(self) -> int:
-        """Returns where C more begin: one for each of those, as each pipeline says."""
-        return self.fetched + self.chunk
-
-    @property
-    def count(self) -> int:
-        """Returns where WINDOW equal words begin: how many records are listed."""
-        return self.second + self.chunk
-
-    @property
-    def size(self) -> int:
-        """Returns the words of a slot."""
-        return self.count + WINDOW
 
 
 class Share(NamedTuple):

@@ -36,8 +36,10 @@ class EachOccurrence(UpdatePipeline):
             record = self.records.state.index(id_, unit.block)
             for neighbour, begin in ((-1, at.fetched), (1, at.second)):
                 other = self.vector(words, here + neighbour)
-                listed = jnp.where(mine & (id_ != other), record, NONE)
-                words[pl.ds(unit.words + begin + place, window)] = listed
+                listed = mine & (id_ != other)
+                for at_, shift in zip(at.each(begin), self.records.shifts, strict=True):
+                    here_ = pl.ds(unit.words + at_ + place, window)
+                    words[here_] = jnp.where(listed, record + shift, NONE)
 
     def compute(self, unit: Unit, share: Share) -> None:
         """Makes a step of its row for each occurrence of the unit, in their order."""

@@ -22,10 +22,11 @@ from sparse_adam.kernels.sparsecore.config import (
     WINDOW,
     WORD_SLOTS,
     Config,
+    WordOffsets,
 )
-from sparse_adam.kernels.sparsecore.memory import Share, Unit, WordOffsets
+from sparse_adam.kernels.sparsecore.memory import Share, Unit
 from sparse_adam.kernels.sparsecore.records import RowRecords
-from sparse_adam.kernels.sparsecore.shim import Interpreted, Native
+from sparse_adam.kernels.sparsecore.shim import Interpreted, Native, Refs
 
 NO_ID = -1
 
@@ -58,12 +59,17 @@ class Pipeline(abc.ABC):
 
     @abc.abstractmethod
     def lists(self) -> tuple[int, int]:
-        """Returns where in a slot of words the lists begin: to fetch, and to write."""
+        """Returns where in a slot lists begin: first those to fetch, then to write."""
 
     @property
     def at(self) -> WordOffsets:
         """Returns where each kind of word stands in a slot."""
-        return WordOffsets(self.config.chunk)
+        return self.config.offsets(1)
+
+    @property
+    def fills(self) -> bool:
+        """Tells whether the list of what is written has no index to be passed over."""
+        return False
 
     @property
     def window(self) -> int:
@@ -160,7 +166,7 @@ class Pipeline(abc.ABC):
         return Unit(
             chunk=chunk,
             block=block,
-            words=pl.multiple_of(word_slot * self.at.size, MARGIN),
+            words=pl.multiple_of(word_slot * self.at.size, self.config.alignment),
             word_slot=word_slot,
             row=pl.multiple_of(row_slot * self.config.chunk, MARGIN),
             row_slot=row_slot,
@@ -180,22 +186,21 @@ class Pipeline(abc.ABC):
             for x, target in moves
         ]
 
-    def streams(self, unit: Unit) -> Iterator[tuple[pl.Slice, Ref, Ref, Ref]]:
+    def streams(self, unit: Unit) -> Iterator[tuple[pl.Slice, Refs, Refs, Ref]]:
         """A chunk in equal parts: rows of buffers; records to get, to put, to add."""
-        chunk = self.config.chunk
-        fetched, written = self.lists()
-        length = MARGIN * pl.cdiv(chunk, MARGIN * self.config.streams)
+        chunk, length = self.config.chunk, self.config.stream_length
+        fetched, written = map(self.at.each, self.lists())
         for at in range(0, chunk, length):
             size = min(length, chunk - at)
             yield (
                 pl.Slice(pl.multiple_of(unit.row + at, MARGIN), size),
-                self._section(unit, fetched + at, size),
-                self._section(unit, written + at, size),
+                [self._section(unit, begin + at, size) for begin in fetched],
+                [self._section(unit, begin + at, size) for begin in written],
                 self._section(unit, self.at.sources + at, size),
             )
 
     def _section(self, unit: Unit, begin: int, length: int) -> Ref:
-        at = pl.multiple_of(unit.words + begin, MARGIN)
+        at = pl.multiple_of(unit.words + begin, self.config.alignment)
         return self.scratch.words.at[pl.ds(at, length)]
 
     def opened(self, unit: Unit, slices: list[pl.Slice]) -> list[pl.Slice]:

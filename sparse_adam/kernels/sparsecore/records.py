@@ -1,7 +1,9 @@
 """How rows stand in the arrays that the kernel sees: as records, in both layouts.
 
-A record is one block of at most 128 words of one row in one plane. A record of a plane
-has the same number in every plane, so one list of numbers serves all of them.
+A record is one block of at most 128 words of one row in one plane. Where planes are
+arrays of their own, a record has the same number in each, and one list of numbers
+serves all of them. In one array the planes of a row stand a fixed number of records
+apart.
 """
 
 import abc
@@ -110,9 +112,17 @@ class RowRecords(abc.ABC):
     def arrays(self, records: State) -> State:
         """Returns records as the arrays of the state."""
 
+    @property
+    @abc.abstractmethod
+    def shifts(self) -> tuple[int, ...]:
+        """Returns, for each list of indices, how far behind the first plane it points.
+
+        One list for all planes that are arrays of their own; one each in one array.
+        """
+
     @abc.abstractmethod
     def plane_refs(self, refs: tuple[Ref, ...]) -> list[Ref]:
-        """Returns a ref for each plane; an index means the same row in all of them."""
+        """Returns the array of each plane."""
 
     @abc.abstractmethod
     def values(self, words: PlaneWords) -> Values:
@@ -215,6 +225,11 @@ class PlainRecords(RowRecords):
         """Returns records as `[V, D]` arrays."""
         return tuple(map(self.state.back, records))
 
+    @property
+    def shifts(self) -> tuple[int, ...]:
+        """Returns 0 for the one list."""
+        return (0,)
+
     def plane_refs(self, refs: tuple[Ref, ...]) -> list[Ref]:
         """Returns the arrays themselves."""
         return list(refs)
@@ -261,14 +276,15 @@ class PackedRecords(RowRecords):
         """Returns records as lines."""
         return tuple(x.reshape(self.layout.shape) for x in records)
 
+    @property
+    def shifts(self) -> tuple[int, ...]:
+        """Returns how far behind the records of the first plane each one's stand."""
+        step = self.blocks * self.state.rows
+        return tuple(plane * step for plane in range(self.planes))
+
     def plane_refs(self, refs: tuple[Ref, ...]) -> list[Ref]:
-        """Returns the lines, from the first one of each plane on."""
-        (ref,) = refs
-        step, size = self.blocks * self.state.rows, ref.shape[0]
-        return [
-            ref.at[pl.ds(plane * step, size - plane * step)]
-            for plane in range(self.planes)
-        ]
+        """Returns all lines each time: two views of one array are never in flight."""
+        return list(refs) * self.planes
 
     def values(self, words: PlaneWords) -> Values:
         """Reads planes."""

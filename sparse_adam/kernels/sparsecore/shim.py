@@ -6,7 +6,7 @@ the body depends on where it runs. What `Native` says only the compiler has seen
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -18,6 +18,7 @@ from jax.experimental.pallas import tpu_sc as plsc
 
 from sparse_adam._types import Index, Ref
 from sparse_adam.kernels.rounding import round_to_bfloat16
+from sparse_adam.kernels.sparsecore.config import Config
 
 NONE = -1  # as the index of a line
 Refs: TypeAlias = Sequence[Ref]
@@ -28,14 +29,17 @@ Copies: TypeAlias = list[Any]  # each can be started and waited for
 class Native:
     """A vector subcore of a mesh with axes `core` and `subcore`."""
 
-    cores: int
+    config: Config
 
     def worker(self) -> jax.Array:
         """The number of this subcore, of all on the device."""
-        return lax.axis_index("subcore") * self.cores + lax.axis_index("core")
+        core, subcore = lax.axis_index("core"), lax.axis_index("subcore")
+        return subcore * self.config.cores + core
 
     def parallel_loop(self, upper: Index, body: Callable, carry: Any = None) -> Any:
         """Calls `body(i)` or `carry = body(i, carry)`; iterations may overlap."""
+        if self.config.plain_loops:
+            return _in_turn(upper, body, carry)
         return plsc.parallel_loop(0, upper, carry=carry)(body)
 
     def store_where(
@@ -65,20 +69,38 @@ class Native:
         """The same words of 32 bits under another dtype."""
         return ref if ref.dtype == dtype else ref.bitcast(dtype)
 
-    def gather(self, tables: Refs, indices: Ref, tiles: Refs, done: Ref) -> Copies:
-        """Indirect streams of these lines of each table, but not of line `NONE`."""
-        some = plsc.Indices(indices, ignored_value=NONE)
+    def gather(self, tables: Refs, lists: Refs, tiles: Refs, done: Refs) -> Copies:
+        """Indirect streams of some lines of each table, but not of line `NONE`.
+
+        Of each table those in its list, or all of those in one list.
+        """
+        if self.config.row_copies:
+            return [LineCopies(tables, lists, tiles, done, True, self.config.lanes)]
         return [
-            pltpu.make_async_copy(table.at[some], tile, done)
-            for table, tile in zip(tables, tiles, strict=True)
+            pltpu.make_async_copy(table.at[_but_none(list_)], tile, one)
+            for table, list_, tile, one in _each(tables, lists, tiles, done)
         ]
 
-    def scatter(self, tiles: Refs, tables: Refs, indices: Ref, done: Ref) -> Copies:
-        """The way back. No other line may occur twice."""
-        some = plsc.Indices(indices, ignored_value=NONE)
+    def scatter(
+        self,
+        tiles: Refs,
+        tables: Refs,
+        lists: Refs,
+        done: Refs,
+        *,
+        passing_over: bool = True,
+    ) -> Copies:
+        """The way back. No other line may occur twice, unless with the same words.
+
+        If not `passing_over`, the lists hold no `NONE`.
+        """
+        if self.config.row_copies:
+            return [LineCopies(tables, lists, tiles, done, False, self.config.lanes)]
         return [
-            pltpu.make_async_copy(tile, table.at[some], done)
-            for table, tile in zip(tables, tiles, strict=True)
+            pltpu.make_async_copy(
+                tile, table.at[_but_none(list_) if passing_over else list_], one
+            )
+            for table, list_, tile, one in _each(tables, lists, tiles, done)
         ]
 
 
@@ -92,9 +114,7 @@ class Interpreted:
 
     def parallel_loop(self, upper: Index, body: Callable, carry: Any = None) -> Any:
         """The iterations one after the other."""
-        if carry is None:
-            return lax.fori_loop(0, upper, lambda i, _: body(i), None)
-        return lax.fori_loop(0, upper, body, carry)
+        return _in_turn(upper, body, carry)
 
     def store_where(
         self, ref: Any, places: jax.Array, values: jax.Array, mask: jax.Array
@@ -126,38 +146,104 @@ class Interpreted:
         del dtype
         return ref
 
-    def gather(self, tables: Refs, indices: Ref, tiles: Refs, done: Ref) -> Copies:
+    def gather(self, tables: Refs, lists: Refs, tiles: Refs, done: Refs) -> Copies:
         """Copies of single lines."""
-        return [_LineCopies(tables, indices, tiles, done, to_tiles=True)]
+        return [LineCopies(tables, lists, tiles, done, True)]
 
-    def scatter(self, tiles: Refs, tables: Refs, indices: Ref, done: Ref) -> Copies:
+    def scatter(
+        self,
+        tiles: Refs,
+        tables: Refs,
+        lists: Refs,
+        done: Refs,
+        *,
+        passing_over: bool = True,
+    ) -> Copies:
         """The way back."""
-        return [_LineCopies(tables, indices, tiles, done, to_tiles=False)]
+        del passing_over
+        return [LineCopies(tables, lists, tiles, done, False)]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _LineCopies:
+class LineCopies:
+    """A copy for each line that a list names, but none of line `NONE`.
+
+    Lists of several tables name no line at the same places.
+
+    Attributes:
+        tables: in HBM.
+        lists: one for each table, or one for all.
+        tiles: where the lines stand in the subcore's own memory, one behind the other.
+        done: a semaphore for each table.
+        to_tiles: whether they arrive.
+        window: length of the vectors by which a list is read. They may reach beyond it.
+    """
+
     tables: Refs
-    indices: Ref
+    lists: Refs
     tiles: Refs
-    done: Ref
+    done: Refs
     to_tiles: bool
+    window: int = 1
 
     def start(self) -> None:
+        """Starts them."""
         self._each(lambda copy: copy.start())
 
     def wait(self) -> None:
+        """Waits for each."""
         self._each(lambda copy: copy.wait())
 
     def _each(self, do: Callable[[Any], None]) -> None:
         def one(i: jax.Array, _: None) -> None:
-            index = self.indices[pl.ds(i, 1)][0]
+            lines = [list_[pl.ds(i, self.window)][0] for list_ in self.lists]
 
-            @pl.when(index != NONE)
-            def copy():
-                for table, tile in zip(self.tables, self.tiles, strict=True):
-                    line, here = table.at[pl.ds(index, 1)], tile.at[pl.ds(i, 1)]
-                    ends = (line, here) if self.to_tiles else (here, line)
-                    do(pltpu.make_async_copy(*ends, self.done))
+            @pl.when(lines[0] != NONE)
+            def copies():
+                moved = _each(self.tables, lines, self.tiles, self.done)
+                for table, line, tile, done in moved:
+                    there, here = table.at[pl.ds(line, 1)], tile.at[pl.ds(i, 1)]
+                    ends = (there, here) if self.to_tiles else (here, there)
+                    do(pltpu.make_async_copy(*ends, done))
 
-        lax.fori_loop(0, self.indices.shape[0], one, None)
+        lax.fori_loop(0, self.lists[0].shape[0], one, None)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CopiesIf:
+    """Copies that are made on a condition."""
+
+    condition: jax.Array
+    copies: Copies
+
+    def start(self) -> None:
+        """Starts them, if they are to be made."""
+        self._each(lambda copy: copy.start())
+
+    def wait(self) -> None:
+        """Waits for them, if they were to be made."""
+        self._each(lambda copy: copy.wait())
+
+    def _each(self, do: Callable[[Any], None]) -> None:
+        @pl.when(self.condition)
+        def _():
+            for copy in self.copies:
+                do(copy)
+
+
+def _in_turn(upper: Index, body: Callable, carry: Any) -> Any:
+    if carry is None:
+        return lax.fori_loop(0, upper, lambda i, _: body(i), None)
+    return lax.fori_loop(0, upper, body, carry)
+
+
+def _but_none(list_: Ref) -> plsc.Indices:
+    return plsc.Indices(list_, ignored_value=NONE)
+
+
+def _each(
+    tables: Refs, lists: Sequence[Any], tiles: Refs, done: Refs
+) -> Iterator[tuple[Ref, Any, Ref, Ref]]:
+    """Puts together what belongs to each table; one list may be that of all."""
+    lists = [*lists] * (len(tables) if len(lists) == 1 else 1)
+    return zip(tables, lists, tiles, done, strict=True)

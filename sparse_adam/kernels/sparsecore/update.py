@@ -66,8 +66,9 @@ def sparsecore_update(
     interpret: bool = False,
 ) -> State:
     """Updates the rows `batch.ids` (sorted; V for none) in place."""
-    if config is None:
-        config = Config.interpreted(spec.num_ids) if interpret else Config.choose(spec)
+    if config is None and interpret:
+        config = Config.interpreted(spec.num_ids)
+    config = (config or Config()).completed(spec)
     num_rows, workers = spec.num_rows, config.workers
     layout_records = records_of(spec.layout)
     program = _program(spec, config, spec.num_ids)

@@ -14,7 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 from sparse_adam._types import Index, Ref
 from sparse_adam.kernels import rounding
 from sparse_adam.kernels.layout import Noises
-from sparse_adam.kernels.sparsecore.config import MARGIN, WINDOW
+from sparse_adam.kernels.sparsecore.config import MARGIN, WINDOW, WordOffsets
 from sparse_adam.kernels.sparsecore.memory import (
     Operands,
     Share,
@@ -44,6 +44,11 @@ class UpdatePipeline(Pipeline):
         self.list_state(unit, share)
         self._list_gradients(unit)
 
+    @property
+    def at(self) -> WordOffsets:
+        """Returns where each kind of word stands in a slot."""
+        return self.config.offsets(len(self.records.shifts))
+
     def constants(self) -> list[tuple[Ref, Ref]]:
         """Adds the traced numbers, and the seeds if there are any."""
         scratch = self.scratch
@@ -61,22 +66,24 @@ class UpdatePipeline(Pipeline):
     def arriving(self, unit: Unit) -> list[Any]:
         """Returns the gathers of gradients and of each plane of the state."""
         operands, scratch = self.operands, self.scratch
-        arrived = scratch.rows_arrived.at[unit.row_slot]
         planes, copies = self.records.plane_refs(operands.state), []
+        own, *others = _semaphores(scratch.rows_arrived, unit.row_slot, 1 + len(planes))
         for here, fetched, _, sources in self.streams(unit):
             tile = scratch.grads.at[here]
-            copies += self.on.gather([operands.grads], sources, [tile], arrived)
+            copies += self.on.gather([operands.grads], [sources], [tile], [own])
             tiles = [x.at[here] for x in scratch.state]
-            copies += self.on.gather(planes, fetched, tiles, arrived)
+            copies += self.on.gather(planes, fetched, tiles, others)
         return copies
 
     def leaving(self, unit: Unit) -> list[Any]:
         """Returns the scatters of each plane of the state."""
-        left = self.scratch.rows_left.at[unit.row_slot]
         planes, copies = self.records.plane_refs(self.operands.state), []
+        left = _semaphores(self.scratch.rows_left, unit.row_slot, len(planes))
         for here, _, written, _ in self.streams(unit):
             tiles = [x.at[here] for x in self.scratch.state]
-            copies += self.on.scatter(tiles, planes, written, left)
+            copies += self.on.scatter(
+                tiles, planes, written, left, passing_over=not self.fills
+            )
         return copies
 
     def _list_gradients(self, unit: Unit) -> None:
@@ -134,3 +141,8 @@ class UpdatePipeline(Pipeline):
             return rounding.noises(seeds, elements, self.spec.dtypes)
 
         return of
+
+
+def _semaphores(ref: Ref, slot: jax.Array, count: int) -> list[Ref]:
+    """Returns one for each of some arrays: those of the slot, in turn."""
+    return [ref.at[slot, at % ref.shape[1]] for at in range(count)]

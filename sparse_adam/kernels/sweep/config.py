@@ -1,9 +1,11 @@
 """Block sizes of the sweep kernel, and why they are what they are."""
 
 import dataclasses
+from typing import Any, ClassVar
 
 from sparse_adam.kernels import chips
 from sparse_adam.kernels.costs import check_fits
+from sparse_adam.kernels.forms import SafeForms
 from sparse_adam.kernels.spec import UpdateSpec
 from sparse_adam.kernels.tiles import LANES, SUBLANES
 
@@ -20,7 +22,7 @@ _COMPILER_LIMIT = 2**24  # what it allows a kernel on every TPU
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Config:
+class Config(SafeForms):
     """Block sizes. They change speed and nothing else: not one bit of the result.
 
     A group is a row of plain arrays, or the rows of a packed table that share lines.
@@ -30,12 +32,18 @@ class Config:
         occurrences_per_chunk: gradients fetched ahead, a power of two from 16 on.
         unroll: occurrences in one iteration of a loop over them, up to 16.
         cores: TensorCores that share the blocks; None for those of the TPU in scope.
+        checks: whether the compiler adds its checks of addresses and of semaphores.
+            A gradient then takes twice as many bundles. In `SAFE_FORMS`, for a TPU that
+            does not do what its compiler promises.
     """
 
     groups_per_block: int = 1024
     occurrences_per_chunk: int = 256
     unroll: int = BATCH
     cores: int | None = None
+    checks: bool = False
+
+    SAFE_FORMS: ClassVar[dict[str, Any]] = {"checks": True}
 
     def __post_init__(self) -> None:
         for name in ("groups_per_block", "occurrences_per_chunk"):
@@ -72,15 +80,20 @@ class Config:
     def check(self, spec: UpdateSpec) -> None:
         """Raises a ValueError if a block does not fit the TPU in scope."""
         chip, needed = chips.in_scope(), self.needed_bytes(spec)
-        memory, chosen = f"VMEM of {chip.name}", type(self).choose(spec)
+        memory = f"VMEM of {chip.name}"
+        chosen = type(self).choose(spec, **self.forms)
         check_fits(self, needed, chip.vmem_bytes, memory, chosen)
 
     @classmethod
-    def choose(cls, spec: UpdateSpec) -> "Config":
+    def choose(cls, spec: UpdateSpec, **forms: Any) -> "Config":
         """Blocks of up to 1.5 MiB and chunks of up to 128 KiB, none larger than needed.
 
         A block arrives while the one before it leaves: 3 MiB in flight. Half a
         microsecond of latency at 7x's 3,690 GB/s asks for 1.8 MB.
+
+        Args:
+            spec: of the update.
+            forms: fields of `SAFE_FORMS`.
         """
         layout = spec.layout
         block = _BLOCK_BYTES // layout.group_bytes
@@ -88,6 +101,7 @@ class Config:
         return cls(
             _power_of_two(min(block, 2 * layout.num_groups - 1)),
             _power_of_two(min(chunk, 2 * spec.num_ids - 1)),
+            **forms,
         )
 
 

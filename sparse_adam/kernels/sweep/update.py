@@ -209,12 +209,12 @@ def _call(
         cost_estimate=cost_estimate(
             sweep.spec, layout.num_rows, bytes_moved(sweep.spec)
         ),
-        # The ids are proven in range before the call; the checks would cost ten
-        # instruction bundles a DMA.
+        # The ids are proven in range before the call; the checks would cost more than
+        # ten instruction bundles a DMA.
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"),
-            disable_bounds_checks=True,
-            disable_semaphore_checks=True,
+            disable_bounds_checks=not config.checks,
+            disable_semaphore_checks=not config.checks,
             vmem_limit_bytes=config.vmem_limit(sweep.spec),
         ),
         interpret=interpret,

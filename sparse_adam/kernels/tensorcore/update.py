@@ -145,12 +145,12 @@ def _call(
         ),
         input_output_aliases={first_table + i: i for i in range(tables)},
         cost_estimate=cost_estimate(spec, most, bytes_moved(most, most, spec)),
-        # The ids are proven in range before the call; the checks would cost ten
-        # instruction bundles a DMA.
+        # The ids are proven in range before the call; the checks would cost more than
+        # ten instruction bundles a DMA.
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"),
-            disable_bounds_checks=True,
-            disable_semaphore_checks=True,
+            disable_bounds_checks=not config.checks,
+            disable_semaphore_checks=not config.checks,
         ),
         interpret=interpret,
     )(chunks.bounds, *operands)

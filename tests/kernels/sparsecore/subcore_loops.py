@@ -46,13 +46,16 @@ class Loops:
         of these stand outside of it, in what happens once.
         """
         inner = [*map(self.named, ("update", "run sums", "list"))]
-        (update,), (total,), (listing,) = inner
+        (update,), (total,), listings = inner
         window = LANES[self.report.chip]
         outer = [e.loop for e in self.all if e.loop.depth > 1 and [e.loop] not in inner]
-        cycles = sum(loop.cycles for loop in outer) + chunk // window * listing.cycles
+        cycles = chunk // window * sum(loop.cycles for loop in listings)
+        for loop in outer:  # but for copies of rows, one by one, there are no trips
+            cycles += loop.cycles * (loop.trip_count or 1 if loop.innermost else 1)
         for loop in (update, total):
             around = sum(o.counts.vst for o in outer if o.index == loop.parent)
-            cycles += loop.cycles * (chunk - around // loop.counts.vst)
+            trips = chunk - around // loop.counts.vst
+            cycles += loop.cycles * ((update.trip_count and loop.trip_count) or trips)
         return update.cycles, total.cycles, round(cycles / chunk, 1)
 
     def lookup(self, chunk: int, *, sums: bool = True) -> float:

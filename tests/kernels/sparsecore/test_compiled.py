@@ -18,7 +18,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from benchmarks.static import StaticCase, count_all
 from benchmarks.static.programs import find
 from sparse_adam import AdamState, sparse_adam_update
-from sparse_adam.kernels.sparsecore import bytes_moved
+from sparse_adam.kernels.sparsecore import Config, bytes_moved
 from sparse_adam.ops.plan import UpdatePlan
 from tests import cases, helpers, programs
 from tests.kernels.sparsecore.subcore_loops import (
@@ -45,6 +45,15 @@ COUNTS = {
     "v6e": (78, 18, 116.7),
     "7x": (39, 10, 59.2),
 }
+# The last of these in each safe form, and in all of them.
+FORMS = (*Config.SAFE_FORMS, "all")
+FORM_COUNTS = {
+    "v5p": (156.2, 156.9, 156.2, 159.8, 160.9, 661.7, 290.0, 762.5),
+    "v6e": (115.4, 116.8, 115.4, 121.0, 122.5, 488.2, 244.4, 589.1),
+    "7x": (58.8, 59.2, 58.8, 58.4, 59.8, 301.1, 234.9, 430.2),
+}
+# Gathers of a chunk.
+FORM_GATHERS = (4, 8, 4, 8, 8, 8, 0, 0)
 
 
 def shapes(rows, dim, ids):
@@ -105,6 +114,7 @@ def build_scan(rows, dim, ids, constant_rate=False):
 
 
 KERNEL = "sparse_adam_sparsecore"
+SAFE = "benchmarks.static.safe"
 
 
 def program(name, build):
@@ -128,7 +138,16 @@ all_options = program(
         multiply_weight_decay_factor_by_learning_rate=True,
     ),
 )
-steps = program("steps", functools.partial(build, use_gradient_accumulation=False))
+STEPS = {"use_gradient_accumulation": False}
+steps = program("steps", functools.partial(build, **STEPS))
+steps_in_all_forms = program(
+    "steps in all forms",
+    functools.partial(build, **STEPS, config=Config(**Config.SAFE_FORMS)),
+)
+steps_filled = program(
+    "steps, filled",
+    functools.partial(build, **STEPS, config=Config(filled_lists=True)),
+)
 
 
 def shapes_of(chip):
@@ -149,7 +168,7 @@ def shapes_of(chip):
 
 def reports(program, chip, *shapes):
     cases = [StaticCase(f"{__name__}:{program}", chip, *shape) for shape in shapes]
-    return list(count_all(cases))
+    return count_all(cases)
 
 
 @pytest.mark.parametrize("chip", CHIPS)
@@ -164,6 +183,27 @@ def test_updates_in_place_at_every_shape(chip):
             assert counts[2] <= 1.25 * (counts[0] + counts[1])
             check_counts(counts, LIMITS[chip], COUNTS[chip], chip)
         assert loops.streams == {"indirect.gather": 8, "indirect.scatter": 6}
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_safe_forms(chip):
+    cases = [StaticCase(f"{SAFE}:sparsecore_{form}", chip, *COUNTED) for form in FORMS]
+    counts = []
+    for report, gathers in zip(count_all(cases), FORM_GATHERS, strict=True):
+        assert_in_place(report, tables=3)
+        loops = Loops(report)
+        assert loops.streams.get("indirect.gather", 0) == gathers
+        counts.append(loops.counts(CHUNK[chip])[2])
+    pinned = FORM_COUNTS[chip]
+    check_counts(tuple(counts), [1.3 * count for count in pinned], pinned, chip)
+
+
+def test_safe_forms_of_steps():
+    names = "steps_in_all_forms", "steps_filled"
+    in_all, filled = (next(reports(name, "v6e", (V, 256, 1000))) for name in names)
+    assert_in_place(in_all, tables=3)
+    assert Loops(in_all).streams == {}
+    assert "filled_lists=True needs use_grad" in str(filled.error)
 
 
 @pytest.mark.parametrize(("chip", "dim"), [("v5p", 128), ("v6e", 1024), ("7x", 256)])

@@ -5,6 +5,7 @@ for, fresh memory is NaN, and races fail the test. The plain interpreter, which 
 none of that, runs the large ones: balance, and runs that span subcores.
 """
 
+import dataclasses
 import functools
 import itertools
 
@@ -36,9 +37,9 @@ def check(run, case, ids=None, config=TWO):
 # In the interpreter that models a TPU.
 
 
-@pytest.mark.parametrize("streams", [1, 2])
-def test_more_chunks_than_slots(run_in_tpu_interpreter, streams):
-    config = Config(cores=1, subcores=1, lanes=128, chunk=16, streams=streams)
+@pytest.mark.parametrize(("streams", "semaphores"), [(1, 1), (2, 4)])
+def test_more_chunks_than_slots(run_in_tpu_interpreter, streams, semaphores):
+    config = Config(1, 1, 128, 16, streams=streams, semaphores=semaphores)
     check(run_in_tpu_interpreter, Case("", 90, 128, 85, "distinct"), config=config)
 
 
@@ -52,9 +53,16 @@ def test_distributions(run_in_tpu_interpreter, distribution):
     check(run_in_tpu_interpreter, Case("", 40, 128, 37, distribution))
 
 
-def test_a_run_across_chunks_and_subcores(run_in_tpu_interpreter):
-    ids = [0, 1, 2, *[3] * 11, 4, *[5] * 9, 6, 7, 8]
-    check(run_in_tpu_interpreter, Case("", 40, 128, len(ids)), ids[::-1])
+# In which the interpreted kernel differs: it has neither streams nor overlapped loops.
+FORMS = ({}, {"fixed_loops": True}, {"filled_lists": True}, Config.SAFE_FORMS)
+
+
+@pytest.mark.parametrize("forms", FORMS, ids=["", "fixed", "filled", "all"])
+def test_a_run_across_chunks_and_subcores(run_in_tpu_interpreter, forms):
+    # The whole second chunk is within a run: it lists no row.
+    ids = [0, 1, 2, *[3] * 14, 4, *[5] * 9, 6, 7, 8]
+    config = dataclasses.replace(TWO, **forms)
+    check(run_in_tpu_interpreter, Case("", 40, 128, len(ids)), ids[::-1], config)
 
 
 def test_wide_rows_weighted(run_in_tpu_interpreter):
@@ -231,6 +239,16 @@ def test_unsupported_sizes(shape, words):
     assert words in unsupported(problem(*shape))
     assert unsupported(problem(41, 128)) is None
     assert unsupported(problem(2**25, 128)) is None
+
+
+def test_sizes_are_given_or_left_to_the_update():
+    with pytest.raises(ValueError, match="chunk=16: give all four, or none"):
+        Config(chunk=16)
+    with pytest.raises(ValueError, match="semaphores=0 must be at least 1"):
+        Config(semaphores=0)
+    case = Case("", 8, 128, 8)
+    config = Config(row_copies=True).completed(helpers.spec(case, cases.arrays(case)))
+    assert config.chunk and config.row_copies
 
 
 def test_chunks_hold_whole_vectors():

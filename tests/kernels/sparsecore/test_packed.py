@@ -4,7 +4,9 @@ A row of it is moved by itself, in as many records as the layout has planes. So 
 tried here is rows that share lines, taken by different chunks and subcores.
 """
 
+import dataclasses
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,10 @@ import numpy as np
 import pytest
 
 from sparse_adam import PackedTable, plan_update
+from sparse_adam.kernels import chips
 from sparse_adam.kernels.layout import PackedLayout
 from sparse_adam.kernels.sparsecore import Config, sparsecore_update, unsupported
+from sparse_adam.kernels.sparsecore.config import unsupported_layout
 from sparse_adam.kernels.spec import SortedBatch
 from sparse_adam.ops import xla
 from tests import cases, helpers
@@ -107,13 +111,22 @@ def test_one_row(options):
     check(plainly, Case("", 1, 16, 20, "wild", options=options), config=None)
 
 
-@each_mode
-def test_hot_ids(options):
+@pytest.mark.parametrize(
+    ("options", "forms"),
+    [
+        (SUMS, {}),
+        (STEPS, {}),
+        (SUMS, {"filled_lists": True, "semaphores": 4}),
+        (STEPS, {"aligned_lists": True}),
+    ],
+)
+def test_hot_ids(options, forms):
     # The five workers have shares of 320 of them.
     runs = [319, 1, 1, 318, 1, 320, 640]
     ids = np.repeat(3 * np.arange(len(runs)), runs)
     np.random.default_rng(0).shuffle(ids)
-    check(plainly, Case("", 3 * len(runs), 16, 1600, options=options), ids)
+    case = Case("", 3 * len(runs), 16, 1600, options=options)
+    check(plainly, case, ids, dataclasses.replace(FIVE, **forms))
 
 
 @each_mode
@@ -212,5 +225,14 @@ def test_unsupported_sizes(shape, words):
         return helpers.changed(small, num_rows=num_rows, dim=dim)
 
     assert words in unsupported(problem(*shape))
-    assert unsupported(problem(40, 25)) is None
+    assert unsupported(problem(40, 8)) is unsupported(problem(40, 25)) is None
     assert unsupported(problem(2**25 // 3 - 8, 128)) is None
+
+
+def test_records_narrower_than_a_granule(monkeypatch):
+    """TPUs to come move 64 bytes at least."""
+    info = SimpleNamespace(num_lanes=8, dma_granule_size_bytes=64)
+    monkeypatch.setattr(chips, "in_scope", lambda: SimpleNamespace(sparse_core=info))
+    reason = unsupported_layout(PackedLayout(40, 8), ())
+    assert "D=8 stand 8 words apart, fewer than the 16 that" in str(reason)
+    assert unsupported_layout(PackedLayout(40, 16), ()) is None

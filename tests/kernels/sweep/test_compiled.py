@@ -22,6 +22,7 @@ V, N = 2**20, 65_536
 # Of 1,000,003 rows the last block is not full, nor its last tile.
 ODD = 1_000_003
 PLAIN_BFLOAT16 = f"{__name__}:plain_bfloat16"
+CHECKED = "benchmarks.static.safe:sweep_checks"
 COUNTED = [
     ("sweep", V, 128, N),
     ("packed_sweep", V, 16, N),
@@ -93,7 +94,9 @@ def test_in_place_at_the_speed_of_memory(chip, tmp_path):
     first = list(CHIPS).index(chip) % 2
     chosen = COUNTED + ALSO[first::2] + TINY[first::2]
     cases = [StaticCase(program, chip, *sizes) for program, *sizes in chosen]
-    reports = list(count_all(cases, keep_dumps=tmp_path / "dumps"))
+    checked_case = StaticCase(CHECKED, chip, V, 128, N)
+    *reports, checked = count_all([*cases, checked_case], keep_dumps=tmp_path / "dumps")
+    assert checked.error is None and checked.checks > 0
     for case, report in zip(cases, reports, strict=True):
         assert report.error is None, f"{case}: {report.error}"
         own = [k for k in report.kernels if k.name.startswith("sparse_adam_sweep")]

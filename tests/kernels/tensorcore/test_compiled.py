@@ -22,6 +22,7 @@ V = 1_000_000
 N = 65_536
 DIMS = (128, 256, 512)
 COUNTED = (128, N)
+CHECKED = "benchmarks.static.safe:tensorcore_checks"
 ROW_PHASES = ("fetch rows", "write back")
 PHASES = (*ROW_PHASES, "gradients", "update")
 
@@ -55,7 +56,8 @@ def shapes_of(chip):
 def test_updates_in_place_at_every_shape(chip):
     shapes = shapes_of(chip)
     cases = [StaticCase("tensorcore", chip, V, dim, ids) for dim, ids in shapes]
-    reports = list(count_all(cases))
+    *reports, checked = count_all([*cases, StaticCase(CHECKED, chip, V, 128, N)])
+    assert checked.error is None and checked.checks > 0
     for case, report in zip(cases, reports, strict=True):
         check_in_place(case, report, 3 * 4 * V * case.dim)
         assert report.memory and report.memory.temp < 4 * V * case.dim // 50, case
