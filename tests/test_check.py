@@ -1,6 +1,7 @@
 """The check of an installation finds what is broken on purpose, and nothing else."""
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -18,20 +19,21 @@ from sparse_adam.check import compare, report, run, shrink, times
 from sparse_adam.check.case import Case
 from sparse_adam.check.cases import LIMITS, OUTSIDE, all_cases
 from sparse_adam.check.report import Report
-from sparse_adam.kernels import sweep
+from sparse_adam.kernels import sparsecore, sweep, tensorcore
 from sparse_adam.ops import dispatch
+from sparse_adam.ops.xla import xla_update
 
 SMALL = Case("xla", num_rows=6, dim=8, num_ids=5)
 
 
 @pytest.fixture
-def break_xla(monkeypatch):
-    """Puts a faulty update in the place of the portable one."""
+def break_one(monkeypatch):
+    """Puts a faulty update in the place of an implementation's."""
 
-    def install(fault):
+    def install(name, fault):
         broken = tuple(
             dataclasses.replace(one, update=fault(one.update))
-            if one.name == "xla"
+            if one.name == name
             else one
             for one in dispatch.IMPLEMENTATIONS
         )
@@ -40,6 +42,12 @@ def break_xla(monkeypatch):
 
     yield install
     run._program.cache_clear()
+
+
+@pytest.fixture
+def break_xla(break_one):
+    """Puts a faulty update in the place of the portable one."""
+    return functools.partial(break_one, "xla")
 
 
 def other_rows(update):
@@ -171,6 +179,39 @@ def test_an_exception_is_a_failure_and_the_rest_goes_on(break_xla, tmp_path):
     assert "FAILED: 1 of 2 cases failed" in written
 
 
+@pytest.mark.parametrize(
+    ("name", "forms"),
+    [
+        ("sparsecore", {"semaphores": 4}),
+        ("sparsecore", {"filled_lists": True}),
+        ("sparsecore", {"aligned_lists": True, "row_copies": True}),
+        ("tensorcore", {"checks": True}),
+        ("sweep", {"checks": True}),
+    ],
+)
+def test_the_form_that_avoids_a_fault_is_named(break_one, name, forms):
+    def without(update):
+        """Stands for a kernel on a chip that has not what all other forms need."""
+
+        def broken(state, batch, scalars, spec, config, interpret):
+            new = xla_update(state, batch, scalars, spec)
+            fine = config and all(getattr(config, n) == v for n, v in forms.items())
+            return new if fine else state
+
+        return broken
+
+    break_one(name, without)
+    case = Case(name, num_rows=6, num_ids=5)
+    assert run.run(case).status == "wrong"
+    config, implementation = shrink.ways_around(case)
+    kind = {"sparsecore": sparsecore, "tensorcore": tensorcore, "sweep": sweep}[name]
+    safe = kind.Config.SAFE_FORMS
+    named = forms if len(forms) == 1 else safe
+    assert config.startswith("config=Config(") and implementation.endswith("'cpu'")
+    for form, value in safe.items():
+        assert (f"{form}={value}" in config) == (form in named)
+
+
 def test_a_broken_lookup_is_found(monkeypatch):
     case = Case(kind="lookup", num_rows=7, dim=8, num_ids=9, ids="wild")
     assert run.run(case).status == "ok"
@@ -242,8 +283,9 @@ def test_shrinking_keeps_to_the_fault():
     assert case not in smaller
     mean = SMALL.but(kind="mean")
     assert {case.num_ids for case in shrink.simplifications(mean)} <= {mean.num_ids}
-    (other,) = shrink.other_configs(Case("sweep"))
-    assert isinstance(other.config, sweep.Config)
+    safer, smallest = (one.config for one in shrink.other_configs(Case("sweep")))
+    assert safer == sweep.Config(64, 32, checks=True)
+    assert smallest == sweep.Config(16, 16, 1)
 
 
 def test_every_implementation_storage_and_width_is_checked_on_a_tpu(monkeypatch):

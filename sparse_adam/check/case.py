@@ -78,13 +78,14 @@ class Case:
             one = self.dtypes[0] if len(set(self.dtypes)) == 1 else self.dtypes
             words.append(f"dtypes={one}")
         if self.rule != AdamRule():
-            words.append(_name(self.rule))
+            words.append(call_of(self.rule))
         words += [f"{name}={value!r}" for name, value in self.options]
         words += ["sample_ids, gains"] * self.weighted + ["plan"] * self.planned
         words += [f"steps={self.steps}"] * (self.steps > 1)
         words += [f"devices={self.devices}"] * (self.devices > 1)
         words += ["batch spread"] * self.spread
-        words += [f"config={self.config}"] * (self.config is not None)
+        if self.config is not None:
+            words.append(f"config={call_of(self.config)}")
         words += [f"seed={self.seed}"] * (self.seed > 0)
         return " ".join(word for word in words if word)
 
@@ -132,11 +133,11 @@ class Case:
         return dispatch.IMPLEMENTATIONS[place].unsupported(self.spec())
 
 
-def _name(rule: UpdateRule) -> str:
-    """Returns the call that makes a rule, without what is by default."""
+def call_of(made: Any) -> str:
+    """Returns the call that makes a rule or a config, without what is by default."""
     given = [
-        f"{field.name}={getattr(rule, field.name)!r}"
-        for field in dataclasses.fields(rule)  # type: ignore[arg-type]
-        if getattr(rule, field.name) != field.default
+        f"{field.name}={getattr(made, field.name)!r}"
+        for field in dataclasses.fields(made)
+        if getattr(made, field.name) != field.default
     ]
-    return f"{type(rule).__name__}({', '.join(given)})"
+    return f"{type(made).__name__}({', '.join(given)})"

@@ -1,12 +1,13 @@
 """Making a failing case smaller, and finding what avoids it."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Iterator
 
 import jax
 
-from sparse_adam.check.case import Case
+from sparse_adam.check.case import Case, call_of
 from sparse_adam.check.run import Outcome, run
 from sparse_adam.kernels import sparsecore, sweep, tensorcore
 from sparse_adam.kernels.tiles import LANES
@@ -102,22 +103,36 @@ def ways_around(case: Case) -> list[str]:
     for name, others in ways.items():
         for other in others(case):
             if run(other).status == "ok":
-                found.append(f"{name}={getattr(other, name)!r}")
+                value = getattr(other, name)
+                said = call_of(value) if name == "config" else repr(value)
+                found.append(f"{name}={said}")
                 break
     return found
 
 
 def other_configs(case: Case) -> Iterator[Case]:
-    """Yields the case with the smallest blocks that its kernel can be given."""
-    if case.implementation == "tensorcore":
-        yield case.but(config=tensorcore.Config(rows_per_chunk=8, dma_unroll=1))
-    elif case.implementation == "sweep":
-        yield case.but(config=sweep.Config(16, 16, 1))
-    elif case.implementation == "sparsecore":
-        chosen = sparsecore.Config.interpreted(case.num_ids)
-        if sparsecore.absent() is None:
-            chosen = sparsecore.Config.choose(case.spec())
-        yield case.but(config=dataclasses.replace(chosen, chunk=16, streams=1))
+    """Yields the case with other configs of its kernel, which tell what is at fault.
+
+    First with each of its safe forms alone: the feature that one does without. Then
+    with all of them, and last with the smallest blocks that the kernel can be given.
+    """
+    kinds = {one.name: one.config for one in dispatch.IMPLEMENTATIONS}
+    kind = kinds.get(case.implementation or "")
+    if kind is None:
+        return
+    spec = case.spec()
+    # Blocks that suit the update; those of SparseCores are left to it.
+    of = kind if kind is sparsecore.Config else functools.partial(kind.choose, spec)
+    for name, value in kind.SAFE_FORMS.items():
+        yield case.but(config=of(**{name: value}))
+    if len(kind.SAFE_FORMS) > 1:
+        yield case.but(config=of(**kind.SAFE_FORMS))
+    smallest = {
+        "tensorcore": tensorcore.Config(rows_per_chunk=8, dma_unroll=1),
+        "sweep": sweep.Config(16, 16, 1),
+        "sparsecore": dataclasses.replace(sparsecore.Config.choose(spec), chunk=16),
+    }
+    yield case.but(config=smallest[case.implementation or ""])
 
 
 def other_implementations(case: Case) -> Iterator[Case]:
