@@ -246,9 +246,8 @@ def _owner(config: Config, implementation: str | None) -> ImplementationName:
 def storage(dim: int, asked_for: str | None = None) -> Storage:
     """Returns which storage a table is to have: "packed" on a TPU, else "plain".
 
-    On a TPU a packed row is one DMA in and one out instead of three and three, on
-    SparseCore one index list instead of three, and any D works. Elsewhere plain arrays
-    are as good, and users know them.
+    On a TensorCore a packed row is one DMA in and one out instead of three and three,
+    and on a TPU any D works. Elsewhere plain arrays are as good, and users know them.
 
     Raises:
         ValueError: another storage is asked for.
