@@ -15,19 +15,26 @@ class ArraysHandler(CheckedHandler):
     """Reads and writes the item of `SaveArrays` and `RestoreArrays`."""
 
     def _to_write(self, args: "SaveArrays") -> tuple[Any, dict[str, Any]]:
-        return args.tree, {}
+        for path, x in by_path(args.tree).items():
+            if jax.dtypes.issubdtype(jax.dtypes.result_type(x), jax.dtypes.prng_key):
+                raise TypeError(
+                    f"SaveArrays got random keys at {path!r}: pass "
+                    "jax.random.key_data of them, or save them as another item by "
+                    "orbax.checkpoint.args.JaxRandomKeySave"
+                )
+        return jax.tree.map(_array, args.tree), {}
 
     def restore(self, directory: Any, args: "RestoreArrays") -> Any:
         """Returns the tree that `args` describes."""
         tree, about = self._described(directory)
-        saved = {path: tuple(x.shape) for path, x in by_path(tree).items()}
+        saved = {path: np.shape(x) for path, x in by_path(tree).items()}
         wanted = {path: np.shape(x) for path, x in by_path(args.like).items()}
         for path in saved.keys() | wanted.keys():
             there, asked = saved.get(path), wanted.get(path)
             if there != asked:
                 raise CheckpointMismatchError(
-                    f"the checkpoint in {directory} has {_array(there)} at {path!r}, "
-                    f"and like has {_array(asked)}: they must have the same arrays"
+                    f"the checkpoint in {directory} has {_kind(there)} at {path!r}, "
+                    f"and like has {_kind(asked)}: they must have the same arrays"
                 )
         read = self._read(directory, args.like, about.get(CHECKSUMS, {}))
         return jax.tree.map(_as, read, args.like)
@@ -42,7 +49,8 @@ class SaveArrays(ocp.args.CheckpointArgs):
     which tell if the numbers are those that were saved.
 
     Args:
-        tree: of arrays of JAX or NumPy: dense parameters, the state of their optimizer.
+        tree: of arrays of JAX or NumPy, and of numbers: dense parameters, the state of
+            their optimizer. It may not have random keys.
 
     Examples:
         >>> import tempfile
@@ -68,7 +76,7 @@ class RestoreArrays(ocp.args.CheckpointArgs):
 
     Args:
         like: a tree of arrays, or of the shapes of `jax.eval_shape`. What is restored
-            has its dtypes and its shardings, and is of NumPy where it is.
+            has its dtypes and its shardings, and is of NumPy, or a number, where it is.
 
     Raises:
         CheckpointMismatchError: the checkpoint has other arrays, or other shapes.
@@ -80,12 +88,19 @@ class RestoreArrays(ocp.args.CheckpointArgs):
     like: Any
 
 
-def _array(shape: tuple[int, ...] | None) -> str:
+def _array(x: Any) -> Any:
+    """Returns a number as an array."""
+    return x if hasattr(x, "dtype") else np.asarray(x)
+
+
+def _kind(shape: tuple[int, ...] | None) -> str:
     return "nothing" if shape is None else f"an array of shape {shape}"
 
 
 def _as(read: Any, like: Any) -> Any:
-    """Returns an array of the kind of another one."""
+    """Returns an array, or a number, of the kind of another one."""
     if isinstance(like, jax.Array | jax.ShapeDtypeStruct):
-        read = jax.numpy.asarray(read)
-    return read.astype(like.dtype)
+        return jax.numpy.asarray(read, like.dtype)
+    if isinstance(like, np.ndarray):
+        return read.astype(like.dtype)
+    return type(like)(read)
