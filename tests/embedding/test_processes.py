@@ -72,17 +72,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     "whole" was never broken. Of "killed" one of four processes was killed, and all were
     started again; "on_two" and "on_one" went on from its checkpoint with fewer.
-    "uneven" is of two, with one batch more. So is "one", with one device.
+    "uneven" is of two, with one batch more. So is "one", with one device. "broken" has
+    the checkpoint of "killed" by Orbax, and a later one that cannot be read.
     """
     folder = tmp_path_factory.mktemp("processes")
     kill_one(folder, 4, "whole", killed="killed")
     for fewer in ("on_two", "on_one"):
         shutil.copytree(folder / "killed", folder / fewer)
     finish(folder, 4, "killed")
-    finish(folder, 2, "uneven", "on_two")
     process.train(None, folder / "one", process.STEPS + 1)
     process.train(None, folder / "on_one", process.STEPS)
+    shutil.copytree(folder / "killed" / "orbax", folder / "broken" / "orbax")
+    add_broken(folder / "broken" / "orbax")
+    finish(folder, 2, "uneven", "on_two", "from_four=broken", "from_one=one")
     return folder
+
+
+def add_broken(folder: Path) -> None:
+    """Adds a later checkpoint in which Orbax finds no array, and that has no list."""
+    later = shutil.copytree(folder / f"{process.STEPS}", folder / "9")
+    for file in [*later.glob("tables/**/d/*"), later / "tables" / "files.json"]:
+        file.unlink()
 
 
 def found(folder: Path, run: str, count: int) -> list[Any]:
@@ -125,3 +135,28 @@ def test_a_run_with_a_killed_process_ends_with_the_same_bits(folder):
 
 def test_one_process_goes_on_from_a_checkpoint_of_four(folder):
     check(after(folder, "on_one", process.STEPS), after(folder, "one", process.STEPS))
+
+
+def logical(tables: Any) -> dict[str, bytes]:
+    return {
+        f"{table}/{name}": x.tobytes()
+        for table, own in tables.items()
+        for name, x in own.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("run", "saved"), [("from_four", "killed"), ("from_one", "one")]
+)
+def test_two_processes_restore_what_others_saved_by_orbax(folder, run, saved):
+    last = process.STEPS + (saved == "one")
+    expected = {name: x.tobytes() for name, x in after(folder, saved, last).items()}
+    for tables in found(folder, run, 2):
+        assert {name: x.tobytes() for name, x in tables.items()} == expected
+
+
+@pytest.mark.parametrize(("saved", "count"), [("killed", 4), ("on_two", 2)])
+def test_one_process_restores_what_several_saved_by_orbax(folder, saved, count):
+    expected = found(folder, saved, count)[0]
+    tables = logical(process.restored(None, folder / saved))
+    assert tables == {name: x.tobytes() for name, x in expected.items()}
