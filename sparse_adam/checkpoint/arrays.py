@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -15,13 +16,6 @@ class ArraysHandler(CheckedHandler):
     """Reads and writes the item of `SaveArrays` and `RestoreArrays`."""
 
     def _to_write(self, args: "SaveArrays") -> tuple[Any, dict[str, Any]]:
-        for path, x in by_path(args.tree).items():
-            if jax.dtypes.issubdtype(jax.dtypes.result_type(x), jax.dtypes.prng_key):
-                raise TypeError(
-                    f"SaveArrays got random keys at {path!r}: pass "
-                    "jax.random.key_data of them, or save them as another item by "
-                    "orbax.checkpoint.args.JaxRandomKeySave"
-                )
         return jax.tree.map(_array, args.tree), {}
 
     def restore(self, directory: Any, args: "RestoreArrays") -> Any:
@@ -68,6 +62,16 @@ class SaveArrays(ocp.args.CheckpointArgs):
 
     tree: Any
 
+    def __post_init__(self) -> None:
+        # An error in the middle of a save leaves Orbax waiting for minutes.
+        for path, x in by_path(self.tree).items():
+            if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
+                raise TypeError(
+                    f"SaveArrays got random keys at {path!r}: pass "
+                    "jax.random.key_data of them, or save them as another item by "
+                    "orbax.checkpoint.args.JaxRandomKeySave"
+                )
+
 
 @ocp.args.register_with_handler(ArraysHandler, for_restore=True)
 @dataclasses.dataclass
@@ -100,7 +104,7 @@ def _kind(shape: tuple[int, ...] | None) -> str:
 def _as(read: Any, like: Any) -> Any:
     """Returns an array, or a number, of the kind of another one."""
     if isinstance(like, jax.Array | jax.ShapeDtypeStruct):
-        return jax.numpy.asarray(read, like.dtype)
+        return jnp.asarray(read, like.dtype)
     if isinstance(like, np.ndarray):
         return read.astype(like.dtype)
     return type(like)(read)

@@ -60,6 +60,7 @@ def restore_latest(
         7
     """
     manager.wait_until_finished()
+    manager.reload()  # a save that failed made it forget those it was to replace
     unreadable: list[int] = []
     first_error = None
     for step in sorted(manager.all_steps(), reverse=True):
