@@ -143,6 +143,8 @@ def _checksums(arrays: Any) -> Any:
     def checksum(array: jax.Array) -> jax.Array:
         if array.dtype == bool:
             array = array.astype(jnp.uint8)
+        if jnp.iscomplexobj(array):
+            array = jnp.stack([array.real, array.imag])
         words = jax.lax.bitcast_convert_type(array, _word(array.dtype))
         return jnp.sum(words, dtype=jnp.uint32)
 
