@@ -5,8 +5,8 @@ last device has no ids. One more batch, for runs named "uneven", does not divide
 devices: it is whole on each process.
 
 A run is the name of a folder of checkpoints, from the last of which it goes on. With
-`name:step` the last process kills itself before that step. At its end it is saved by
-Orbax too, from where `name=other` restores the run `other`.
+`name:step` the last process kills itself before that step. `name+orbax` saves the end
+by Orbax too, from where `name=other` restores the run `other`.
 """
 
 import functools
@@ -19,16 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sparse_adam.checkpoint import (
-    RestoreArrays,
-    RestoreTables,
-    SaveArrays,
-    SaveTables,
-    restore_latest,
-)
 from sparse_adam.embedding import (
     Adagrad,
     EmbeddingState,
@@ -44,7 +36,6 @@ from sparse_adam.embedding import (
 V, D, B, PLACES, STEPS = 91, 4, 12, 3, 3
 UNEVEN = 10  # samples of the batch after the last step
 DEVICES = 4
-DENSE = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
 
 
 def numbers(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -71,6 +62,10 @@ def batch(number: int) -> dict[str, np.ndarray]:
     return ids
 
 
+def new(key: jax.Array, mesh: Mesh | None) -> EmbeddingState:
+    return init(CONFIG, Adagrad(0.1), key, mesh=mesh)
+
+
 @jax.jit
 def step(state: EmbeddingState, ids: Any) -> EmbeddingState:
     activations = lookup(state, ids)
@@ -89,7 +84,11 @@ def spread(ids: dict[str, np.ndarray], mesh: Mesh) -> Any:
 
 
 def train(
-    mesh: Mesh | None, folder: Path, steps: int, dies_before: int | None = None
+    mesh: Mesh | None,
+    folder: Path,
+    steps: int,
+    dies_before: int | None = None,
+    orbax: bool = False,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Makes steps from the last checkpoint of a folder on; returns the tables.
 
@@ -98,8 +97,9 @@ def train(
         folder: has a file for each step that was made, written by process 0.
         steps: how many are to be made in all.
         dies_before: the step before which the last process kills itself.
+        orbax: saves the end by Orbax too.
     """
-    state = init(CONFIG, Adagrad(0.1), jax.random.key(0), mesh=mesh)
+    state = new(jax.random.key(0), mesh)
     first = len(list(folder.glob("*.npz")))
     if first:
         with np.load(folder / f"{first - 1}.npz") as saved:
@@ -116,35 +116,11 @@ def train(
         logical = jax.tree.map(np.asarray, to_logical(state))
         if jax.process_index() == 0:
             save(folder / f"{number}.npz", logical)
-    with orbax(folder) as manager:
-        others = {"dense": on_all(mesh, DENSE), "numbers": DENSE, "steps": steps}
-        args = {"tables": SaveTables(state), "others": SaveArrays(others)}
-        manager.save(steps, args=ocp.args.Composite(**args))
+    if orbax:
+        from tests.embedding import by_orbax  # takes seconds, in each process
+
+        by_orbax.save(folder, steps, state, mesh)
     return jax.tree.map(np.asarray, to_logical(state))
-
-
-def orbax(folder: Path) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager((folder / "orbax").absolute())
-
-
-def on_all(mesh: Mesh | None, array: np.ndarray) -> jax.Array:
-    return jax.device_put(array, mesh and NamedSharding(mesh, PartitionSpec()))
-
-
-def restored(mesh: Mesh | None, folder: Path) -> dict[str, dict[str, np.ndarray]]:
-    """Returns the tables that `train` saved last, with however many processes."""
-    make = functools.partial(init, CONFIG, Adagrad(0.1), mesh=mesh)
-    like = jax.eval_shape(make, jax.random.key(0))
-    dense = jax.tree.map(np.zeros_like, DENSE)
-    others = {"dense": on_all(mesh, dense), "numbers": dense, "steps": 0}
-    with orbax(folder) as manager:
-        args = {"tables": RestoreTables(like), "others": RestoreArrays(others)}
-        found: Any = restore_latest(manager, ocp.args.Composite(**args))
-    assert found.items.others["steps"] == found.step
-    for name in ("dense", "numbers"):
-        assert isinstance(found.items.others[name], type(others[name]))
-        assert np.asarray(found.items.others[name]).tobytes() == DENSE.tobytes()
-    return jax.tree.map(np.asarray, to_logical(found.items.tables))
 
 
 def save(file: Path, tables: dict[str, dict[str, np.ndarray]]) -> None:
@@ -168,11 +144,15 @@ if __name__ == "__main__":
     for run in runs:
         name, _, other = run.partition("=")
         if other:
-            tables = restored(mesh, Path(folder, other))
+            from tests.embedding import by_orbax
+
+            tables = by_orbax.restored(Path(folder, other), mesh)
             save(Path(folder, name, "found", f"{number}.npz"), tables)
             continue
-        name, _, step_of_death = run.partition(":")
+        name, _, orbax = run.partition("+")
+        name, _, step_of_death = name.partition(":")
         checkpoints = Path(folder, name)
         dies_before = int(step_of_death) if step_of_death else None
-        found = train(mesh, checkpoints, STEPS + (name == "uneven"), dies_before)
+        steps = STEPS + (name == "uneven")
+        found = train(mesh, checkpoints, steps, dies_before, bool(orbax))
         save(checkpoints / "found" / f"{number}.npz", found)

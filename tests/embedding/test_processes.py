@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.embedding import process
+from tests.embedding import by_orbax, process
 from tests.xla_flags import QUICKLY
 
 
@@ -72,8 +72,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     "whole" was never broken. Of "killed" one of four processes was killed, and all were
     started again; "on_two" and "on_one" went on from its checkpoint with fewer.
-    "uneven" is of two, with one batch more. So is "one", with one device. "broken" has
-    the checkpoint of "killed" by Orbax, and a later one that cannot be read.
+    "uneven" is of two, with one batch more. So is "one", with one device. "restored" is
+    what two read of the Orbax checkpoint of "on_one", after which is a broken one.
     """
     folder = tmp_path_factory.mktemp("processes")
     kill_one(folder, 4, "whole", killed="killed")
@@ -81,10 +81,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(folder / "killed", folder / fewer)
     finish(folder, 4, "killed")
     process.train(None, folder / "one", process.STEPS + 1)
-    process.train(None, folder / "on_one", process.STEPS)
-    shutil.copytree(folder / "killed" / "orbax", folder / "broken" / "orbax")
-    add_broken(folder / "broken" / "orbax")
-    finish(folder, 2, "uneven", "on_two", "from_four=broken", "from_one=one")
+    process.train(None, folder / "on_one", process.STEPS, orbax=True)
+    add_broken(folder / "on_one" / "orbax")
+    finish(folder, 2, "uneven", "on_two+orbax", "restored=on_one")
     return folder
 
 
@@ -137,26 +136,17 @@ def test_one_process_goes_on_from_a_checkpoint_of_four(folder):
     check(after(folder, "on_one", process.STEPS), after(folder, "one", process.STEPS))
 
 
-def logical(tables: Any) -> dict[str, bytes]:
-    return {
-        f"{table}/{name}": x.tobytes()
-        for table, own in tables.items()
-        for name, x in own.items()
-    }
+def test_two_processes_restore_by_orbax_what_one_has_saved(folder):
+    expected = after(folder, "on_one", process.STEPS)
+    for tables in found(folder, "restored", 2):
+        assert {name: x.tobytes() for name, x in tables.items()} == {
+            name: x.tobytes() for name, x in expected.items()
+        }
 
 
-@pytest.mark.parametrize(
-    ("run", "saved"), [("from_four", "killed"), ("from_one", "one")]
-)
-def test_two_processes_restore_what_others_saved_by_orbax(folder, run, saved):
-    last = process.STEPS + (saved == "one")
-    expected = {name: x.tobytes() for name, x in after(folder, saved, last).items()}
-    for tables in found(folder, run, 2):
-        assert {name: x.tobytes() for name, x in tables.items()} == expected
-
-
-@pytest.mark.parametrize(("saved", "count"), [("killed", 4), ("on_two", 2)])
-def test_one_process_restores_what_several_saved_by_orbax(folder, saved, count):
-    expected = found(folder, saved, count)[0]
-    tables = logical(process.restored(None, folder / saved))
-    assert tables == {name: x.tobytes() for name, x in expected.items()}
+def test_one_process_restores_by_orbax_what_two_have_saved(folder):
+    expected = after(folder, "on_two", process.STEPS)
+    for table, own in by_orbax.restored(folder / "on_two", None).items():
+        for name, x in own.items():
+            assert x.tobytes() == expected.pop(f"{table}/{name}").tobytes()
+    assert not expected

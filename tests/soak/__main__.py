@@ -125,7 +125,7 @@ class Soak:
             self.faults.append(f"ended well, with checkpoints {saved}")
         how = "killed" if status is None else "raised" if status else "at its end"
         self.counts[f"{end}: {how}"] += 1
-        self.counts["killed with a checkpoint begun"] += len(begun(self.folder))
+        self.counts["left a checkpoint begun"] += len(begun(self.folder))
         self.counts["passed over a checkpoint"] += "cannot be restored" in life.output
         self.counts["steps"] += life.made
 
