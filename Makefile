@@ -18,7 +18,7 @@ GOOGLE_PCI := $(shell grep -ls 0x1ae0 /sys/bus/pci/devices/*/vendor)
 TPU_NODES := $(wildcard /dev/accel[0-9]* /dev/vfio/[0-9]*)
 TPU := $(and $(GOOGLE_PCI),$(TPU_NODES))
 # The tests compile for TPUs by libtpu and run on the CPU: they must look for no TPU.
-check static campaign sanitize mutants: export JAX_PLATFORMS ?= cpu
+check static campaign sanitize mutants soak: export JAX_PLATFORMS ?= cpu
 demo bench chip: export JAX_PLATFORMS ?= $(if $(TPU),tpu$(comma)cpu,cpu)
 
 # An editable package is compiled when it is installed.
@@ -26,7 +26,7 @@ COMPILED := pyproject.toml hatch_build.py \
     $(foreach kind,cc h inc,$(wildcard sparse_adam/kernels/cpu/*.$(kind))) \
     $(wildcard sparse_adam/kernels/cpu/rules/*.cc)
 
-.PHONY: demo test lint types check chip site bench static campaign sanitize mutants clean
+.PHONY: demo test lint types check chip site bench static campaign sanitize mutants soak clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/train_word2vec.py
@@ -82,7 +82,8 @@ bench: $(VENV)/.bench
 static: $(VENV)/.test
 	$(BIN)/python -m benchmarks static
 
-# Random cases for hours, and faults that the tests must find; see docs/testing.md.
+# Random cases for hours, faults that the tests must find, and a training that is killed
+# again and again; see docs/testing.md. DISK is a small one, which the soak may fill.
 HOURS ?= 1
 campaign: $(VENV)/.test
 	$(BIN)/python -m tests.campaign --hours $(HOURS)
@@ -95,6 +96,10 @@ sanitize: $(VENV)/.test
 
 mutants: $(VENV)/.test
 	$(BIN)/python -m tests.mutants
+
+MINUTES ?= 60
+soak: $(VENV)/.test
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(DISK),--folder $(DISK))
 
 $(VENV)/.demo: $(COMPILED)
 	$(PYTHON) -m venv $(VENV)

@@ -29,14 +29,14 @@ import dataclasses
 import functools
 import time
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import click
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from checkpoints import open_checkpoints
+from checkpoints import go_on_from, open_checkpoints
 from devices import device_options, mesh_of, on_each
 from interactions import (
     Device,
@@ -54,16 +54,20 @@ from rich.table import Table
 from towers import Towers, climb, dense_adam, loss_of, new_tower
 
 from sparse_adam import bias_corrected_learning_rate
+from sparse_adam.checkpoint import (
+    RestoreArrays,
+    RestoreTables,
+    SaveArrays,
+    SaveTables,
+)
 from sparse_adam.embedding import (
     Adam,
     EmbeddingState,
     FeatureConfig,
     TableConfig,
     apply_gradients,
-    from_logical,
     init,
     lookup,
-    to_logical,
 )
 
 
@@ -96,7 +100,7 @@ class Model(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What a run has come to: a checkpoint holds it, tables `[V, D]` by name."""
+    """What a run has come to, and what a checkpoint holds."""
 
     model: Model
     losses: np.ndarray  # float32 [steps], NaN where a step is yet to come
@@ -228,13 +232,14 @@ def train(
     every = settings.steps_per_checkpoint
     recalls = np.full(-(-settings.steps // every), np.nan, np.float32)
     model = new_model(settings, data, mesh)
-    first = checkpoints.latest_step() or 0
-    if first:
-        run = to_save(Run(model, losses, recalls))
-        saved = checkpoints.restore(first, args=ocp.args.StandardRestore(run))
-        saved, losses, recalls = cast(Run, saved)
-        tables: Any = saved.embedding
-        model = saved._replace(embedding=from_logical(model.embedding, tables))
+    like = ocp.args.Composite(
+        tables=RestoreTables(model.embedding),
+        others=RestoreArrays(without_tables(Run(model, losses, recalls))),
+    )
+    first, found = 0, go_on_from(checkpoints, like)
+    if found:
+        first, (model, losses, recalls) = found.step, found.items.others
+        model = model._replace(embedding=found.items.tables)
         console.print(f"continuing from the checkpoint of step {first:,}")
 
     with progress_bar(console) as bar:
@@ -251,18 +256,20 @@ def train(
             speed = (done - start) * settings.batch / (time.perf_counter() - began)
             if done % every == 0 or done == settings.steps:
                 recalls[(done - 1) // every] = recall(model, test_on)
-                state = to_save(Run(model, losses, recalls))
-                checkpoints.save(done, args=ocp.args.StandardSave(state))
+                others = without_tables(Run(model, losses, recalls))
+                args = ocp.args.Composite(
+                    tables=SaveTables(model.embedding), others=SaveArrays(others)
+                )
+                checkpoints.save(done, args=args)
                 bar.update(task, recall=recalls[(done - 1) // every])
             mean = losses[start:done].mean()
             bar.update(task, completed=done, loss=mean, speed=speed)
     return Run(model, losses, recalls)
 
 
-def to_save(run: Run) -> Run:
-    """Returns a run with its tables in logical order, which fit any devices."""
-    tables: Any = to_logical(run.model.embedding)
-    return run._replace(model=run.model._replace(embedding=tables))
+def without_tables(run: Run) -> Run:
+    """Returns all of a run that is no table; tables are an item of their own."""
+    return run._replace(model=run.model._replace(embedding=None))
 
 
 def progress_bar(console: Console) -> Progress:

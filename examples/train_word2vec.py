@@ -26,19 +26,20 @@ import dataclasses
 import functools
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import click
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from checkpoints import open_checkpoints
+from checkpoints import go_on_from, open_checkpoints
 from corpus import Corpus, Text, draw_batch, put_on_device, read_corpus
 from report import draw, nearest_neighbours, progress_bar
 from rich.console import Console
 
 from sparse_adam import AdamState, bias_corrected_learning_rate, sparse_adam_update
+from sparse_adam.checkpoint import RestoreArrays, SaveArrays
 
 # Words of the standard library whose neighbours are worth a look.
 FAMILIAR = ("FileNotFoundError", "directory", "encode", "float", "gzip")
@@ -154,11 +155,9 @@ def begin_or_continue(
 ) -> tuple[int, Run]:
     """Returns the number of steps done, and the run at that point."""
     losses = np.full(settings.steps, np.nan, np.float32)
-    run: Any = Run(new_model(settings, num_words), losses)
-    done = checkpoints.latest_step() or 0
-    if done:
-        run = checkpoints.restore(done, args=ocp.args.StandardRestore(run))
-    return done, run
+    run = Run(new_model(settings, num_words), losses)
+    found = go_on_from(checkpoints, RestoreArrays(run))
+    return (found.step, found.items) if found else (0, run)
 
 
 def train(
@@ -197,7 +196,7 @@ def train(
                 speed=len(steps) * words_per_step / (time.perf_counter() - began),
             )
             if done % settings.steps_per_checkpoint == 0 or done == settings.steps:
-                checkpoints.save(done, args=ocp.args.StandardSave(Run(model, losses)))
+                checkpoints.save(done, args=SaveArrays(Run(model, losses)))
     return Run(model, losses)
 
 

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import itertools
+import json
+import resource
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,15 +13,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sparse_adam import PackedTable
 from sparse_adam.checkpoint import (
     CheckpointMismatchError,
     CorruptCheckpointError,
+    RestoreArrays,
     RestoreTables,
+    SaveArrays,
     SaveTables,
     restore_latest,
 )
@@ -37,7 +42,7 @@ from sparse_adam.embedding import (
     to_logical,
     weights_only,
 )
-from sparse_adam.embedding.saved import from_saved, targets, to_saved
+from sparse_adam.embedding.saved import checksums, from_saved, targets, to_saved
 from tests import programs
 
 SIZES = {"user": 13, "item": 40}  # 40 rows divide by the number of devices
@@ -430,3 +435,127 @@ def test_an_average_that_is_new_begins_as_the_weights(tmp_path, count):
         np.testing.assert_array_equal(found.slots(name)["ema"], weights)
         old = np.asarray(state.table(name))
         np.testing.assert_array_equal(weights[: len(old)], old)
+
+
+def dense() -> Any:
+    params = {"w": jnp.arange(12.0).reshape(3, 4), "b": [jnp.ones(3, jnp.bfloat16)]}
+    others = {"mask": jnp.array([True, False]), "host": np.array([1.1, 2.2]), "n": 3}
+    return params, optax.adam(optax.linear_schedule(0.1, 0.2, 3)).init(params), others
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_other_arrays_are_restored_as_they_are_wanted(tmp_path, count):
+    tree = dense()
+    with ocp.CheckpointManager(tmp_path) as manager:
+        manager.save(0, args=SaveArrays(tree))
+    with ocp.CheckpointManager(tmp_path) as manager:
+        manager.save(1, args=ocp.args.StandardSave(tree))
+    with ocp.CheckpointManager(tmp_path) as manager:
+        place = NamedSharding(mesh(count), PartitionSpec())
+        like = jax.tree.map(
+            lambda x: (
+                jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+                if isinstance(x, jax.Array)
+                else x
+            ),
+            tree,
+        )
+        for step in (0, 1):
+            found = manager.restore(step, args=RestoreArrays(like))
+            assert jax.tree.structure(found) == jax.tree.structure(tree)
+            for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(tree), strict=True):
+                assert isinstance(x, jax.Array) == isinstance(y, jax.Array)
+                assert isinstance(x, np.ndarray) == isinstance(y, np.ndarray)
+                assert not isinstance(x, jax.Array) or x.sharding == place
+                assert np.asarray(x).dtype == np.asarray(y).dtype
+                assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+        narrow = jax.ShapeDtypeStruct((3, 4), jnp.bfloat16)
+        like[0]["w"] = narrow
+        found = manager.restore(0, args=RestoreArrays(like))[0]["w"]
+        assert found.dtype == jnp.bfloat16 and np.array_equal(found, tree[0]["w"])
+
+
+def test_other_arrays_than_were_saved_are_refused(tmp_path):
+    arrays = {"w": jnp.ones((2, 3)), "b": [jnp.ones(4)]}
+    with ocp.CheckpointManager(tmp_path) as manager:
+        manager.save(0, args=SaveArrays(arrays))
+        for like, words in (
+            ({**arrays, "w": jnp.ones((3, 2))}, r"\(2, 3\) at 'w', .* \(3, 2\)"),
+            ({"w": arrays["w"]}, r"\(4,\) at 'b/0', and like has nothing"),
+            ({**arrays, "c": jnp.ones(1)}, r"has nothing at 'c', and like has an"),
+        ):
+            with pytest.raises(CheckpointMismatchError, match=words):
+                restore_latest(manager, RestoreArrays(like))
+    with pytest.raises(TypeError, match=r"keys at 'a/key': pass jax\.random"):
+        SaveArrays({"a": {"key": jax.random.key(0)}})
+
+
+@pytest.mark.parametrize("item", ["tables", "arrays"])
+def test_no_file_can_change_without_an_error(tmp_path, item):
+    """Some files are not read, and a changed one of them changes nothing."""
+    state, array = one_array(), {"w": jnp.arange(99.0) ** 0.5}
+    save = SaveTables(state) if item == "tables" else SaveArrays(array)
+    args = RestoreTables(state) if item == "tables" else RestoreArrays(array)
+    with ocp.CheckpointManager(tmp_path) as manager:
+        manager.save(0, args=save)
+    expected = to_logical(state) if item == "tables" else array
+    folder = tmp_path / "0" / "default"
+    listed = set(json.loads((folder / "files.json").read_text()))
+    files = {str(x.relative_to(folder)): x for x in folder.rglob("*") if x.is_file()}
+    assert listed == set(files) - {"files.json", "commit_success.txt"}
+    rng = np.random.default_rng(0)
+    with ocp.CheckpointManager(tmp_path) as manager:
+        for name, file in files.items():
+            data = file.read_bytes()
+            changed = bytearray(data)
+            changed[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
+            for other in (changed, data[: len(data) // 2], None):
+                file.write_bytes(other) if other is not None else file.unlink()
+                try:
+                    found = manager.restore(0, args=args)
+                except CorruptCheckpointError as error:
+                    assert "the checkpoint in" in str(error)
+                    assert (
+                        other is changed or name == "files.json" or name in str(error)
+                    )
+                else:
+                    numbers = other is changed and file.parent.name == "d"
+                    assert name not in listed or numbers
+                    arrays = to_logical(found) if item == "tables" else found
+                    assert_same_bits(arrays, expected)
+                file.write_bytes(data)
+
+
+@pytest.mark.parametrize("dtype", ["?", "int8", "bfloat16", "f4", "f8", "i8", "c8"])
+def test_a_checksum_tells_the_last_bit(dtype):
+    array = np.array([[1, 0, 1]], jnp.dtype(dtype))
+    other = array.copy()
+    other.view(np.uint8)[0, 0] ^= 1
+    assert checksums(array) != checksums(other)
+    if dtype not in ("f8", "i8"):  # which JAX has not by default
+        assert checksums(jnp.asarray(array)) == checksums(array)
+
+
+def test_a_full_disk_is_told_by_the_next_call_and_takes_nothing_away(tmp_path):
+    """A limit of the size of files is as a disk without room for them."""
+    states = [new(seed, config({"user": 999}), SGD()) for seed in range(2)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    options = ocp.CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)
+    args = RestoreTables(states[0])
+    with ocp.CheckpointManager(tmp_path, options=options) as manager:
+        manager.save(0, args=SaveTables(states[0]))
+        manager.wait_until_finished()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        try:
+            assert manager.save(1, args=SaveTables(states[1]))
+            with pytest.raises(ValueError, match="File too large"):
+                manager.save(2, args=SaveTables(states[1]))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        found = restore_latest(manager, args)
+        assert found is not None and (found.step, found.unreadable) == (0, ())
+        assert_same_bits(to_logical(found.items), to_logical(states[0]))
+        assert manager.save(1, args=SaveTables(states[1]))
+        found = restore_latest(manager, args)
+        assert found is not None and found.step == 1
+    assert [x.name for x in tmp_path.iterdir()] == ["1"]

@@ -123,22 +123,36 @@ def grown(
     return jax.device_put(_overlaid(restored, sized, num_rows), like.sharding)
 
 
-def checksums(arrays: Arrays) -> dict[str, dict[str, int]]:
-    """Returns the sum of the words of each array, modulo 2**32.
+def checksums(arrays: Any) -> Any:
+    """Returns the sum of the words of each array of a tree, modulo 2**32.
 
     Rows of zeros add nothing, and neither the devices nor their number matter.
     """
-    return jax.tree.map(int, jax.device_get(_checksums(arrays)))
+    return jax.tree.map(int, jax.device_get(_checksums(jax.tree.map(_exact, arrays))))
+
+
+def _exact(array: Any) -> Any:
+    """Returns a NumPy array as bytes in words, of which JAX takes no float64 away."""
+    if not isinstance(array, np.ndarray):
+        return array
+    return np.ascontiguousarray(array).reshape(-1).view(_word(array.dtype))
 
 
 @jax.jit
 def _checksums(arrays: Any) -> Any:
     def checksum(array: jax.Array) -> jax.Array:
-        word = {2: jnp.uint16, 4: jnp.uint32}[array.dtype.itemsize]
-        words = jax.lax.bitcast_convert_type(array, word)
+        if array.dtype == bool:
+            array = array.astype(jnp.uint8)
+        if jnp.iscomplexobj(array):
+            array = jnp.stack([array.real, array.imag])
+        words = jax.lax.bitcast_convert_type(array, _word(array.dtype))
         return jnp.sum(words, dtype=jnp.uint32)
 
     return jax.tree.map(checksum, arrays)
+
+
+def _word(dtype: np.dtype) -> Any:
+    return {1: np.uint8, 2: np.uint16}.get(dtype.itemsize, np.uint32)
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))

@@ -5,7 +5,8 @@ last device has no ids. One more batch, for runs named "uneven", does not divide
 devices: it is whole on each process.
 
 A run is the name of a folder of checkpoints, from the last of which it goes on. With
-`name:step` the last process kills itself before that step.
+`name:step` the last process kills itself before that step. `name+orbax` saves the end
+by Orbax too, from where `name=other` restores the run `other`.
 """
 
 import functools
@@ -61,6 +62,10 @@ def batch(number: int) -> dict[str, np.ndarray]:
     return ids
 
 
+def new(key: jax.Array, mesh: Mesh | None) -> EmbeddingState:
+    return init(CONFIG, Adagrad(0.1), key, mesh=mesh)
+
+
 @jax.jit
 def step(state: EmbeddingState, ids: Any) -> EmbeddingState:
     activations = lookup(state, ids)
@@ -79,7 +84,11 @@ def spread(ids: dict[str, np.ndarray], mesh: Mesh) -> Any:
 
 
 def train(
-    mesh: Mesh | None, folder: Path, steps: int, dies_before: int | None = None
+    mesh: Mesh | None,
+    folder: Path,
+    steps: int,
+    dies_before: int | None = None,
+    orbax: bool = False,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Makes steps from the last checkpoint of a folder on; returns the tables.
 
@@ -88,8 +97,9 @@ def train(
         folder: has a file for each step that was made, written by process 0.
         steps: how many are to be made in all.
         dies_before: the step before which the last process kills itself.
+        orbax: saves the end by Orbax too.
     """
-    state = init(CONFIG, Adagrad(0.1), jax.random.key(0), mesh=mesh)
+    state = new(jax.random.key(0), mesh)
     first = len(list(folder.glob("*.npz")))
     if first:
         with np.load(folder / f"{first - 1}.npz") as saved:
@@ -106,6 +116,10 @@ def train(
         logical = jax.tree.map(np.asarray, to_logical(state))
         if jax.process_index() == 0:
             save(folder / f"{number}.npz", logical)
+    if orbax:
+        from tests.embedding import by_orbax  # takes seconds, in each process
+
+        by_orbax.save(folder, steps, state, mesh)
     return jax.tree.map(np.asarray, to_logical(state))
 
 
@@ -128,8 +142,17 @@ if __name__ == "__main__":
     jax.distributed.initialize(f"localhost:{port}", int(count), int(number))
     mesh = Mesh(np.array(jax.devices()), ("data",))
     for run in runs:
-        name, _, step_of_death = run.partition(":")
+        name, _, other = run.partition("=")
+        if other:
+            from tests.embedding import by_orbax
+
+            tables = by_orbax.restored(Path(folder, other), mesh)
+            save(Path(folder, name, "found", f"{number}.npz"), tables)
+            continue
+        name, _, orbax = run.partition("+")
+        name, _, step_of_death = name.partition(":")
         checkpoints = Path(folder, name)
         dies_before = int(step_of_death) if step_of_death else None
-        found = train(mesh, checkpoints, STEPS + (name == "uneven"), dies_before)
+        steps = STEPS + (name == "uneven")
+        found = train(mesh, checkpoints, steps, dies_before, bool(orbax))
         save(checkpoints / "found" / f"{number}.npz", found)

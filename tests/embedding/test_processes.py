@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.embedding import process
+from tests.embedding import by_orbax, process
 from tests.xla_flags import QUICKLY
 
 
@@ -72,17 +72,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     "whole" was never broken. Of "killed" one of four processes was killed, and all were
     started again; "on_two" and "on_one" went on from its checkpoint with fewer.
-    "uneven" is of two, with one batch more. So is "one", with one device.
+    "uneven" is of two, with one batch more. So is "one", with one device. "restored" is
+    what two read of the Orbax checkpoint of "on_one", after which is a broken one.
     """
     folder = tmp_path_factory.mktemp("processes")
     kill_one(folder, 4, "whole", killed="killed")
     for fewer in ("on_two", "on_one"):
         shutil.copytree(folder / "killed", folder / fewer)
     finish(folder, 4, "killed")
-    finish(folder, 2, "uneven", "on_two")
     process.train(None, folder / "one", process.STEPS + 1)
-    process.train(None, folder / "on_one", process.STEPS)
+    process.train(None, folder / "on_one", process.STEPS, orbax=True)
+    add_broken(folder / "on_one" / "orbax")
+    finish(folder, 2, "uneven", "on_two+orbax", "restored=on_one")
     return folder
+
+
+def add_broken(folder: Path) -> None:
+    """Adds a later checkpoint in which Orbax finds no array, and that has no list."""
+    later = shutil.copytree(folder / f"{process.STEPS}", folder / "9")
+    for file in [*later.glob("tables/**/d/*"), later / "tables" / "files.json"]:
+        file.unlink()
 
 
 def found(folder: Path, run: str, count: int) -> list[Any]:
@@ -125,3 +134,19 @@ def test_a_run_with_a_killed_process_ends_with_the_same_bits(folder):
 
 def test_one_process_goes_on_from_a_checkpoint_of_four(folder):
     check(after(folder, "on_one", process.STEPS), after(folder, "one", process.STEPS))
+
+
+def test_two_processes_restore_by_orbax_what_one_has_saved(folder):
+    expected = after(folder, "on_one", process.STEPS)
+    for tables in found(folder, "restored", 2):
+        assert {name: x.tobytes() for name, x in tables.items()} == {
+            name: x.tobytes() for name, x in expected.items()
+        }
+
+
+def test_one_process_restores_by_orbax_what_two_have_saved(folder):
+    expected = after(folder, "on_two", process.STEPS)
+    for table, own in by_orbax.restored(folder / "on_two", None).items():
+        for name, x in own.items():
+            assert x.tobytes() == expected.pop(f"{table}/{name}").tobytes()
+    assert not expected
