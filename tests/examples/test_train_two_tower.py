@@ -177,13 +177,13 @@ def test_a_step_does_nothing_of_the_size_of_a_table(modules: Any) -> None:
     compiled = programs.as_for_users(
         example.train_steps.lower(*arguments, settings=settings)
     )
-    text = compiled.as_text()
+    text = programs.text(compiled)
     stacks = model.embedding.layout.stacks
     assert len(stacks) == 2  # users and items are as wide as each other
     for stack in stacks:
         assert f"f32[{stack.num_rows}," in text
         assert hlo.dense_work(text, stack.num_rows) == set()
-    memory = compiled.memory_analysis()
+    memory = programs.memory(compiled)
     tables = sum(x.nbytes for x in jax.tree.leaves(model.embedding))
     assert memory.alias_size_in_bytes >= tables
     assert memory.temp_size_in_bytes < tables / 2

@@ -68,11 +68,12 @@ def draw(kind: str, seed: int = 0) -> tuple[Any, Any]:
 
     padded, uneven, ragged, sparse = SIZES
     owners: Any = np.sort(rng.integers(0, ragged + 1, NUM_NAMED)).astype(np.int32)
+    unsorted: Any = rng.integers(0, sparse + 1, 30, np.int32)
     batch: Any = [
         Samples(ids((padded, PLACES)).reshape(-1), None, None, numbers(padded)),
         Samples(ids((uneven, 2)).reshape(-1), None, numbers(2 * uneven), None),
         Samples(ids((NUM_NAMED,)), owners, numbers(NUM_NAMED), numbers(ragged)),
-        Samples(ids((30,)), rng.integers(0, sparse + 1, 30, np.int32), None, None),
+        Samples(ids((30,)), unsorted, None, None),
     ]
     batch = [x._replace(ids=x.ids.astype(np.int32)) for x in batch]
     return jax.tree.map(jnp.asarray, batch), [

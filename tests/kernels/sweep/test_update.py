@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import hypothesis
 import jax
@@ -292,6 +293,7 @@ def test_a_config_must_fit():
     words = r"needs .* bytes of VMEM of unknown, which has"
     with pytest.raises(ValueError, match=words):
         dispatch.choices(problem, None, large)
+    wrong: dict[str, Any]
     for wrong in ({"groups_per_block": 8}, {"occurrences_per_chunk": 48}):
         with pytest.raises(ValueError, match="must be a power of two >= 16"):
             Config(**wrong)
