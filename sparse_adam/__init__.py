@@ -5,6 +5,7 @@ from sparse_adam.embedding.config import FeatureConfig as FeatureConfig
 from sparse_adam.embedding.config import QuantizationConfig as QuantizationConfig
 from sparse_adam.embedding.config import TableConfig as TableConfig
 from sparse_adam.embedding.tpu_embedding import TPUEmbedding as TPUEmbedding
+from sparse_adam.kernels.avoided import avoid_kernels as avoid_kernels
 from sparse_adam.ops.explain import explain as explain
 from sparse_adam.ops.lookup import lookup as lookup
 from sparse_adam.ops.nearest import Nearest as Nearest

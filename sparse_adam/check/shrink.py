@@ -10,6 +10,7 @@ import jax
 from sparse_adam.check.case import Case, call_of
 from sparse_adam.check.run import Outcome, run
 from sparse_adam.kernels import sparsecore, sweep, tensorcore
+from sparse_adam.kernels.avoided import KERNELS, avoiding
 from sparse_adam.kernels.tiles import LANES
 from sparse_adam.ops import dispatch
 from sparse_adam.rules import AdamRule
@@ -91,15 +92,14 @@ def _smaller(case: Case, name: str) -> Iterator[Case]:
 
 
 def ways_around(case: Case) -> list[str]:
-    """Returns what to pass to avoid a failure: a config and an implementation.
+    """Returns what avoids a failure: a config, an implementation, one kernel less.
 
-    Each was tried on the very case. Empty where nothing helps, or nothing is to be
-    chosen.
+    Each was tried on the very case. Empty where nothing helps.
     """
-    if case.kind == "lookup":
-        return []
     found = []
     ways = {"config": other_configs, "implementation": other_implementations}
+    if case.kind == "lookup":
+        ways = {}
     for name, others in ways.items():
         for other in others(case):
             if run(other).status == "ok":
@@ -107,6 +107,10 @@ def ways_around(case: Case) -> list[str]:
                 said = call_of(value) if name == "config" else repr(value)
                 found.append(f"{name}={said}")
                 break
+    for kernel in KERNELS:
+        with avoiding(kernel):
+            if run(case).status == "ok":
+                found.append(f"sparse_adam.avoid_kernels({kernel!r})")
     return found
 
 

@@ -14,6 +14,7 @@ from jax import lax
 
 from sparse_adam.kernels import chips
 from sparse_adam.kernels import sort as kernel
+from sparse_adam.kernels.avoided import avoided
 from sparse_adam.ops.late import late_primitive, no_gradient
 from sparse_adam.ops.shards import vary_alike
 
@@ -76,7 +77,7 @@ def _run(platform: str | None, *words: jax.Array, num_keys: int) -> Sequence[jax
     short = len(words) == 1 and words[0].size <= _SHORT
     # XLA shares a sort among both cores of v4 and v5p; the kernel runs on one.
     by_xla = platform != "tpu" or short or chips.in_scope().cores > 1
-    if by_xla or kernel.unsupported(words[0].shape, len(words)):
+    if by_xla or avoided("sort") or kernel.unsupported(words[0].shape, len(words)):
         return lax.sort(words, num_keys=num_keys, is_stable=False)
     found = kernel.sort([x.reshape(-1, size) for x in words], num_keys)
     return [x.reshape(*leading, size) for x in found]

@@ -28,6 +28,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from sparse_adam._types import Gains, Indices
+from sparse_adam.kernels.avoided import avoided
 from sparse_adam.kernels.layout import Layout
 from sparse_adam.kernels.sparsecore.call import SubcoreProgram
 from sparse_adam.kernels.sparsecore.combining import (
@@ -51,6 +52,8 @@ def unsupported(layout: Layout) -> str | None:
 
 def is_compiled(layout: Layout) -> bool:
     """Tells whether the TPU in scope looks up rows of this layout on SparseCores."""
+    if avoided("lookup"):
+        return False
     return unsupported(layout) is None and absent() is None
 
 
