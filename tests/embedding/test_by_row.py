@@ -203,10 +203,10 @@ def test_applied_they_make_the_update_of_apply_gradients():
 
 def test_places_without_a_row_move_no_other_table():
     """Twice the same id leaves a place, whose V is not row 0 of the next table."""
-    tables = [TableConfig(8, D, normal, name=name) for name in "ab"]
+    tables = TableConfig(256, D, normal, name="a"), TableConfig(8, D, normal, name="b")
     config = {table.name: FeatureConfig(table) for table in tables}
     state = init(config, SGD(0.1, weight_decay_factor=0.5), KEY)
-    assert len(state.stacks) == 1
+    assert state.layout.stacks[0].offsets == (0, 256)
     ids = {"a": jnp.array([3, 3, -1]), "b": jnp.array([1])}
     ones = {name: jnp.ones((*x.shape, D)) for name, x in ids.items()}
     found = row_gradients(state, ids, ones)

@@ -89,6 +89,7 @@ def test_wild_ids_and_sources_move_nothing(mode, packed):
     ids = np.array([-1, 40, 2**31 - 1, -(2**31), 7, 41, 3, 7, -7, 39, 0, 100], np.int32)
     sources = np.array([0, 1, 2, 3, 4, 5, -5, 12, 8, 2**31 - 1, 10, -(2**31)], np.int32)
     problem = helpers.spec(case, cases.Arrays(state, ids, grads, {}), packed)
+    grads = grads[:9]  # fewer than there are ids
     new = updated(state, (grads, ids, sources, None), problem, rate=1e-3)
     options = MODES[mode] | {"sample_ids": sources}
     expected = reference.sparse_adam_update(*state, ids, grads, **options)
@@ -184,6 +185,14 @@ def test_equal_ids_make_one_step_wherever_they_are(num_rows):
         zeros = np.zeros((num_rows, 1), np.float32)
         new = update(zeros, zeros, zeros, ids, grads, beta_1=0.0)
         np.testing.assert_array_equal(np.asarray(new.momenta)[pair], 3)
+
+
+def test_a_row_at_the_start_of_a_block_is_stepped_once():
+    """Of all rows, 4,096 of D = 16 are one block."""
+    halves, zeros = np.full((5000, 16), 0.5, np.float32), np.zeros((3, 16), np.float32)
+    ids = np.array([4096, 0, 4999], np.int32)
+    new = update(*(halves,) * 3, ids, zeros, lazy_adam=False, beta_1=0.5)
+    assert (np.asarray(new.momenta) == 0.25).all()
 
 
 def test_ties_go_to_the_even_neighbour_and_a_nan_of_any_bits_stays_one():
