@@ -15,6 +15,7 @@ AREAS = {
     "routing": "routing",
     "rules": "rules and rounding",
     "embedding": "embedding",
+    "checkpoints": "checkpoints and imports",
     "kernels": "TPU kernels",
 }
 

@@ -160,8 +160,7 @@ class Interpreted:
         passing_over: bool = True,
     ) -> Copies:
         """The way back."""
-        del passing_over
-        return [LineCopies(tables, lists, tiles, done, False)]
+        return [LineCopies(tables, lists, tiles, done, False, 1, passing_over)]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -177,6 +176,7 @@ class LineCopies:
         done: a semaphore for each table.
         to_tiles: whether they arrive.
         window: length of the vectors by which a list is read. They may reach beyond it.
+        passing_over: `NONE`; else the lists must not hold it.
     """
 
     tables: Refs
@@ -185,6 +185,7 @@ class LineCopies:
     done: Refs
     to_tiles: bool
     window: int = 1
+    passing_over: bool = True
 
     def start(self) -> None:
         """Starts them."""
@@ -198,7 +199,7 @@ class LineCopies:
         def one(i: jax.Array, _: None) -> None:
             lines = [list_[pl.ds(i, self.window)][0] for list_ in self.lists]
 
-            @pl.when(lines[0] != NONE)
+            @pl.when(lines[0] != NONE if self.passing_over else True)
             def copies():
                 moved = _each(self.tables, lines, self.tiles, self.done)
                 for table, line, tile, done in moved:
