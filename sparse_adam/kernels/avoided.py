@@ -24,7 +24,7 @@ def avoid_kernels(*kernels: str) -> None:
     Raises:
         ValueError: there is no kernel of a name.
 
-    Example:
+    Examples:
         >>> import sparse_adam
         >>> sparse_adam.avoid_kernels("lookup", "sort")
         >>> sparse_adam.avoid_kernels()

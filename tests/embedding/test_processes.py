@@ -97,12 +97,18 @@ def add_broken(folder: Path) -> None:
 def found(folder: Path, run: str, count: int) -> list[Any]:
     """The tables as each process of a run saw them at the end."""
     files = [folder / run / "found" / f"{number}.npz" for number in range(count)]
-    return [dict(np.load(file)) for file in files]
+    return [arrays(file) for file in files]
 
 
 def after(folder: Path, run: str, steps: int) -> Any:
     """The checkpoint of a run after so many steps."""
-    return dict(np.load(folder / run / f"{steps - 1}.npz"))
+    return arrays(folder / run / f"{steps - 1}.npz")
+
+
+def arrays(file: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file of NumPy."""
+    with np.load(file) as saved:
+        return dict(saved)
 
 
 def check(tables: Any, expected: Any) -> None:

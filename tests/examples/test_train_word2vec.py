@@ -83,7 +83,8 @@ def test_learns_the_topics(unbroken: Path) -> None:
     assert np.isfinite(losses).all()
     assert losses[-50:].mean() < 0.9 * losses[:50].mean()
 
-    saved = np.load(unbroken / "vectors.npz")
+    with np.load(unbroken / "vectors.npz") as file:
+        saved = dict(file)
     unit = saved["vectors"] / np.linalg.norm(saved["vectors"], axis=1, keepdims=True)
     topic = [
         next(t for t, words in enumerate(TOPICS) if word in words)

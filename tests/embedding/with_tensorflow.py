@@ -1,10 +1,15 @@
 """TensorFlow itself, on a CPU: its lookup, and the Adams of its that this one equals.
 
-Needs the optional extra `parity`; without TensorFlow these tests are skipped.
+It needs the extra `parity`, and so stands apart from the tests that always run:
+
+    pip install '.[test,parity]'
+    pytest tests/embedding/with_tensorflow.py
 """
 
 import functools
+import importlib
 import warnings
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,9 +28,7 @@ from sparse_adam.embedding import (
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    tf = pytest.importorskip(
-        "tensorflow", reason="TensorFlow is not installed: pip install '.[parity]'"
-    )
+    tf: Any = importlib.import_module("tensorflow")
 
 V, D, B = 13, 5, 6
 assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6)
