@@ -191,7 +191,7 @@ def test_a_row_at_the_start_of_a_block_is_stepped_once():
     """Of all rows, 4,096 of D = 16 are one block."""
     halves, zeros = np.full((5000, 16), 0.5, np.float32), np.zeros((3, 16), np.float32)
     ids = np.array([4096, 0, 4999], np.int32)
-    new = update(*(halves,) * 3, ids, zeros, lazy_adam=False, beta_1=0.5)
+    new = update(halves, halves, halves, ids, zeros, lazy_adam=False, beta_1=0.5)
     assert (np.asarray(new.momenta) == 0.25).all()
 
 
