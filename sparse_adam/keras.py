@@ -133,6 +133,16 @@ class Model(keras.Model):
     those of Keras.
     """
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Makes a model of inputs and outputs, or one of a subclass with a `call`.
+
+        Keras would give this very class another base where it is made of inputs and
+        outputs, and no subclass could be made any more. A class of its own takes that.
+        """
+        is_functional = len(args) + len({"inputs", "outputs"} & {*kwargs}) == 2
+        own: Any = _functional_model() if cls is Model and is_functional else cls
+        return super().__new__(own)
+
     def train_step(self, state: Any, data: Any) -> Any:
         """Does a step as Keras on JAX does it, and updates the rows of the batch."""
         _check_loss_is_not_scaled(self.optimizer)
@@ -174,6 +184,13 @@ class Model(keras.Model):
             metrics, loss, x, y, predicted, sample_weight
         )
         return logs, (trainable, fixed, optimizer, metrics)
+
+
+@functools.cache
+def _functional_model() -> type[Model]:
+    """Returns a `Model` that is also Keras's class of models of inputs and outputs."""
+    tensor = keras.Input((1,))
+    return type("Model", (Model, type(keras.Model(tensor, tensor))), {})
 
 
 def _check_loss_is_not_scaled(optimizer: Any) -> None:

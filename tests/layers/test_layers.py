@@ -342,6 +342,16 @@ def test_keras_trains_tables_that_are_spread_over_a_mesh():
         np.testing.assert_allclose(found[name], array, rtol=1e-6, err_msg=name)
 
 
+def test_keras_models_of_both_kinds_live_together(examples):
+    functional, _ = functional_model(sparse_adam.keras.Model)
+    assert isinstance(functional, sparse_adam.keras.Model)
+    written = examples("keras").TwoTower()
+    assert sparse_adam.keras.Model.__bases__ == (keras.Model,)
+    assert not isinstance(
+        written, type(keras.Model(*functional.inputs, functional.outputs))
+    )
+
+
 def test_steps_may_be_scanned():
     step, state = linen_step()
     state = jax.tree.map(jnp.asarray, state)
