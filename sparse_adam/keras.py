@@ -99,7 +99,8 @@ class Embeddings(keras.layers.Layer):
         """Refuses what `model.save` asks for.
 
         Raises:
-            NotImplementedError: always, with the way out.
+            NotImplementedError: always, with the way out. It is what Keras
+                itself raises for a layer whose arguments are no JSON.
         """
         raise NotImplementedError(
             f"the layer {self.name!r} cannot be saved as a part of a model, since "

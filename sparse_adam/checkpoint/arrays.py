@@ -93,7 +93,10 @@ class RestoreArrays(ocp.args.CheckpointArgs):
 
 
 def _array(x: Any) -> Any:
-    """Returns a number as an array."""
+    """Returns an array as it is, and a number of Python as an array of NumPy.
+
+    So all leaves have a shape and a dtype, which are compared when they are restored.
+    """
     return x if hasattr(x, "dtype") else np.asarray(x)
 
 

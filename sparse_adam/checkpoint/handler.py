@@ -1,5 +1,6 @@
 """How an item of arrays is written, and how it is known that it is still the same."""
 
+import abc
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,9 +24,9 @@ class CheckedHandler(ocp.AsyncCheckpointHandler):
     def __init__(self) -> None:
         self._arrays = ocp.PyTreeCheckpointHandler()
 
+    @abc.abstractmethod
     def _to_write(self, args: Any) -> tuple[Any, dict[str, Any]]:
         """Returns the arrays, and what is noted of them beside their sums."""
-        raise NotImplementedError
 
     async def async_save(self, directory: Any, args: Any) -> Any:
         """Begins to write; returns when the state may be donated.
@@ -36,7 +37,10 @@ class CheckedHandler(ocp.AsyncCheckpointHandler):
         return await self._arrays.async_save(directory, args=self._array_args(args))
 
     def save(self, directory: Any, args: Any) -> None:
-        """Writes to the end."""
+        """Writes what `args` has, and returns when all of it is in the directory.
+
+        For those who call a handler without a manager, which uses `async_save`.
+        """
         self._arrays.save(directory, args=self._array_args(args))
 
     def _array_args(self, args: Any) -> ocp.args.PyTreeSave:
@@ -54,7 +58,7 @@ class CheckedHandler(ocp.AsyncCheckpointHandler):
         write_list(directory)
 
     def close(self) -> None:
-        """Frees what the handler has."""
+        """Ends the threads with which Orbax writes; its manager calls this last."""
         self._arrays.close()
 
     def _described(self, directory: Any) -> tuple[Any, dict[str, Any]]:

@@ -50,7 +50,10 @@ class LookupScratch(NamedTuple):
 
     @classmethod
     def types(cls, config: Config, records: RowRecords) -> "LookupScratch":
-        """Returns what to allocate."""
+        """Returns the shape and the kind of memory of each ref, for the kernel's call.
+
+        The sizes follow from the chunk of the config and the width of a record.
+        """
         words = WORD_SLOTS * config.offsets(1).size
         rows = SLOTS * config.chunk, records.width
         return cls(
@@ -123,7 +126,7 @@ class Combine(Pipeline):
         put(at.count, 0, missing)
 
     def arriving(self, unit: Unit) -> list[Any]:
-        """Returns the gathers of rows."""
+        """Returns the copies that bring a chunk's rows from the table to its slot."""
         scratch, copies = self.scratch, []
         arrived = scratch.rows_arrived.at[unit.row_slot]
         for here, fetched, _, _ in self.streams(unit):
@@ -132,7 +135,7 @@ class Combine(Pipeline):
         return copies
 
     def leaving(self, unit: Unit) -> list[Any]:
-        """Returns the scatters of sums."""
+        """Returns the copies that take a chunk's sums from its slot to the result."""
         scratch, copies = self.scratch, []
         left = scratch.rows_left.at[unit.row_slot]
         for here, _, written, _ in self.streams(unit):

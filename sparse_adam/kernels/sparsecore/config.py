@@ -68,7 +68,7 @@ class WordOffsets:
 
     @property
     def size(self) -> int:
-        """Returns the words of a slot."""
+        """Returns how many words a chunk takes: where the next slot begins."""
         return self._aligned(self.count + WINDOW)
 
     def each(self, begin: int) -> list[int]:

@@ -227,7 +227,7 @@ class PlainRecords(RowRecords):
 
     @property
     def shifts(self) -> tuple[int, ...]:
-        """Returns 0 for the one list."""
+        """Returns one 0: the planes are arrays of their own, and share a list."""
         return (0,)
 
     def plane_refs(self, refs: tuple[Ref, ...]) -> list[Ref]:
@@ -239,7 +239,7 @@ class PlainRecords(RowRecords):
         return words
 
     def weights(self, words: jax.Array) -> jax.Array:
-        """Returns the words."""
+        """Returns the words of the table's rows as they are: they are floats."""
         return words
 
     def words(
@@ -269,11 +269,11 @@ class PackedRecords(RowRecords):
         )
 
     def records(self, state: State) -> State:
-        """Returns the lines as records."""
+        """Returns the lines, `[n, 128]`, cut into records, `[m, width]`."""
         return tuple(x.reshape(-1, self.width) for x in state)
 
     def arrays(self, records: State) -> State:
-        """Returns records as lines."""
+        """Returns records, `[m, width]`, joined to lines: the way back of `records`."""
         return tuple(x.reshape(self.layout.shape) for x in records)
 
     @property
@@ -287,7 +287,7 @@ class PackedRecords(RowRecords):
         return list(refs) * self.planes
 
     def values(self, words: PlaneWords) -> Values:
-        """Reads planes."""
+        """Reads float32 weights and slots from the words of the planes of rows."""
         return self.layout.values(words)
 
     def weights(self, words: jax.Array) -> jax.Array:
@@ -299,7 +299,7 @@ class PackedRecords(RowRecords):
     def words(
         self, values: Values, noises: Noises, round_pair: RoundPair
     ) -> PlaneWords:
-        """Writes planes."""
+        """Rounds weights and slots to their dtypes, and joins them to words."""
         return self.layout.words(values, noises, round_pair)
 
 
