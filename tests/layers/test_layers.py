@@ -4,14 +4,11 @@ import functools
 import importlib
 import runpy
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import keras
 import numpy as np
 import optax
 import pytest
@@ -24,35 +21,22 @@ import sparse_adam.keras
 import sparse_adam.linen
 import sparse_adam.nnx
 from sparse_adam.embedding import (
-    SGD,
     Adam,
     EmbeddingState,
-    FeatureConfig,
-    TableConfig,
     lookup,
-    to_logical,
 )
 from tests import programs
 from tests.embedding import hlo
+from tests.layers.models import (
+    FEATURES,
+    FOLDER,
+    IDS,
+    check_spread,
+    functional_model,
+    mesh_of_eight,
+)
 
-FOLDER = Path(__file__).parents[2] / "examples" / "layers"
-USER = TableConfig(641, 4, jax.nn.initializers.ones, name="user")
-FEATURES = {"user": FeatureConfig(USER)}
-IDS = {"user": jnp.array([3, 5])}
 DENSE_GRADIENT = "a gradient by a whole table is taken, of the shape"
-
-
-@pytest.fixture(autouse=True)
-def frameworks_promote() -> Iterator[None]:
-    """Lifts what tests/conftest.py forbids and the frameworks' own code does."""
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        yield
-
-
-@pytest.fixture
-def examples(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return lambda name: importlib.import_module(f"two_tower_{name}")
 
 
 @functools.cache
@@ -179,53 +163,7 @@ def test_linen_moves_the_rows_of_the_batch():
     assert lookup(still.tables["rows"]["state"], IDS)["user"].tolist() == [[1] * 4] * 2
 
 
-def functional_model(base: type, **options: Any) -> tuple[Any, Any]:
-    ids = keras.Input((1,), dtype="int32", name="user")
-    layer = sparse_adam.keras.Embeddings(FEATURES, Adam(0.1), **options)
-    out = keras.layers.Dense(1, kernel_initializer="ones")(layer({"user": ids})["user"])
-    return base({"user": ids}, out), layer
-
-
 # Keras copies its variables in a way that NumPy 2 finds old.
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_keras_saves_and_loads_tables_and_slots(tmp_path):
-    (model, layer), (other, fresh) = (
-        functional_model(sparse_adam.keras.Model) for _ in range(2)
-    )
-    model.compile(optimizer="sgd", loss="mse")
-    ids, wanted = {"user": np.array([[3], [5]], np.int32)}, np.ones((2, 1))
-    model.fit(ids, wanted, verbose=0)
-    rows = lookup(layer.state, {"user": jnp.arange(641)})["user"]
-    assert jnp.flatnonzero((rows != 1).any(1)).tolist() == [3, 5]
-    model.save_weights(tmp_path / "some.weights.h5")
-    other.load_weights(tmp_path / "some.weights.h5")
-    for saved, loaded in zip(
-        jax.tree.leaves(layer.state), jax.tree.leaves(fresh.state), strict=True
-    ):
-        np.testing.assert_array_equal(saved, loaded)
-    np.testing.assert_array_equal(model(ids), other(ids))
-    with pytest.raises(NotImplementedError, match="by save_weights and load_weights"):
-        model.save(tmp_path / "model.keras")
-
-
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_keras_counts_the_steps_of_a_schedule():
-    falling = optax.linear_schedule(1.0, 0.0, transition_steps=2)
-    ids = keras.Input((1,), dtype="int32", name="user")
-    layer = sparse_adam.keras.Embeddings(FEATURES, SGD(falling))
-    out = keras.layers.Dense(1)(layer({"user": ids})["user"])
-    model: Any = sparse_adam.keras.Model({"user": ids}, out)
-    model.compile(optimizer="sgd", loss="mse")
-    batch = {"user": np.array([[3]], np.int32)}, np.full((1, 1), 9.0)
-    model.fit(*batch, epochs=2, verbose=0)
-    moved = np.asarray(layer.state.table("user"))
-    assert layer.state.step == 2
-    assert np.all(moved[3] != 1)
-    model.fit(*batch, verbose=0)  # at a rate of 0
-    assert layer.state.step == 3
-    np.testing.assert_array_equal(layer.state.table("user"), moved)
-
-
 def nnx_step() -> tuple[Any, Any]:
     model = NnxModel()
     optimizer = sparse_adam.nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
@@ -292,19 +230,6 @@ def test_a_step_does_nothing_of_the_size_of_a_table(make):
     assert hlo.dense_work(text, 641) == set()
 
 
-def mesh_of_eight() -> jax.sharding.Mesh:
-    return jax.make_mesh(
-        (4, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2
-    )
-
-
-def check_spread(tables: EmbeddingState) -> None:
-    """Tables are cut into four, one part for each two devices."""
-    for array in jax.tree.leaves(tables):
-        assert len(array.sharding.device_set) == 8
-        assert len({str(shard.index) for shard in array.addressable_shards}) == 4
-
-
 def nnx_tables(**options: Any) -> EmbeddingState:
     return NnxModel(**options).embeddings.state.get_value()
 
@@ -325,33 +250,6 @@ def test_tables_are_spread_over_a_mesh(make):
     check_spread(make(mesh=mesh_of_eight(), axes="a"))
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_keras_trains_tables_that_are_spread_over_a_mesh():
-    """Of a functional model, whose shapes Keras asks for with a batch of no size."""
-    ids, wanted = {"user": np.arange(16, dtype=np.int32)[:, None]}, np.zeros((16, 1))
-    states = []
-    for options in ({"mesh": mesh_of_eight(), "axes": "a"}, {}):
-        model, layer = functional_model(sparse_adam.keras.Model, **options)
-        model.compile(optimizer="sgd", loss="mse")
-        model.fit(ids, wanted, verbose=0)
-        states.append(layer.state)
-    check_spread(states[0])
-    found, expected = (to_logical(state)["user"] for state in states)
-    assert np.flatnonzero((expected["parameters"] != 1).any(1)).tolist() == [*range(16)]
-    for name, array in expected.items():
-        np.testing.assert_allclose(found[name], array, rtol=1e-6, err_msg=name)
-
-
-def test_keras_models_of_both_kinds_live_together(examples):
-    functional, _ = functional_model(sparse_adam.keras.Model)
-    assert isinstance(functional, sparse_adam.keras.Model)
-    written = examples("keras").TwoTower()
-    assert sparse_adam.keras.Model.__bases__ == (keras.Model,)
-    assert not isinstance(
-        written, type(keras.Model(*functional.inputs, functional.outputs))
-    )
-
-
 def test_steps_may_be_scanned():
     step, state = linen_step()
     state = jax.tree.map(jnp.asarray, state)
@@ -360,16 +258,6 @@ def test_steps_may_be_scanned():
         jax.tree.leaves(scanned), jax.tree.leaves(step(step(state))), strict=True
     ):
         np.testing.assert_allclose(ours, single, rtol=1e-6)
-
-
-def test_keras_tells_what_would_not_train_the_tables():
-    model, layer = functional_model(keras.Model)
-    with pytest.warns(UserWarning, match="the model is no sparse_adam.keras.Model"):
-        layer(IDS, training=True)
-    model, _ = functional_model(sparse_adam.keras.Model)
-    model.compile(optimizer=keras.optimizers.SGD(0.1, loss_scale_factor=8), loss="mse")
-    with pytest.raises(ValueError, match="scales the loss"):
-        model.fit({"user": np.array([[3]], np.int32)}, np.ones((1, 1)), verbose=0)
 
 
 def test_a_gradient_by_a_whole_table_is_warned_of():
@@ -416,13 +304,6 @@ def test_a_missing_framework_is_told_with_the_command(layer, monkeypatch):
     monkeypatch.delitem(sys.modules, f"sparse_adam.{layer}")
     with pytest.raises(ImportError, match=rf"pip install sparse_adam\[{layer}\]"):
         importlib.import_module(f"sparse_adam.{layer}")
-
-
-def test_keras_on_another_backend_is_refused(monkeypatch):
-    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
-    monkeypatch.delitem(sys.modules, "sparse_adam.keras")
-    with pytest.raises(ImportError, match=r"set KERAS_BACKEND=jax .*is 'torch'"):
-        importlib.import_module("sparse_adam.keras")
 
 
 def test_the_page_shows_the_examples_as_they_are():
