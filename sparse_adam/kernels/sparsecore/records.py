@@ -252,7 +252,7 @@ class PlainRecords(RowRecords):
 
 @dataclasses.dataclass(frozen=True)
 class PackedRecords(RowRecords):
-    """A record is what a row has of a line; the planes of a row are in several lines."""
+    """A record is what a row has of a line: one for each of its planes and blocks."""
 
     layout: PackedLayout
 
